@@ -1,0 +1,64 @@
+"""Loading a backbone: a hub id, a local folder, or a GGUF file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+from retain.backbone.backbone import Backbone, PromptConfig
+from retain.errors import RetainError
+
+
+class BackboneConfig(BaseModel):
+    """Which pretrained model, and how it is loaded. Remote code runs only when asked for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    trust_remote_code: bool = False
+
+
+def load_backbone(config: BackboneConfig, prompt: PromptConfig | None = None) -> Backbone:
+    """Loads model and tokenizer, frozen and in evaluation mode.
+
+    Raises:
+        RetainError: when the name is no model, or the file is damaged.
+    """
+    path = Path(config.name).expanduser()
+    source: str
+    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise RetainError(f"backbone {path}: no such file; check the path")
+        source, options["gguf_file"] = str(path.parent), path.name
+    elif path.is_dir():
+        if not (path / "config.json").is_file():
+            raise RetainError(
+                f"backbone {path}: this folder is no model (it has no config.json); "
+                "name a folder saved by transformers, a GGUF file or a hub id"
+            )
+        source = str(path)
+    elif path.exists():
+        raise RetainError(f"backbone {path}: neither a model folder nor a .gguf file")
+    else:
+        source, options["revision"] = config.name, config.revision
+    try:
+        model_config = AutoConfig.from_pretrained(source, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        kind = (
+            AutoModelForSeq2SeqLM if model_config.is_encoder_decoder else AutoModelForCausalLM
+        )
+        model = kind.from_pretrained(source, dtype=getattr(torch, config.dtype), **options)
+    except Exception as error:  # transformers raises many kinds for a missing or damaged model
+        cause = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+        raise RetainError(
+            f"backbone '{config.name}': cannot be loaded ({cause}); "
+            "name a hub id, a model folder or a GGUF file"
+        ) from error
+    return Backbone(model, tokenizer, config.name, prompt or PromptConfig())

@@ -1,0 +1,213 @@
+"""The command line: each command is a few lines over the library."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from retain.errors import RetainError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Teach a language model one task after another, without forgetting the earlier ones.",
+)
+console = Console()
+
+Run = Annotated[Path, typer.Argument(help="The run's folder.", metavar="RUN")]
+Single = Annotated[
+    Path | None,
+    typer.Option("--single", help="A pertask run on the same test data, for forward transfer."),
+]
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="The experiment's YAML file.", metavar="CONFIG")],
+    output: Annotated[Path | None, typer.Option(help="Run folder, instead of the file's.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue; or start, if none.")] = False,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a field: --set training.max_steps=50.", metavar="A.B=C"),
+    ] = None,
+) -> None:
+    """Learn a stream of tasks, scoring all tasks so far after each."""
+    from retain import config as configs
+    from retain.learner import Learner
+    from retain.stream import load_stream
+
+    experiment = configs.read_experiment(config, changes or ())
+    if output is not None:
+        experiment = experiment.model_copy(update={"output": str(output)})
+    if experiment.output is None:
+        raise RetainError(f"{config}: no field 'output'; add it, or name a folder with --output")
+    folder = Path(experiment.output)
+    if not experiment.tasks:
+        raise RetainError(f"{config}: no field 'tasks'; list at least one")
+    tasks = load_stream(experiment.tasks)
+    if resume and (folder / "manifest.json").exists():
+        learner = Learner.load(folder, _progress(experiment.method["name"]))
+        configs.refuse_changes(learner.experiment, experiment, folder)
+    else:
+        learner = Learner.from_config(experiment, _progress(experiment.method["name"]))
+    known = [task.name for task in learner.tasks]
+    for task in tasks:
+        if task.name not in known:
+            learner.learn(task)
+    learner.finish_evaluation()
+    _print_scores([folder])
+
+
+@app.command()
+def learn(
+    run: Run,
+    task: Annotated[Path, typer.Argument(help="Rows of prompt and answer.", metavar="TASK.jsonl")],
+    name: Annotated[str | None, typer.Option(help="The task's name; the file's by default.")] = None,
+    test: Annotated[Path | None, typer.Option(help="Test rows; else a fifth is held out.")] = None,
+    metric: Annotated[str, typer.Option(help="exact_match or rouge_l.")] = "exact_match",
+) -> None:
+    """Add tomorrow's task to a finished run."""
+    from retain.config import TaskConfig, check
+    from retain.learner import Learner
+    from retain.stream import read_task
+
+    values = {"path": str(task), "name": name, "test": test and str(test), "metric": metric}
+    read = read_task(check(TaskConfig, values, "learn", "--"))
+    learner = Learner.load(run, _progress("learn"))
+    learner.learn(read)
+    _print_scores([run])
+
+
+@app.command("eval")
+def evaluate(
+    run: Run,
+    limit: Annotated[int | None, typer.Option(min=1, help="Examples per task.")] = None,
+) -> None:
+    """Answer every learned task's test examples again; nothing is written."""
+    from retain.learner import Learner
+
+    scores = Learner.load(run, _progress("eval")).evaluate(limit)
+    table = Table("task", "score")
+    for name, score in scores.items():
+        table.add_row(name, f"{score:.1f}")
+    console.print(table)
+
+
+@app.command()
+def generate(
+    run: Run,
+    prompts: Annotated[list[str], typer.Argument(help="Prompts; - reads lines.", metavar="PROMPT…")],
+    task: Annotated[str | None, typer.Option(help="For methods that need the task.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per prompt.")] = False,
+) -> None:
+    """Answer prompts of any learned task."""
+    from retain.learner import Learner
+
+    if prompts == ["-"]:
+        prompts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if not prompts or not all(prompt.strip() for prompt in prompts):
+        raise RetainError("generate: an empty prompt; give it a text")
+    for answer in Learner.load(run).answers(prompts, task):
+        if as_json:
+            print(json.dumps(vars(answer), ensure_ascii=False))
+        else:
+            print(answer.output)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="One run, or several to compare.")],
+    single: Single = None,
+    output: Annotated[Path | None, typer.Option(help="The page; RUN/report.html if one run.")] = None,
+) -> None:
+    """Print the scores and write one self-contained HTML page."""
+    from retain import results
+    from retain.report import render, summarise
+    from retain.store import write_text
+
+    for path in runs:
+        run = results.open_run(path)
+        if single is not None:
+            given = results.single_scores(run, single)
+            with run.locked():
+                results.write_scores(run, given)
+    if output is None and len(runs) > 1:
+        raise RetainError("report: several runs need --output FILE for their one page")
+    page = output or runs[0] / "report.html"
+    write_text(page, render([summarise(path) for path in runs]))
+    _print_scores(runs)
+    console.print(f"wrote {page}", highlight=False)
+
+
+@app.command()
+def verify(run: Run) -> None:
+    """Read and check every file of a run."""
+    from retain.results import open_run
+
+    opened = open_run(run)
+    complaints = opened.damaged()
+    if complaints:
+        raise RetainError(complaints[0] + _more(complaints))
+    console.print(f"{len(opened.files)} files, all as they were written", highlight=False)
+
+
+@app.command()
+def methods() -> None:
+    """List the methods."""
+    from retain.methods import METHODS
+
+    table = Table("method", "idea", "stores per task", "needs at inference", "old data")
+    for name, method in sorted(METHODS.items()):
+        table.add_row(
+            name,
+            method.idea,
+            method.stores,
+            "the task's name" if method.needs_task_id else "nothing",
+            "yes" if method.needs_old_data else "no",
+        )
+    console.print(table)
+
+
+def _print_scores(folders: list[Path]) -> None:
+    from retain.report import side_by_side, summarise
+
+    console.print(side_by_side([summarise(folder) for folder in folders]))
+
+
+def _progress(prefix: str) -> Any:
+    from retain.progress import ConsoleProgress
+
+    return ConsoleProgress(Console(stderr=True), prefix)
+
+
+def _more(complaints: list[str]) -> str:
+    return f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""
+
+
+def main() -> None:
+    """Runs the command; a user's mistake ends with status 2 and one `error:` line."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # other libraries' bars; ours says what matters
+    try:
+        app(standalone_mode=False)
+    except RetainError as error:
+        text = " ".join(str(error).split())
+    except typer.Abort:
+        sys.exit(130)
+    except Exception as error:
+        usage = getattr(error, "format_message", None)  # click's own: a wrong option, a missing one
+        if usage is None:
+            raise
+        text = f"{usage()}; see retain --help"
+    else:
+        return
+    print(f"error: {text}", file=sys.stderr)
+    sys.exit(2)

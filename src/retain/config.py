@@ -1,0 +1,178 @@
+"""The experiment file: YAML → checked models. Unknown keys are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import field_validator
+
+from retain.backbone import BackboneConfig, PromptConfig
+from retain.errors import RetainError
+from retain.evaluation import EvaluationConfig
+from retain.methods import METHODS, MethodConfig, list_methods
+from retain.metrics.text import METRICS
+from retain.training import TrainingConfig
+
+Checked = TypeVar("Checked", bound=BaseModel)
+class TaskConfig(BaseModel):
+    """Where a task comes from. Paths are relative to the working directory.
+
+    `path` is a file (.jsonl, .csv, .parquet), a benchmark folder (with `reader`), or a dataset id
+    (with `reader: hub`); `test` is a file, or a split of the hub dataset.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str
+    name: str | None = None
+    test: str | None = None
+    metric: str | None = None
+    reader: Literal["file", "superni", "long_sequence", "hub"] = "file"
+    columns: dict[Literal["prompt", "answer"], str] = Field(default_factory=dict)
+    subset: str | None = None
+    train_limit: PositiveInt | None = None
+
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        if value is not None and value not in METRICS:
+            raise ValueError(f"unknown; choose one of {', '.join(METRICS)}")
+        return value
+
+
+class ExperimentConfig(BaseModel):
+    """A whole run."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    backbone: BackboneConfig
+    method: dict[str, Any]
+    tasks: list[TaskConfig] = Field(default_factory=list)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    prompt: PromptConfig = Field(default_factory=PromptConfig)
+    seed: NonNegativeInt = 0
+    output: str | None = None
+
+    @field_validator("backbone", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _chosen(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+def check(kind: type[Checked], values: Any, where: str, prefix: str = "") -> Checked:
+    """Builds a config model.
+
+    Raises:
+        RetainError: one line with the first bad field, its value and what is expected.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = prefix + ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(_fields_at(kind, first["loc"][:-1]))
+            raise RetainError(
+                f"{where}: unknown field '{field}'; remove it or use one of: {known}"
+            ) from None
+        given = "" if first["type"] == "missing" else f" (got {str(first['input'])[:60]!r})"
+        message = first["msg"].removeprefix("Value error, ")
+        raise RetainError(f"{where}: field '{field}': {message}{given}") from None
+
+
+def check_method(choice: Mapping[str, Any], where: str) -> tuple[str, MethodConfig]:
+    """The method's name and its checked options."""
+    options = dict(choice)
+    name = options.pop("name", None)
+    if name not in METHODS:
+        raise RetainError(
+            f"{where}: field 'method.name': no method {name!r}; "
+            f"choose one of {', '.join(list_methods())}"
+        )
+    return name, check(METHODS[name].Config, options, where, "method.")
+
+
+def read_experiment(path: Path, changes: Iterable[str] = ()) -> ExperimentConfig:
+    """Reads an experiment file and applies `a.b=c` changes.
+
+    Raises:
+        RetainError: naming the file and the line or field.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RetainError(f"{path}: no such file; check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RetainError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise RetainError(f"{path}{line}: not valid YAML ({problem})") from None
+    if not isinstance(values, dict):
+        raise RetainError(f"{path}: expected fields such as 'backbone', 'method', 'tasks'")
+    for change in changes:
+        _apply(values, change)
+    experiment = check(ExperimentConfig, values, str(path))
+    check_method(experiment.method, str(path))
+    return experiment
+
+
+def refuse_changes(stored: ExperimentConfig, given: ExperimentConfig, folder: Path) -> None:
+    """Raises RetainError when a run is to be continued under another experiment file.
+
+    More tasks at the end are fine: that is a longer stream.
+    """
+    old, new = stored.model_dump(mode="json"), given.model_dump(mode="json")
+    old_tasks, new_tasks = old.pop("tasks"), new.pop("tasks")
+    old.pop("output"), new.pop("output")
+    differences = [f"{k}: {old[k]} is now {new[k]}" for k in old if old[k] != new[k]]
+    if new_tasks[: len(old_tasks)] != old_tasks:
+        differences.append("tasks: the stream's beginning changed")
+    if differences:
+        raise RetainError(
+            f"{folder}: was started with other settings ({'; '.join(differences)}); "
+            "use the same ones, or another --output"
+        )
+
+
+def _apply(values: dict[str, Any], change: str) -> None:
+    keys, equals, text = change.partition("=")
+    if not equals:
+        raise RetainError(f"--set {change}: expected FIELD=VALUE, such as training.max_steps=50")
+    *path, last = keys.split(".")
+    place: Any = values
+    try:
+        for key in path:
+            if isinstance(place, list):
+                place = place[int(key)]
+            else:
+                if isinstance(place.get(key), str):  # `backbone: x` and `method: x` in short
+                    place[key] = {"name": place[key]}
+                place = place.setdefault(key, {})
+        place[int(last) if isinstance(place, list) else last] = yaml.safe_load(text)
+    except (ValueError, IndexError, AttributeError, TypeError, yaml.YAMLError):
+        raise RetainError(f"--set {change}: no such field in the experiment") from None
+
+
+def _fields_at(kind: type[BaseModel], path: Iterable[int | str]) -> list[str]:
+    """The fields of the model that `path` leads to."""
+    current: Any = kind
+    for part in path:
+        if isinstance(part, str) and part in current.model_fields:
+            current = current.model_fields[part].annotation
+            current = next(
+                (a for a in (current, *getattr(current, "__args__", ())) if hasattr(a, "model_fields")),
+                current,
+            )
+    return list(getattr(current, "model_fields", ()))

@@ -1,0 +1,99 @@
+"""Batched generation → predictions → scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from pydantic import BaseModel, ConfigDict, PositiveInt
+
+from retain.backbone import Backbone, Batch
+from retain.metrics import text
+from retain.progress import Progress
+from retain.tasks import Example, Task
+
+Route = Callable[[Batch], torch.Tensor | None]
+
+
+class EvaluationConfig(BaseModel):
+    """How test examples are answered; `limit` takes the first so many of each test split."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_new_tokens: PositiveInt = 32
+    batch_size: PositiveInt = 32
+    limit: PositiveInt | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One cell of the score matrix.
+
+    Attributes:
+        score: mean of the task's metric, 0 to 100.
+        rows: per example its prompt, references, prediction, score and routing.
+        routing: mean weights over the blocks, or None for a method that does not route.
+    """
+
+    score: float
+    rows: list[dict[str, object]]
+    routing: list[float] | None
+
+
+def answer(
+    backbone: Backbone,
+    examples: Sequence[Example],
+    route: Route,
+    config: EvaluationConfig,
+    progress: Progress,
+) -> tuple[list[str], torch.Tensor | None]:
+    """Greedy answers in the order of the examples, and the weights (N, T) they were routed with.
+
+    Batches are formed by length, so that little is padded.
+    """
+    features = [backbone.encode(example, with_answer=False) for example in examples]
+    order = sorted(range(len(features)), key=lambda i: -len(features[i]["input_ids"]))
+    answers = [""] * len(features)
+    weights: list[torch.Tensor | None] = [None] * len(features)
+    done = 0
+    for start in range(0, len(order), config.batch_size):
+        chosen = order[start : start + config.batch_size]
+        batch = backbone.collate([features[i] for i in chosen])
+        with torch.no_grad():
+            routing = route(batch)
+        for i, prediction in zip(
+            chosen, backbone.generate(batch, config.max_new_tokens), strict=True
+        ):
+            answers[i] = prediction
+        if routing is not None:
+            for i, row in zip(chosen, routing.cpu(), strict=True):
+                weights[i] = row
+        done += len(chosen)
+        progress.update(done)
+    known = [row for row in weights if row is not None]
+    return answers, torch.stack(known) if known else None
+
+
+def evaluate(
+    backbone: Backbone, task: Task, route: Route, config: EvaluationConfig, progress: Progress
+) -> Evaluation:
+    """Answers a task's test examples and scores them with its metric."""
+    examples = task.test[: config.limit]
+    predictions, weights = answer(backbone, examples, route, config, progress)
+    rows: list[dict[str, object]] = []
+    for i, (example, prediction) in enumerate(zip(examples, predictions, strict=True)):
+        row: dict[str, object] = {
+            "prompt": example.prompt,
+            "references": list(example.references),
+            "prediction": prediction,
+            "score": text.score(task.metric, [prediction], [example.references]),
+        }
+        if weights is not None:
+            row["routing"] = [round(w, 6) for w in weights[i].tolist()]
+        rows.append(row)
+    return Evaluation(
+        text.score(task.metric, predictions, [example.references for example in examples]),
+        rows,
+        None if weights is None else weights.mean(0).tolist(),
+    )

@@ -1,0 +1,1 @@
+"""What a method installs in a backbone."""

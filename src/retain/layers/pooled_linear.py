@@ -1,0 +1,257 @@
+"""A pool of LoRA blocks over a backbone's linear layers, mixed per instance.
+
+Every adapted layer computes W x + Σ_i a_i (α/r) B_i A_i x (SAPT, equation 6) with one weight vector
+a per instance, shared by all layers. The blocks' factors are stacked, so that the mixture costs two
+matrix products whatever the number of blocks: z = A x in rank space, z scaled by a, then B z.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, TaskType
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from retain.errors import RetainError
+from retain.layers.targets import shape, target_linears
+from retain.store import read_json, read_tensors, write_json, write_tensors
+
+PREFIX = "base_model.model."
+
+
+class Mixture:
+    """The weights a (B, T) of the coming forward, read by every layer of one pool.
+
+    They stay until they are replaced: through all steps of a generation, and through the
+    recomputation of gradient checkpointing.
+    """
+
+    weights: Tensor | None = None
+
+
+class PooledLinear(nn.Module):
+    """One linear layer with the pool's factors for it.
+
+    Attributes:
+        old_A, old_B: the frozen blocks, stacked oldest first: (n·r, d_in) and (d_out, n·r).
+        A, B: the block that learns, (r, d_in) and (d_out, r), or None.
+    """
+
+    old_A: Tensor
+    old_B: Tensor
+
+    def __init__(
+        self, base: nn.Module, rank: int, scale: float, mixture: Mixture, old_block_gradient: bool
+    ) -> None:
+        super().__init__()
+        self.base = base
+        self.rank, self.scale, self.mixture = rank, scale, mixture
+        self.old_block_gradient = old_block_gradient
+        self.d_in, self.d_out = shape(base)
+        self.register_buffer("old_A", None, persistent=False)
+        self.register_buffer("old_B", None, persistent=False)
+        self.clear()
+
+    def _empty(self, *size: int) -> Tensor:
+        return torch.zeros(size, device=self.base.weight.device)
+
+    def clear(self) -> None:
+        """Forgets all blocks."""
+        self.old_A = self._empty(0, self.d_in)
+        self.old_B = self._empty(self.d_out, 0)
+        self.A: nn.Parameter | None = None
+        self.B: nn.Parameter | None = None
+
+    def restart(self) -> None:
+        """Replaces the learning block by a fresh one: A as in peft, B zero."""
+        self.A = nn.Parameter(self._empty(self.rank, self.d_in))
+        self.B = nn.Parameter(self._empty(self.d_out, self.rank))
+        nn.init.kaiming_uniform_(self.A, a=5**0.5)
+
+    def freeze(self) -> None:
+        """Moves the learning block onto the stack."""
+        if self.A is not None and self.B is not None:
+            self.push(self.A.detach(), self.B.detach())
+            self.A = self.B = None
+
+    def thaw(self) -> None:
+        """Takes the newest frozen block off the stack, to learn on."""
+        if self.A is None:
+            split = self.old_A.shape[0] - self.rank
+            self.A = nn.Parameter(self.old_A[split:].clone())
+            self.B = nn.Parameter(self.old_B[:, split:].clone())
+            self.old_A, self.old_B = self.old_A[:split], self.old_B[:, :split]
+
+    def push(self, A: Tensor, B: Tensor) -> None:
+        """Adds one frozen block: (r, d_in) and (d_out, r)."""
+        self.old_A = torch.cat([self.old_A, A.to(self.old_A)])
+        self.old_B = torch.cat([self.old_B, B.to(self.old_B)], dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, S, d_in) → (B, S, d_out); B may be a multiple of the weights' (beams)."""
+        y: Tensor = self.base(x)
+        weights = self.mixture.weights
+        if weights is None:
+            return y
+        weights = weights.repeat_interleave(x.shape[0] // weights.shape[0], 0) * self.scale
+        old = self.old_A.shape[0] // self.rank
+        if old:
+            source = x if self.old_block_gradient else x.detach()
+            gates = weights[:, :old].repeat_interleave(self.rank, 1)  # (B, old·r)
+            y = y + _delta(source, self.old_A, self.old_B, gates).to(y.dtype)
+        if self.A is not None and self.B is not None and weights.shape[1] > old:
+            gates = weights[:, old:].expand(-1, self.rank)  # (B, r)
+            y = y + _delta(x, self.A, self.B, gates).to(y.dtype)
+        return y
+
+
+def _delta(x: Tensor, A: Tensor, B: Tensor, gates: Tensor) -> Tensor:
+    z = F.linear(x.to(A.dtype), A)  # (B, S, k), k = blocks · r
+    return F.linear(z * gates[:, None].to(z.dtype), B)  # (B, S, d_out)
+
+
+class LoraPool:
+    """The pool of a model: the same blocks in every adapted layer.
+
+    Args:
+        model: the backbone; its target layers are replaced by `PooledLinear`.
+        target_modules: endings of layer names, or None for peft's default.
+        rank: r of every block.
+        alpha: blocks are scaled by alpha / r.
+        old_block_gradient: whether frozen blocks pass a gradient to their input x. The equations
+            say yes, SAPT's published code says no; their weights a_i get one either way.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        target_modules: list[str] | None,
+        rank: int,
+        alpha: float,
+        old_block_gradient: bool = False,
+    ) -> None:
+        linears, self.endings = target_linears(model, target_modules)
+        self.rank, self.alpha = rank, alpha
+        self.mixture = Mixture()
+        self.blocks: list[str] = []
+        self.layers: dict[str, PooledLinear] = {}
+        self._encoder_decoder = model.config.is_encoder_decoder
+        for name, linear in linears.items():
+            layer = PooledLinear(linear, rank, alpha / rank, self.mixture, old_block_gradient)
+            model.set_submodule(name, layer)
+            self.layers[name] = layer
+
+    def grow(self, name: str) -> None:
+        """Freezes the block that learnt and adds a fresh one."""
+        self.freeze()
+        self.blocks.append(name)
+        self.restart()
+
+    def restart(self) -> None:
+        """Replaces the learning block by a fresh one."""
+        for layer in self.layers.values():
+            layer.restart()
+
+    def freeze(self) -> None:
+        """Stacks the learning block with the frozen ones."""
+        for layer in self.layers.values():
+            layer.freeze()
+
+    def thaw(self) -> None:
+        """Lets the newest block learn on."""
+        for layer in self.layers.values():
+            layer.thaw()
+
+    def clear(self) -> None:
+        """Forgets all blocks."""
+        self.blocks.clear()
+        for layer in self.layers.values():
+            layer.clear()
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The learning block's factors."""
+        return [p for layer in self.layers.values() for p in (layer.A, layer.B) if p is not None]
+
+    def use(self, weights: Tensor | None) -> Tensor | None:
+        """Sets the weights (B, T) for the coming forward; None switches all blocks off."""
+        self.mixture.weights = weights
+        return weights
+
+    def use_block(self, batch_size: int, index: int) -> Tensor | None:
+        """Sets one-hot weights on the block `index` for every sample."""
+        device = next(iter(self.layers.values())).old_A.device
+        one_hot = torch.zeros(batch_size, len(self.blocks), device=device)
+        one_hot[:, index] = 1.0
+        return self.use(one_hot)
+
+    def save_block(self, folder: Path, base_name: str) -> None:
+        """Writes the learning block in peft's LoRA layout, loadable by PeftModel.from_pretrained."""
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            target_modules=self.endings,
+            fan_in_fan_out=any(isinstance(x.base, Conv1D) for x in self.layers.values()),
+            task_type=TaskType.SEQ_2_SEQ_LM if self._encoder_decoder else TaskType.CAUSAL_LM,
+            base_model_name_or_path=base_name,
+            inference_mode=True,
+        ).to_dict()
+        config["target_modules"] = self.endings  # peft keeps a set, whose order varies
+        tensors = {}
+        for name, layer in self.layers.items():
+            assert layer.A is not None and layer.B is not None, "no block is learning"
+            tensors[f"{PREFIX}{name}.lora_A.weight"] = layer.A
+            tensors[f"{PREFIX}{name}.lora_B.weight"] = layer.B
+        write_tensors(folder / "adapter_model.safetensors", tensors)
+        write_json(folder / "adapter_config.json", _plain(config))
+
+    def load_block(self, folder: Path, name: str) -> None:
+        """Adds a saved block, frozen.
+
+        Raises:
+            RetainError: when the file does not hold this pool's layers at this rank.
+        """
+        path = folder / "adapter_model.safetensors"
+        tensors = read_tensors(path)
+        config = read_json(folder / "adapter_config.json")
+        if (config.get("r"), config.get("lora_alpha")) != (self.rank, self.alpha):
+            raise RetainError(
+                f"{folder / 'adapter_config.json'}: rank and alpha are "
+                f"{config.get('r')} and {config.get('lora_alpha')}, "
+                f"but the run's are {self.rank} and {self.alpha:g}"
+            )
+        factors = {}
+        for layer_name, layer in self.layers.items():
+            A = tensors.get(f"{PREFIX}{layer_name}.lora_A.weight")
+            B = tensors.get(f"{PREFIX}{layer_name}.lora_B.weight")
+            if (
+                A is None
+                or B is None
+                or A.shape != (self.rank, layer.d_in)
+                or B.shape != (layer.d_out, self.rank)
+            ):
+                raise RetainError(
+                    f"{path}: no block of rank {self.rank} for layer {layer_name}; "
+                    "is it from another backbone?"
+                )
+            factors[layer_name] = (A, B)
+        self.freeze()
+        self.blocks.append(name)
+        for layer_name, (A, B) in factors.items():
+            self.layers[layer_name].push(A, B)
+
+    def block_bytes(self) -> int:
+        """Bytes of one block's factors in float32."""
+        return sum(4 * self.rank * (x.d_in + x.d_out) for x in self.layers.values())
+
+
+def _plain(config: dict[str, object]) -> dict[str, object]:
+    """peft's config as JSON values."""
+    return {
+        key: sorted(value) if isinstance(value, set) else getattr(value, "value", value)
+        for key, value in config.items()
+        if value is not None
+    }

@@ -1,0 +1,362 @@
+"""The sequence: for each task its phases, then finish, save, and evaluation on all tasks so far."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import transformers
+import yaml
+
+from retain import results
+from retain.backbone import Backbone, BackboneConfig, PromptConfig, load_backbone
+from retain.config import ExperimentConfig, check, check_method
+from retain.errors import RetainError
+from retain.evaluation import Evaluation, EvaluationConfig, answer, evaluate
+from retain.methods import METHODS
+from retain.phase import Phase
+from retain.progress import Progress
+from retain.store import (
+    RunDirectory,
+    read_json,
+    read_jsonl,
+    read_tensors,
+    remove_folder,
+    write_json,
+    write_jsonl,
+    write_tensors,
+    write_text,
+)
+from retain.tasks import Example, Task
+from retain.tasks.readers import parse_row
+from retain.training import TrainingConfig, fit, release, step_count, trained_tensors
+
+UNFINISHED = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A generated answer, with the weights over blocks by name where the method routes."""
+
+    prompt: str
+    output: str
+    routing: dict[str, float] | None
+
+
+class Learner:
+    """A model that learns one task after another.
+
+    Args:
+        backbone: hub id, model folder, GGUF file, or a loaded `Backbone`.
+        method: a name of `list_methods()`, or `{"name": …, options}`.
+        output: the run directory; it is created when the first task is learned.
+        training: names of `TrainingConfig`, which are those of transformers.TrainingArguments.
+        evaluation: names of `EvaluationConfig`.
+        prompt: names of `PromptConfig`; ignored for a loaded `Backbone`, which has its own.
+        seed: fixes everything random.
+        progress: is told what happens; silent by default.
+
+    Raises:
+        RetainError: for bad input, before anything is trained or written.
+    """
+
+    def __init__(
+        self,
+        backbone: str | Path | BackboneConfig | Backbone,
+        method: str | Mapping[str, Any] = "sapt",
+        output: str | Path = "runs/run",
+        *,
+        training: TrainingConfig | Mapping[str, Any] | None = None,
+        evaluation: EvaluationConfig | Mapping[str, Any] | None = None,
+        prompt: PromptConfig | Mapping[str, Any] | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        name = backbone.name if isinstance(backbone, Backbone) else backbone
+        values = {
+            "backbone": name if isinstance(name, BackboneConfig) else str(name),
+            "method": method if isinstance(method, str) else dict(method),
+            "training": training or {},
+            "evaluation": evaluation or {},
+            "prompt": backbone.prompt if isinstance(backbone, Backbone) else prompt or {},
+            "seed": seed,
+            "output": str(output),
+        }
+        experiment = check(ExperimentConfig, values, "Learner")
+        loaded = backbone if isinstance(backbone, Backbone) else None
+        self._set_up(experiment, Path(output), progress, loaded)
+        if self.run.exists:
+            raise RetainError(
+                f"{output}: already holds a run; name another folder, or continue this one "
+                "with Learner.load (--resume on the command line)"
+            )
+
+    @classmethod
+    def from_config(
+        cls, experiment: ExperimentConfig, progress: Progress | None = None
+    ) -> Learner:
+        """A new learner as an experiment file describes it; its tasks are not learned yet."""
+        learner = cls.__new__(cls)
+        path = Path(experiment.output or "runs/run")
+        if RunDirectory(path).exists:
+            raise RetainError(
+                f"{path}: already holds a run; add --resume to continue it, "
+                "or name another folder with --output"
+            )
+        learner._set_up(experiment, path, progress, None)
+        return learner
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        progress: Progress | None = None,
+        backbone: Backbone | None = None,
+    ) -> Learner:
+        """Restores a run with everything it has learned.
+
+        Args:
+            folder: the run directory.
+            progress: is told what happens.
+            backbone: a freshly loaded one to use instead of the run's own by name.
+
+        Raises:
+            RetainError: when the folder is no run, or one of its files is damaged.
+        """
+        path = Path(folder)
+        run = results.open_run(path)
+        experiment = check(ExperimentConfig, results.settings(run), str(path / "config.yaml"))
+        for task_folder in run.learned():
+            run.check(task_folder.relative_to(path).as_posix())
+        learner = cls.__new__(cls)
+        learner._set_up(experiment, path, progress, backbone)
+        learner.run = run
+        for task_folder in run.learned():
+            learner.method.load(task_folder)
+            learner.tasks.append(_stored_task(task_folder))
+        return learner
+
+    def _set_up(
+        self,
+        experiment: ExperimentConfig,
+        output: Path,
+        progress: Progress | None,
+        backbone: Backbone | None,
+    ) -> None:
+        name, options = check_method(experiment.method, "method")
+        self.experiment = experiment
+        self.progress = progress or Progress()
+        self.run = RunDirectory(output)
+        self.tasks: list[Task] = []
+        self.backbone = backbone or load_backbone(experiment.backbone, experiment.prompt)
+        transformers.set_seed(experiment.seed)
+        self.method = METHODS[name](self.backbone, options)
+        self.method_name = name
+
+    # -- learning
+
+    def learn(self, task: Task) -> list[float | None]:
+        """Learns one more task, saves it, and scores all tasks so far; returns that row of R.
+
+        Called again after a crash with the same task, it continues where it stopped.
+        """
+        if task.name in (known.name for known in self.tasks):
+            raise RetainError(f"task '{task.name}': already learned; give the new one another name")
+        with self.run.locked():
+            self._start_run()
+            self._complete_row()
+            folder = self.run.task_folder(len(self.tasks), task.name)
+            self._continue_or_clear(folder, task)
+            self._train(task, folder)
+            self.tasks.append(replace(task, train=(), dev=()))
+            self._complete_row()
+        return list(self.scores["matrix"][-1])
+
+    def finish_evaluation(self) -> None:
+        """Scores the last learned task's row, if a crash left it out, and renews scores.json."""
+        with self.run.locked():
+            self._complete_row()
+            results.write_scores(self.run)
+
+    def _start_run(self) -> None:
+        if self.run.exists:
+            return
+        files = [self.run.path / "config.yaml", self.run.path / "environment.json"]
+        values = self.experiment.model_dump(mode="json")
+        write_text(files[0], yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+        write_json(files[1], _environment())
+        self.run.commit(files)
+
+    def _continue_or_clear(self, folder: Path, task: Task) -> None:
+        """Keeps unfinished work on this very task; unfinished work on another one goes."""
+        key = {"task": task.name, "train": task.fingerprint("train"), "dev": task.fingerprint("dev")}
+        mark = folder / UNFINISHED / "task.json"
+        learned = self.run.learned()
+        for other in (self.run.path / "tasks").glob("*"):
+            if other not in learned and other != folder:
+                remove_folder(other)
+        if folder.exists() and (not mark.exists() or read_json(mark) != key):
+            remove_folder(folder)
+        write_json(mark, key)
+
+    def _train(self, task: Task, folder: Path) -> None:
+        index = len(self.tasks)
+        log: list[dict[str, Any]] = []
+        self._seed(index, 0)
+        phase: Phase
+        for number, phase in enumerate(self.method.phases(task, folder), start=1):
+            log += self._train_phase(phase, task, folder / UNFINISHED, index, number)
+            self._seed(index, number)
+        self.method.finish(task, folder)
+        self.method.save(folder)
+        write_jsonl(folder / "training.jsonl", log)
+        write_jsonl(folder / "test.jsonl", (example.as_row() for example in task.test))
+        description = {
+            "name": task.name,
+            "metric": task.metric,
+            "examples": {s: len(getattr(task, s)) for s in ("train", "dev", "test")},
+            "fingerprints": {s: task.fingerprint(s) for s in ("train", "dev", "test")},
+        }
+        write_json(folder / "task.json", description)
+        self.run.commit_folder(folder, leave_out=UNFINISHED)
+        remove_folder(folder / UNFINISHED)
+
+    def _train_phase(
+        self, phase: Phase, task: Task, folder: Path, index: int, number: int
+    ) -> list[dict[str, Any]]:
+        """Trains one phase, or restores it if it had ended before a crash."""
+        ended = folder / f"{number}-{phase.name}.safetensors"
+        log_path = folder / f"{number}-{phase.name}.json"
+        if ended.exists():
+            release(self.backbone.model, phase)
+            self.backbone.model.load_state_dict(read_tensors(ended), strict=False)
+            self.backbone.model.requires_grad_(False)
+            return read_json(log_path)
+        sizes = ", ".join(
+            f"{group.name} {sum(p.numel() for p in group.parameters):,}" for group in phase.groups
+        )
+        self.progress.message(f"{task.name} · {phase.name}: trains {sizes} parameters")
+        steps = step_count(self.experiment.training, phase)
+        self.progress.start(f"{task.name} · {phase.name}", steps, "steps")
+        rows = fit(
+            self.backbone,
+            phase,
+            self.experiment.training,
+            folder / f"{number}-{phase.name}",
+            self._seed(index, number),
+            self.progress,
+        )
+        self.progress.finish()
+        log = [{"phase": phase.name, **row} for row in rows]
+        write_json(log_path, log)
+        release(self.backbone.model, phase)
+        write_tensors(ended, trained_tensors(self.backbone.model))
+        self.backbone.model.requires_grad_(False)
+        remove_folder(folder / f"{number}-{phase.name}")
+        return log
+
+    def _seed(self, index: int, number: int) -> int:
+        """Seeds everything for one phase of one task, whatever was drawn before; returns the seed."""
+        seed = (self.experiment.seed * 1_000_003 + index * 1_009 + number) % 2**31
+        transformers.set_seed(seed)
+        return seed
+
+    # -- scores
+
+    def _complete_row(self) -> None:
+        if not self.tasks:
+            return
+        folder = self.run.learned()[-1]
+        result = folder / results.EVALUATION
+        if self._committed(result):
+            return
+        row: dict[str, Any] = {"scores": [], "routing": []}
+        self._seed(len(self.tasks) - 1, 999)
+        for j, task in enumerate(self.tasks):
+            path = folder / "predictions" / f"{j + 1:02d}.jsonl"
+            if not self.method.forgets and j < len(self.tasks) - 1:
+                before = results.rows(self.run)[-1]
+                row["scores"].append(before["scores"][j])
+                row["routing"].append(before["routing"][j])
+                continue
+            cell = self._evaluate_task(task)
+            write_jsonl(path, cell.rows)
+            self.run.commit([path])
+            row["scores"].append(cell.score)
+            row["routing"].append(cell.routing)
+        write_json(result, row)
+        self.run.commit([result])
+        results.write_scores(self.run)
+
+    def _committed(self, path: Path) -> bool:
+        return path.relative_to(self.run.path).as_posix() in self.run.files
+
+    def _evaluate_task(self, task: Task) -> Evaluation:
+        config = self.experiment.evaluation
+        total = min(len(task.test), config.limit or len(task.test))
+        self.progress.start(f"evaluates {task.name}", total, "examples")
+        cell = evaluate(
+            self.backbone,
+            task,
+            lambda batch: self.method.route(batch, task.name),
+            config,
+            self.progress,
+        )
+        self.progress.update(total, {"score": cell.score})
+        self.progress.finish()
+        return cell
+
+    def evaluate(self, limit: int | None = None) -> dict[str, float]:
+        """Answers every learned task's test examples with the model as it is now; writes nothing."""
+        if limit is not None:
+            config = self.experiment.evaluation.model_copy(update={"limit": limit})
+            self.experiment = self.experiment.model_copy(update={"evaluation": config})
+        return {task.name: self._evaluate_task(task).score for task in self.tasks}
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """What scores.json holds: task names, score matrix, AP, F.Ra, FWT, BWT."""
+        return results.scores(self.run)
+
+    # -- inference
+
+    def answers(self, prompts: Sequence[str], task: str | None = None) -> list[Answer]:
+        """Greedy answers with their routing. `task` is for the methods that need the task's name."""
+        if not self.tasks:
+            raise RetainError(f"{self.run.path}: nothing learned yet")
+        outputs, weights = answer(
+            self.backbone,
+            [Example(prompt, ("",)) for prompt in prompts],
+            lambda batch: self.method.route(batch, task),
+            self.experiment.evaluation,
+            Progress(),
+        )
+        names = [known.name for known in self.tasks]
+        return [
+            Answer(
+                prompt,
+                output,
+                None if weights is None else dict(zip(names, weights[i].tolist(), strict=True)),
+            )
+            for i, (prompt, output) in enumerate(zip(prompts, outputs, strict=True))
+        ]
+
+    def generate(self, prompts: Sequence[str], task: str | None = None) -> list[str]:
+        """Greedy answers to prompts of any learned task."""
+        return [answer.output for answer in self.answers(prompts, task)]
+
+
+def _stored_task(folder: Path) -> Task:
+    description = read_json(folder / "task.json")
+    path = folder / "test.jsonl"
+    test = [parse_row(row, str(path)) for row in read_jsonl(path)]
+    return Task(description["name"], (), (), test, description["metric"])
+
+
+def _environment() -> dict[str, str]:
+    libraries = ("retain", "torch", "transformers", "peft", "accelerate", "tokenizers")
+    return {"python": platform.python_version(), **{name: version(name) for name in libraries}}

@@ -1,0 +1,218 @@
+"""SAPT-LoRA: learning and selection share one attention over a pool of LoRA blocks.
+
+Per task: a generator block learns to write the task's inputs and leaves pseudo-samples; a new block,
+its key and the router's query projection learn the task through the attention-weighted mixture of
+all blocks, while reflection on older tasks' pseudo-samples keeps their attention where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor
+
+from retain.backbone import Backbone, Batch, Features
+from retain.errors import RetainError
+from retain.methods.base import MethodConfig, ParamGroup, Phase
+from retain.methods.lora import LoraMethod, LoraMethodConfig
+from retain.methods.sapt.reflection import Reflection
+from retain.methods.sapt.router import Router, generic_centre
+from retain.store import read_json, read_jsonl, read_tensors, write_jsonl, write_tensors
+from retain.tasks import Example, Task
+
+TRIGGER = "Write an input of the task:"
+KEY_EXAMPLES = 256
+BATCH = 32
+
+
+class RouterConfig(MethodConfig):
+    """The router's options."""
+
+    temperature: PositiveFloat | None = None
+    centre: Literal["generic", "none"] = "generic"
+    key: Literal["mean_query", "uniform"] = "mean_query"
+    rate: PositiveFloat = 1.0
+
+
+class GeneratorConfig(MethodConfig):
+    """The generator's options; `max_steps: null` is the run's own."""
+
+    max_steps: PositiveInt | None = None
+    share: PositiveFloat = 0.02
+    top_k: PositiveInt = 20
+    max_new_tokens: PositiveInt = 128
+
+
+class ReflectionConfig(MethodConfig):
+    """λ of the reflection loss."""
+
+    weight: NonNegativeFloat = 0.5
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {"router": {"centre": "none", "key": "uniform"}},
+}
+
+
+class SaptConfig(LoraMethodConfig):
+    """SAPT's options. A preset fills in what is not given; `paper` is the published router."""
+
+    preset: Literal["default", "paper"] = "default"
+    router: RouterConfig = Field(default_factory=RouterConfig)
+    generator: GeneratorConfig = Field(default_factory=GeneratorConfig)
+    reflection: ReflectionConfig = Field(default_factory=ReflectionConfig)
+    old_block_gradient: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        filled = dict(values)
+        for key, preset in PRESETS.get(str(values.get("preset")), {}).items():
+            given = values.get(key, {})
+            filled[key] = {**preset, **given} if isinstance(given, Mapping) else given
+        return filled
+
+
+class Sapt(LoraMethod):
+    """W x + Σ_i a_i (α/r) B_i A_i x with a = router(prompt) (arXiv 2401.08295, eq. 6)."""
+
+    Config = SaptConfig
+    idea = "attention over a pool of LoRA blocks guides both learning and selection"
+    stores = "one LoRA, one key, the router's projection, pseudo-samples"
+
+    def __init__(self, backbone: Backbone, config: SaptConfig) -> None:
+        super().__init__(backbone, config, config.old_block_gradient)
+        self.options = config
+        centre = torch.zeros(backbone.width, device=backbone.device)
+        if config.router.centre == "generic":
+            centre = generic_centre(backbone)
+        self.router = Router(backbone.width, config.router.temperature, centre)
+        self.router.to(backbone.device)
+        # A child of the model, so that data parallelism and checkpoints see it.
+        backbone.model.add_module("retain_router", self.router)
+        self.reflection = Reflection()
+        self._pseudo: list[str] = []
+        self._attention: Tensor | None = None
+
+    # -- learning
+
+    def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
+        """The generator, then the task."""
+        self.pool.grow(task.name)
+        prompts = [Example(TRIGGER, (example.prompt,)) for example in task.train]
+        yield Phase(
+            "generator",
+            [self.backbone.encode(prompt) for prompt in prompts],
+            [ParamGroup("generator", self.pool.parameters())],
+            self._generator_loss,
+            self.options.generator.max_steps,
+        )
+        self._pseudo = self._sample(max(1, round(self.options.generator.share * len(task.train))))
+        write_jsonl(folder / "pseudo.jsonl", [{"prompt": text} for text in self._pseudo])
+
+        self.pool.restart()
+        self.router.grow(self._new_key(task))
+        yield Phase(
+            "learn",
+            [self.backbone.encode(example) for example in task.train],
+            [
+                ParamGroup("block", self.pool.parameters()),
+                ParamGroup("router", self._router_parameters(), self.options.router.rate),
+            ],
+            self._loss,
+        )
+
+    def finish(self, task: Task, folder: Path) -> None:
+        """Keeps the mean attention over held-out inputs, and the pseudo-samples' embeddings."""
+        e = self._embed([example.prompt for example in task.dev])
+        with torch.no_grad():
+            self._attention = self.router(e).mean(0)
+        self.reflection.add(self._embed(self._pseudo), self._attention)
+
+    def _generator_loss(self, batch: Batch) -> dict[str, Tensor]:
+        self.pool.use_block(len(batch["input_ids"]), -1)
+        return {"generator": self.backbone.answer_loss(batch)}
+
+    def _loss(self, batch: Batch) -> dict[str, Tensor]:
+        self.route(batch)
+        parts = {"task": self.backbone.answer_loss(batch)}
+        if self.reflection.embeddings and self.options.reflection.weight:
+            parts["reflection"] = self.options.reflection.weight * self.reflection.loss(self.router)
+        return parts
+
+    def _router_parameters(self) -> list[torch.nn.Parameter]:
+        return list(self.router.parameters())
+
+    def _new_key(self, task: Task) -> Tensor:
+        if self.options.router.key == "uniform":
+            return torch.empty(self.backbone.width, device=self.backbone.device).uniform_(-1, 1)
+        e = self._embed([example.prompt for example in task.train[:KEY_EXAMPLES]])
+        with torch.no_grad():
+            return self.router.query(e).mean(0)
+
+    def _sample(self, count: int) -> list[str]:
+        """Pseudo-samples: inputs of the task, written by the generator block from the trigger."""
+        options, trigger = self.options.generator, Example(TRIGGER, ("",))
+        row = self.backbone.encode(trigger, with_answer=False)
+        texts: list[str] = []
+        for start in range(0, count, BATCH):
+            batch = self.backbone.collate([row] * min(BATCH, count - start))
+            self.pool.use_block(len(batch["input_ids"]), -1)
+            texts += self.backbone.generate(
+                batch, options.max_new_tokens, do_sample=True, top_k=options.top_k
+            )
+        return texts
+
+    def _embed(self, prompts: list[str]) -> Tensor:
+        rows: list[Features] = [
+            self.backbone.encode(Example(prompt, ("",)), with_answer=False) for prompt in prompts
+        ]
+        batches = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
+        pooled = [self.backbone.pooled_embedding(self.backbone.collate(b)) for b in batches]
+        return torch.cat(pooled)
+
+    # -- inference
+
+    def route(self, batch: Batch, task: str | None = None) -> Tensor | None:
+        """Attention of each prompt over the blocks, (B, T); no task id is needed."""
+        if not self.pool.blocks:
+            return self.pool.use(None)
+        return self.pool.use(self.router(self.backbone.pooled_embedding(batch)))
+
+    # -- disk
+
+    def save(self, folder: Path) -> None:
+        """Writes the block, the router with the task's key, and the mean attention."""
+        assert self.router.key is not None
+        assert self._attention is not None
+        self.pool.save_block(folder, self.backbone.name)
+        tensors = {
+            **self.router.projection(),
+            "key": self.router.key,
+            "centre": self.router.centre,
+            "attention": self._attention,
+        }
+        write_tensors(folder / "router.safetensors", tensors)
+
+    def load(self, folder: Path) -> None:
+        """Adds the task's block and key; the query projection is the latest task's."""
+        path = folder / "router.safetensors"
+        tensors = read_tensors(path)
+        own = {**self.router.projection(), "key": self.router.centre, "centre": self.router.centre}
+        for name, tensor in own.items():
+            if name not in tensors or tensors[name].shape != tensor.shape:
+                raise RetainError(f"{path}: '{name}' does not fit this backbone")
+        self.pool.load_block(folder, read_json(folder / "task.json")["name"])
+        with torch.no_grad():
+            for name, tensor in (*self.router.projection().items(), ("centre", self.router.centre)):
+                tensor.copy_(tensors[name])
+        self.router.grow(tensors["key"].to(self.router.centre))
+        pseudo = [row["prompt"] for row in read_jsonl(folder / "pseudo.jsonl")]
+        self.reflection.add(self._embed(pseudo), tensors["attention"].to(self.router.centre))

@@ -1,0 +1,61 @@
+"""Attentive reflection: old tasks' pseudo-samples keep the router's attention where it was (ARM)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from retain.methods.sapt.router import Router
+
+
+def padded_kl(stored: Tensor, attention: Tensor) -> Tensor:
+    """KL(stored ‖ attention) per sample (arXiv 2401.08295, eq. 8).
+
+    Args:
+        stored: (N, t), padded with zeros for the blocks that came later.
+        attention: (N, T), T ≥ t, attention now.
+
+    Returns:
+        (N,), in nats.
+    """
+    target = F.pad(stored, (0, attention.shape[1] - stored.shape[1]))
+    # target · log target is 0 at 0, and carries no gradient; attention is a softmax, never 0 but
+    # by underflow.
+    return (torch.xlogy(target, target) - target * attention.clamp_min(1e-30).log()).sum(-1)
+
+
+@dataclass
+class Reflection:
+    """What reflection needs of every old task.
+
+    Token embeddings are frozen, so a pseudo-sample's pooled embedding never changes: with it
+    stored, a reflection step costs one small MLP, whatever the sample's length.
+
+    Attributes:
+        embeddings: of each task, e of its pseudo-samples, (n, d).
+        attention: of each task, the mean attention on held-out inputs right after learning it, (t,).
+    """
+
+    embeddings: list[Tensor] = field(default_factory=list)
+    attention: list[Tensor] = field(default_factory=list)
+
+    def add(self, embeddings: Tensor, attention: Tensor) -> None:
+        """Adds one task."""
+        self.embeddings.append(embeddings)
+        self.attention.append(attention)
+
+    def loss(self, router: Router) -> Tensor:
+        """Σ over old tasks of the mean over their pseudo-samples of KL(stored ‖ attention now)."""
+        e = torch.cat(self.embeddings)  # (N, d), all old tasks at once
+        now = router(e)  # (N, T)
+        stored = torch.cat(
+            [
+                F.pad(a, (0, now.shape[1] - len(a))).expand(len(x), -1)
+                for x, a in zip(self.embeddings, self.attention, strict=True)
+            ]
+        )
+        share = torch.cat([torch.full((len(x),), 1 / len(x)) for x in self.embeddings]).to(now)
+        return (padded_kl(stored, now) * share).sum()

@@ -1,0 +1,86 @@
+"""The router: attention of a prompt over the blocks' keys (SAPT's SALS)."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from retain.backbone import Backbone, Features
+
+HIDDEN = 100
+WINDOW = 100
+
+
+class Router(nn.Module):
+    """a = softmax(K q / T), q = LayerNorm(SiLU(W_up W_down (e − c))) (arXiv 2401.08295, eq. 3-5).
+
+    The paper has no centre c; zero is the paper's router. Trained are the newest key and the query
+    projection, which carries over from task to task; older keys are frozen.
+
+    Args:
+        width: d of e, q and the keys.
+        temperature: T; None is √d.
+        centre: c (d,), subtracted from every pooled embedding.
+    """
+
+    old_keys: Tensor
+    centre: Tensor
+
+    def __init__(self, width: int, temperature: float | None, centre: Tensor) -> None:
+        super().__init__()
+        self.temperature = temperature or width**0.5
+        self.down = nn.Linear(width, HIDDEN, bias=False)
+        self.up = nn.Linear(HIDDEN, width, bias=False)
+        self.norm = nn.LayerNorm(width)
+        self.register_buffer("centre", centre)
+        self.register_buffer("old_keys", torch.zeros(0, width))
+        self.key: nn.Parameter | None = None
+
+    def grow(self, key: Tensor) -> None:
+        """Freezes the newest key and adds another, (d,)."""
+        if self.key is not None:
+            self.old_keys = torch.cat([self.old_keys, self.key.detach()[None]])
+        self.key = nn.Parameter(key.detach().clone())
+
+    def query(self, e: Tensor) -> Tensor:
+        """q (B, d) of pooled embeddings e (B, d)."""
+        q: Tensor = self.norm(F.silu(self.up(self.down(e - self.centre))))
+        return q
+
+    @property
+    def keys(self) -> Tensor:
+        """K (T, d), oldest first."""
+        return self.old_keys if self.key is None else torch.cat([self.old_keys, self.key[None]])
+
+    def forward(self, e: Tensor) -> Tensor:
+        """Pooled embeddings (B, d) → attention over the blocks (B, T)."""
+        return F.softmax(self.query(e) @ self.keys.T / self.temperature, dim=-1)
+
+    def projection(self) -> dict[str, Tensor]:
+        """The query projection's tensors, by the names they are saved under."""
+        return {
+            "query.down": self.down.weight,
+            "query.up": self.up.weight,
+            "query.norm.weight": self.norm.weight,
+            "query.norm.bias": self.norm.bias,
+        }
+
+
+def generic_centre(backbone: Backbone) -> Tensor:
+    """c (d,): the mean pooled embedding of windows of 100 tokens of plain English.
+
+    Prompts share words, so the pooled embeddings of different tasks have a cosine near 1 and the
+    published router cannot tell them apart within a short run. What they share is what any text
+    has: subtracting it leaves what is particular to a task. The text ships with the package and is
+    the same for all runs, so the centre looks at no task.
+    """
+    text = files("retain.methods.sapt").joinpath("generic.txt").read_text(encoding="utf-8")
+    ids = backbone.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    windows: list[Features] = [
+        {"input_ids": [0], "route_ids": ids[start : start + WINDOW]}
+        for start in range(0, max(len(ids) - WINDOW, 1), WINDOW // 2)
+    ]
+    return backbone.pooled_embedding(backbone.collate(windows)).mean(0)

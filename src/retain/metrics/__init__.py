@@ -1,0 +1,1 @@
+"""Scores: of an answer (`text`), and of a stream (`continual`)."""

@@ -1,0 +1,38 @@
+"""One optimisation, described: what a method asks for and training carries out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from retain.backbone import Batch, Features
+
+
+@dataclass(frozen=True)
+class ParamGroup:
+    """Parameters that may move in a phase, and how fast (times training.learning_rate)."""
+
+    name: str
+    parameters: list[nn.Parameter]
+    rate: float = 1.0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One optimisation.
+
+    Attributes:
+        name: with the task and the step it is the checkpoint's key.
+        data: the training rows.
+        groups: exactly what may move; everything else is frozen.
+        loss: a batch → named parts (scalars); their sum is minimised.
+        max_steps: instead of the run's own, when not None.
+    """
+
+    name: str
+    data: Sequence[Features]
+    groups: list[ParamGroup]
+    loss: Callable[[Batch], dict[str, Tensor]]
+    max_steps: int | None = None

@@ -1,0 +1,193 @@
+"""Heat maps of score and attention matrices, as inline SVG or as one PNG picture."""
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from rich.cells import cell_len, set_cell_size
+
+from retain.report.summary import RunSummary
+
+# Lengths in inches. Room for labels follows from their length in characters, not from measured
+# glyphs, because the font that shows an SVG is chosen by the reader's browser.
+_CELL = 0.58
+_GAP = 0.03
+_CHARACTER = 0.08
+_TITLE_CHARACTER = 0.11
+_TITLE_HEIGHT = 0.5
+_MARGIN = 0.15
+_LABEL_CELLS = 24  # longest label, in terminal cells (a CJK character takes two)
+
+_STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "retain",
+    "text.parse_math": False,
+    "text.usetex": False,
+}
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """One heat map; the properties are lengths in inches."""
+
+    matrix: Sequence[Sequence[float | None]]
+    rows: list[str]
+    columns: list[str]
+    title: str
+    vmax: float
+
+    def __post_init__(self) -> None:
+        if not self.rows or not self.columns or len(self.rows) != len(self.matrix):
+            raise ValueError(
+                f"a heat map needs a label per row and at least one row and column; got "
+                f"{len(self.matrix)} rows, {len(self.rows)} row and {len(self.columns)} column "
+                "labels"
+            )
+        widest = max(len(row) for row in self.matrix)
+        if widest > len(self.columns):
+            raise ValueError(f"a row has {widest} values but there are {len(self.columns)} columns")
+
+    @property
+    def slant(self) -> float:
+        """Width and height of the longest column label at 45 degrees."""
+        return math.sqrt(0.5) * _CHARACTER * max(map(cell_len, self.columns))
+
+    @property
+    def left(self) -> float:
+        """Room left of the cells."""
+        return max(_CHARACTER * max(map(cell_len, self.rows)), self.slant - _CELL / 2) + _MARGIN
+
+    @property
+    def width(self) -> float:
+        cells = self.left + _CELL * len(self.columns)
+        return max(cells, _TITLE_CHARACTER * cell_len(self.title)) + 2 * _MARGIN
+
+    @property
+    def height(self) -> float:
+        return _TITLE_HEIGHT + _CELL * len(self.rows) + self.slant + 2 * _MARGIN
+
+    def draw(self, axes: Axes, offset: float) -> None:
+        """Draw with the left edge at `offset` inches on axes whose units are inches, y downwards.
+
+        Text outside the cells is black, which SVG leaves out: it then takes the page's colour.
+        """
+        axes.text(offset + _MARGIN, _TITLE_HEIGHT / 2, self.title, fontsize=11, va="center")
+        x0, y0 = offset + self.left, _TITLE_HEIGHT
+        for i, label in enumerate(self.rows):
+            y = y0 + (i + 0.5) * _CELL
+            axes.text(x0 - _MARGIN / 2, y, label, fontsize=9, ha="right", va="center")
+        foot = y0 + len(self.rows) * _CELL + _MARGIN
+        for j, label in enumerate(self.columns):
+            axes.text(
+                x0 + (j + 0.6) * _CELL,
+                foot,
+                label,
+                fontsize=9,
+                ha="right",
+                va="center",
+                rotation=45,
+                rotation_mode="anchor",
+            )
+        for i, row in enumerate(self.matrix):
+            for j, value in enumerate(row):
+                if value is not None:
+                    self._draw_cell(axes, x0 + j * _CELL, y0 + i * _CELL, value)
+
+    def _draw_cell(self, axes: Axes, x: float, y: float, value: float) -> None:
+        red, green, blue, _ = colour = matplotlib.colormaps["viridis"](value / self.vmax)
+        side = _CELL - _GAP
+        axes.add_patch(Rectangle((x, y), side, side, facecolor=colour, linewidth=0, clip_on=False))
+        dark_text = 0.299 * red + 0.587 * green + 0.114 * blue > 0.5
+        axes.text(
+            x + side / 2,
+            y + side / 2,
+            f"{value:.1f}" if self.vmax > 1 else f"{value:.2f}",
+            fontsize=9,
+            ha="center",
+            va="center",
+            color="#111111" if dark_text else "#ffffff",
+        )
+
+
+def heat_map(
+    matrix: Sequence[Sequence[float | None]],
+    row_labels: Sequence[str],
+    column_labels: Sequence[str],
+    title: str,
+    vmax: float,
+) -> str:
+    """A heat map of `matrix` (rows may be short) as an `<svg>` element to put into an HTML page.
+
+    Colours run from 0 to `vmax` (> 0, same unit as the values). Each cell shows its value, with
+    one decimal when `vmax` is above 1 and two otherwise; None and missing cells are blank. The
+    background is transparent, labels have the text colour of the page, and long ones are cut.
+    Equal input gives equal output. Raises ValueError for an empty matrix or wrong label counts.
+    """
+    panel = _panel(matrix, row_labels, column_labels, title, vmax)
+    buffer = io.StringIO()
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # The browser draws the text with its own fonts, so a glyph missing here does no harm.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        metadata = dict.fromkeys(["Creator", "Date", "Format", "Type"])
+        _figure([panel]).savefig(buffer, format="svg", transparent=True, metadata=metadata)
+    # Group ids would repeat when a page holds several heat maps; nothing refers to them.
+    svg = re.sub(r'<g id="\w+">', "<g>", buffer.getvalue())
+    root = f'<svg fill="currentColor" role="img" aria-label={quoteattr(panel.title)} '
+    return root + svg[svg.index("<svg ") + len("<svg ") :]
+
+
+def matrices_png(summaries: Sequence[RunSummary], path: Path) -> None:
+    """Write the score matrices of all runs side by side as one PNG picture to `path`.
+
+    Raises ValueError when there is no run or a run has no scores. Characters that matplotlib's
+    DejaVu Sans lacks (such as Chinese) appear as boxes, with a UserWarning from matplotlib.
+    """
+    if not summaries:
+        raise ValueError("no runs to draw")
+    panels = [_panel(s.matrix, s.row_labels, s.tasks, s.label, 100.0) for s in summaries]
+    with matplotlib.rc_context(_STYLE):
+        _figure(panels).savefig(path, format="png", dpi=150, facecolor="white")
+
+
+def _panel(
+    matrix: Sequence[Sequence[float | None]],
+    row_labels: Sequence[str],
+    column_labels: Sequence[str],
+    title: str,
+    vmax: float,
+) -> _Panel:
+    rows, columns = [_short(label) for label in row_labels], [_short(c) for c in column_labels]
+    return _Panel(matrix, rows, columns, " ".join(title.split()), vmax)
+
+
+def _short(label: str) -> str:
+    label = " ".join(label.split())
+    if cell_len(label) <= _LABEL_CELLS:
+        return label
+    return set_cell_size(label, _LABEL_CELLS - 1).rstrip() + "…"
+
+
+def _figure(panels: Sequence[_Panel]) -> Figure:
+    width = sum(panel.width for panel in panels)
+    height = max(panel.height for panel in panels)
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+    offset = 0.0
+    for panel in panels:
+        panel.draw(axes, offset)
+        offset += panel.width
+    return figure

@@ -1,0 +1,72 @@
+"""What a report needs to know about one run, and how its values are put into words."""
+
+from dataclasses import dataclass, field
+
+METRICS = {
+    "average_performance": "AP: average score at the end (higher is better)",
+    "forgetting": "F.Ra: points lost since the best (lower is better)",
+    "backward_transfer": "BWT: change on earlier tasks (higher is better)",
+    "forward_transfer": "FWT: gain from earlier tasks (higher is better)",
+}
+"""Metric key -> row label, in the order in which reports show them."""
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One run as a report shows it.
+
+    `matrix[i][j]` is the score (0..100) on task j after learning task i. Row i holds i+1 entries;
+    None means not measured. There are fewer rows than tasks when the run stopped early.
+    `metrics` maps the keys of `METRICS` to points; a missing key counts as None.
+    `routing` exists for pools only: row j is the mean attention (0..1) of task j over the blocks
+    at the end of the stream, oldest block first.
+    """
+
+    label: str
+    method: str
+    backbone: str
+    tasks: list[str]
+    matrix: list[list[float | None]]
+    metrics: dict[str, float | None]
+    routing: list[list[float]] | None = None
+    settings: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def row_labels(self) -> list[str]:
+        """One label such as "after tickets" per row of `matrix`."""
+        return [f"after {task}" for task in self.tasks[: len(self.matrix)]]
+
+
+def score_text(value: float | None) -> str:
+    """A score or metric with one decimal; "–" when it was not measured."""
+    # Adding 0.0 turns the -0.0 that round() can leave into 0.0.
+    return "–" if value is None else f"{round(value, 1) + 0.0:.1f}"
+
+
+def sentence(summary: RunSummary) -> str:
+    """One plain sentence on what the run learned, how it scores and what it forgot."""
+    learned, planned = len(summary.matrix), len(summary.tasks)
+    if learned == 0:
+        return f"{summary.label} has not finished a task yet."
+    count = str(learned) if learned == planned else f"{learned} of {planned}"
+    start = f"{summary.label} learned {count} {'task' if planned == 1 else 'tasks'}"
+    average = summary.metrics.get("average_performance")
+    lost = summary.metrics.get("forgetting")
+    if learned == 1:
+        return f"{start}; its score is {'unknown' if average is None else score_text(average)}."
+    parts = []
+    if average is not None:
+        parts.append(f"scores {score_text(average)} on average")
+    if lost is not None:
+        parts.append(_lost_text(round(lost, 1)))
+    if not parts:
+        return f"{start}; its scores were not measured."
+    return f"{start}; after the last it {' and '.join(parts)}."
+
+
+def _lost_text(lost: float) -> str:
+    if lost > 0:
+        return f"lost {lost:.1f} points on earlier tasks since their best"
+    if lost < 0:
+        return f"gained {-lost:.1f} points on earlier tasks over their earlier best"
+    return "lost nothing on earlier tasks"

@@ -1,0 +1,89 @@
+"""Score and metric tables for the terminal (rich) and for Markdown."""
+
+import re
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.columns import Columns
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from retain.report.summary import METRICS, RunSummary, score_text
+
+TASKS_PER_TABLE = 6
+"""Most tasks side by side in one terminal table, so that numbers fit in 80 columns."""
+
+
+def score_table(summary: RunSummary, columns: range | None = None) -> Table:
+    """The score matrix: a row "after <task>" per learned task, a column per task.
+
+    Cells above the diagonal are empty; "–" marks a score that was not measured. `columns` limits
+    the table to these task indices and to the rows that reach them; None shows all.
+    """
+    columns = columns if columns is not None else range(len(summary.tasks))
+    table = _table(summary.label, [summary.tasks[j] for j in columns])
+    for label, row in zip(summary.row_labels, summary.matrix, strict=True):
+        cells = [score_text(row[j]) if j < len(row) else "" for j in columns]
+        if any(cells):
+            table.add_row(Text(label), *cells)
+    return table
+
+
+def metrics_table(summaries: Sequence[RunSummary]) -> Table:
+    """A row per metric, a column per run; values in points, "–" when unknown."""
+    table = _table("Metrics", [summary.label for summary in summaries])
+    for key, words in METRICS.items():
+        table.add_row(words, *(score_text(summary.metrics.get(key)) for summary in summaries))
+    return table
+
+
+def side_by_side(summaries: Sequence[RunSummary]) -> RenderableType:
+    """All score tables next to each other, stacked where the terminal is narrow, then the metrics.
+
+    A matrix of more than `TASKS_PER_TABLE` tasks is cut into several tables.
+    """
+    tables = [
+        score_table(summary, range(len(summary.tasks))[start : start + TASKS_PER_TABLE])
+        for summary in summaries
+        for start in range(0, len(summary.matrix), TASKS_PER_TABLE)
+    ]
+    return Group(Columns(tables), metrics_table(summaries))
+
+
+def markdown(summaries: Sequence[RunSummary]) -> str:
+    """The score table of each run under its label, then the metrics table, as GitHub Markdown."""
+    parts = []
+    for summary in summaries:
+        rows = [
+            [label, *(score_text(value) for value in row), *[""] * (len(summary.tasks) - len(row))]
+            for label, row in zip(summary.row_labels, summary.matrix, strict=True)
+        ]
+        parts += [f"### {_escape(summary.label)}", _markdown_table(summary.tasks, rows)]
+    metric_rows = [
+        [words, *(score_text(summary.metrics.get(key)) for summary in summaries)]
+        for key, words in METRICS.items()
+    ]
+    parts += ["### Metrics", _markdown_table([s.label for s in summaries], metric_rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    # Text, not str: rich would read "[...]" in a name as markup.
+    table = Table(title=Text(title, style="bold"), title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("", overflow="fold")
+    for name in columns:
+        table.add_column(Text(name), justify="right", overflow="fold", min_width=5)
+    return table
+
+
+def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [["", *columns], *rows]
+    texts = ["| " + " | ".join(_escape(cell) for cell in line) + " |" for line in lines]
+    texts.insert(1, "| --- |" + " ---: |" * len(columns))
+    return "\n".join(texts)
+
+
+def _escape(text: str) -> str:
+    """`text` on one line, with the characters that Markdown or HTML would interpret escaped."""
+    return re.sub(r"([\\`*_\[\]<>|#~&$])", r"\\\1", " ".join(text.split()))

@@ -1,0 +1,228 @@
+"""The run directory: atomic writes, checksums, one writer.
+
+A file is written under a temporary name, synced and renamed, so that a crash leaves the old file or
+the new one, never half of one. `manifest.json` lists the sha256 of every committed file, and of
+itself; what it does not list is unfinished work, which a resumed run does again or continues.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from filelock import FileLock, Timeout
+
+from retain.errors import RetainError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+LOCK = ".lock"
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces `path` by `content`, or leaves it as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes one JSON value atomically; NaN and infinity are refused."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
+    """Writes one JSON value a line, atomically."""
+    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    write_text(path, "".join(lines))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Writes named tensors as safetensors, atomically."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_bytes(path, safetensors.torch.save(plain))
+
+
+def read_json(path: Path) -> Any:
+    """Reads one JSON value; raises RetainError naming the file when it is missing or no JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise RetainError(f"{path}: no such file; is this a finished run?") from None
+    except ValueError as error:
+        raise RetainError(f"{path}: not readable as JSON ({error}); restore it") from None
+
+
+def read_jsonl(path: Path) -> list[Any]:
+    """Reads one JSON value a line; raises RetainError naming the file and the line."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        raise RetainError(f"{path}: no such file; check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RetainError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise RetainError(
+                    f"{path}, line {number}: not valid JSON ({error}); each line is one JSON object"
+                ) from None
+    return rows
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Reads a safetensors file onto the CPU; raises RetainError naming a missing or damaged one."""
+    try:
+        return safetensors.torch.load_file(path)
+    except FileNotFoundError:
+        raise RetainError(f"{path}: no such file; is this a finished run?") from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise RetainError(f"{path}: damaged ({error}); restore it or relearn the task") from None
+
+
+def slug(name: str) -> str:
+    """A safe folder name for a free-text task name: letters of any script, digits, `-` and `_`."""
+    return re.sub(r"[^\w-]+", "-", name).strip("-")[:40] or "task"
+
+
+class RunDirectory:
+    """One run on disk.
+
+    Raises:
+        RetainError: when another process writes to the run, or a file that is read is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.files: dict[str, str] = {}
+        self._lock = FileLock(path / LOCK)
+
+    # -- one writer
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the run for writing; it is free again at the end, or when the process dies."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise RetainError(
+                f"{self.path}: another process is writing to this run; wait for it to end"
+            ) from None
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    # -- what is committed
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return (self.path / MANIFEST).exists()
+
+    def load_manifest(self) -> None:
+        """Reads the manifest and checks it against its own checksum."""
+        path = self.path / MANIFEST
+        if not self.path.is_dir():
+            raise RetainError(f"{self.path}: no such run folder; check the path")
+        if not path.exists():
+            raise RetainError(f"{self.path}: not a run (it has no {MANIFEST}); check the path")
+        manifest = read_json(path)
+        if not isinstance(manifest, dict) or manifest.get("sha256") != _self_checksum(manifest):
+            raise RetainError(f"{path}: damaged (its checksum does not match); restore it")
+        if manifest["format"] != FORMAT:
+            raise RetainError(
+                f"{path}: format {manifest['format']}, but this version reads {FORMAT}; "
+                "use the version of retain that wrote it"
+            )
+        self.files = manifest["files"]
+
+    def commit(self, paths: Iterable[Path]) -> None:
+        """Adds files to the manifest (or renews their checksums), then writes it."""
+        for path in paths:
+            self.files[path.relative_to(self.path).as_posix()] = _checksum(path)
+        manifest: dict[str, Any] = {"format": FORMAT, "files": dict(sorted(self.files.items()))}
+        manifest["sha256"] = _self_checksum(manifest)
+        write_json(self.path / MANIFEST, manifest)
+
+    def damaged(self, paths: Iterable[str] | None = None) -> list[str]:
+        """Checks committed files (all of them by default); returns a line for each bad one."""
+        complaints = []
+        for name in self.files if paths is None else paths:
+            path = self.path / name
+            if not path.is_file():
+                complaints.append(f"{path}: missing; restore it from a copy of the run")
+            elif _checksum(path) != self.files[name]:
+                complaints.append(
+                    f"{path}: damaged (its checksum does not match); restore it from a copy"
+                )
+        return complaints
+
+    def check(self, prefix: str = "") -> None:
+        """Raises RetainError for the first damaged committed file whose name starts so."""
+        for complaint in self.damaged(n for n in self.files if n.startswith(prefix)):
+            raise RetainError(complaint)
+
+    # -- tasks
+
+    def task_folder(self, index: int, name: str) -> Path:
+        """`tasks/<nn>-<name>`, counted from 1."""
+        return self.path / "tasks" / f"{index + 1:02d}-{slug(name)}"
+
+    def learned(self) -> list[Path]:
+        """The folders of the tasks whose learning is committed, oldest first."""
+        names = (n for n in self.files if n.startswith("tasks/") and n.endswith("/task.json"))
+        return [(self.path / name).parent for name in sorted(names)]
+
+    def commit_folder(self, folder: Path, leave_out: str) -> None:
+        """Commits every file below a task's folder, except the subfolder `leave_out`."""
+        self.commit(
+            path
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+            and path.relative_to(folder).parts[0] != leave_out
+            and not path.name.startswith(".")
+        )
+
+
+def remove_folder(path: Path) -> None:
+    """Deletes a folder of unfinished work, if it is there."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _checksum(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _self_checksum(manifest: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,51 @@
+"""A stream: the configured tasks, read and checked before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from retain.config import TaskConfig
+from retain.errors import RetainError
+from retain.tasks import Task
+from retain.tasks.readers import COLUMNS, read_hub, read_long_sequence, read_rows, read_superni
+
+FOLDER_READERS = {
+    "superni": (read_superni, "rouge_l"),
+    "long_sequence": (read_long_sequence, "exact_match"),
+}
+
+
+def load_stream(configs: Iterable[TaskConfig]) -> list[Task]:
+    """Reads tasks in order.
+
+    Raises:
+        RetainError: naming the file and the line, or two tasks of one name.
+    """
+    tasks: list[Task] = []
+    for config in configs:
+        task = read_task(config)
+        if any(task.name == known.name for known in tasks):
+            raise RetainError(f"tasks: two are named '{task.name}'; give one another 'name'")
+        tasks.append(task)
+    return tasks
+
+
+def read_task(config: TaskConfig) -> Task:
+    """Reads one configured task; what its splits lack is carved off train."""
+    columns = {**COLUMNS, **config.columns}
+    if config.reader in FOLDER_READERS:
+        read, metric = FOLDER_READERS[config.reader]
+        folder = Path(config.path)
+        if not folder.is_dir():
+            raise RetainError(f"{folder}: no such folder; check the path")
+        name, train, test = folder.name, read(folder, "train"), read(folder, "test")
+    elif config.reader == "hub":
+        name, metric = config.path.rpartition("/")[2], "exact_match"
+        train = read_hub(config.path, "train", config.subset, columns)
+        test = read_hub(config.path, config.test or "test", config.subset, columns)
+    else:
+        path = Path(config.path)
+        name, metric, train = path.stem, "exact_match", read_rows(path, columns)
+        test = None if config.test is None else read_rows(Path(config.test), columns)
+    return Task.split(config.name or name, train, test, config.metric or metric, config.train_limit)

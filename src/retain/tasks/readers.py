@@ -1,0 +1,154 @@
+"""Readers: files and hub datasets → examples.
+
+JSONL is read line by line, so that an error can name the line; CSV, Parquet and the hub go through
+`datasets`. The benchmark layouts are those of their official releases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from retain.errors import RetainError
+from retain.store import read_json, read_jsonl
+from retain.tasks.task import Example
+
+COLUMNS = {"prompt": "prompt", "answer": "answer"}
+
+
+def parse_row(row: Any, where: str, columns: Mapping[str, str] = COLUMNS) -> Example:
+    """One row of `prompt` and `answer` (a string or a list of references), or of `messages`.
+
+    Args:
+        row: the row as read.
+        where: file and line, for the error.
+        columns: which keys hold the prompt and the answer.
+
+    Raises:
+        RetainError: naming the place and the field.
+    """
+    if not isinstance(row, dict):
+        raise RetainError(f"{where}: expected an object with 'prompt' and 'answer'")
+    messages: tuple[dict[str, str], ...] = ()
+    if row.get("messages"):
+        turns = _messages(row["messages"], where)
+        answer: Any = row.get(columns["answer"])
+        if answer is None:
+            if len(turns) < 2 or turns[-1]["role"] != "assistant":
+                raise RetainError(f"{where}: 'messages' must end with the assistant's answer")
+            answer, turns = turns[-1]["content"], turns[:-1]
+        prompt = "\n".join(turn["content"] for turn in turns if turn["role"] == "user")
+        messages = tuple(turns)
+    else:
+        for role, key in columns.items():
+            if row.get(key) is None:
+                found = ", ".join(map(str, row)) or "none"
+                raise RetainError(f"{where}: no field '{key}' for the {role} (fields: {found})")
+        prompt, answer = row[columns["prompt"]], row[columns["answer"]]
+    references = answer if isinstance(answer, list) else [answer]
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise RetainError(f"{where}: field '{columns['prompt']}' must be a text that is not empty")
+    if not references or not all(isinstance(r, str | int | float) for r in references):
+        raise RetainError(f"{where}: field '{columns['answer']}' must be a text or a list of texts")
+    texts = tuple(str(reference) for reference in references)
+    if not texts[0].strip():
+        raise RetainError(f"{where}: field '{columns['answer']}' is empty")
+    return Example(prompt, texts, messages)
+
+
+def read_rows(path: Path, columns: Mapping[str, str] = COLUMNS) -> list[Example]:
+    """Reads a `.jsonl`, `.csv` or `.parquet` file, by its ending.
+
+    Raises:
+        RetainError: naming the file, and the line or row.
+    """
+    if not path.is_file():
+        raise RetainError(f"{path}: no such file; check the path")
+    rows: Iterable[Any]
+    if path.suffix in (".jsonl", ".json"):
+        rows = read_jsonl(path)
+    elif path.suffix in (".csv", ".parquet"):
+        import datasets
+
+        read = datasets.Dataset.from_csv if path.suffix == ".csv" else datasets.Dataset.from_parquet
+        try:
+            rows = read(str(path), keep_in_memory=True)
+        except Exception as error:  # datasets wraps whatever pandas and pyarrow raise
+            cause = str(error.__cause__ or error).splitlines()[0]
+            raise RetainError(f"{path}: cannot be read ({cause})") from None
+    else:
+        raise RetainError(f"{path}: unknown ending; use .jsonl, .csv or .parquet")
+    examples = [
+        parse_row(row, f"{path}, line {number}", columns) for number, row in enumerate(rows, 1)
+    ]
+    if not examples:
+        raise RetainError(f"{path}: the task is empty; give it at least one line")
+    return examples
+
+
+def read_superni(folder: Path, split: str) -> list[Example]:
+    """Super-NaturalInstructions: `Definition` (a list), `Instances` of `input` and `output`.
+
+    The prompt is the definition, the input, and the cue `Output:`.
+    """
+    return _read_instances(folder / f"{split}.json", "{definition}\n\nInput: {input}\nOutput:")
+
+
+def read_long_sequence(folder: Path, split: str) -> list[Example]:
+    """Long Sequence benchmark: the same layout, with `labels.json` as the list of options."""
+    labels = read_json(folder / "labels.json")
+    options = f"Option: {', '.join(labels)}\n" if labels else ""
+    return _read_instances(
+        folder / f"{split}.json", "{definition}\n" + options.replace("{", "{{").replace("}", "}}")
+        + "{input}\nAnswer:",
+    )
+
+
+def read_hub(
+    name: str, split: str, subset: str | None, columns: Mapping[str, str] = COLUMNS
+) -> list[Example]:
+    """A dataset of the hub (or of its local cache), by its id."""
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(name, subset, split=split)
+    except Exception as error:  # network, missing id, missing split: one line for each of them
+        raise RetainError(
+            f"dataset '{name}', split '{split}': cannot be loaded ({str(error).splitlines()[0]}); "
+            "check the id and the connection"
+        ) from None
+    return [parse_row(row, f"{name}/{split}, row {n}", columns) for n, row in enumerate(rows, 1)]
+
+
+def _read_instances(path: Path, template: str) -> list[Example]:
+    content = read_json(path)
+    try:
+        definition = "\n".join(content["Definition"]).strip()
+        instances = content["Instances"]
+        examples = []
+        for number, instance in enumerate(instances, 1):
+            text = template.format(definition=definition, input=instance["input"])
+            row = {"prompt": text.strip(), "answer": instance["output"]}
+            examples.append(parse_row(row, f"{path}, instance {number}"))
+    except (KeyError, TypeError) as error:
+        raise RetainError(f"{path}: not in the benchmark's layout (missing {error})") from None
+    if not examples:
+        raise RetainError(f"{path}: the task is empty")
+    return examples
+
+
+def _messages(value: Any, where: str) -> list[dict[str, str]]:
+    if not isinstance(value, list):
+        raise RetainError(f"{where}: field 'messages' must be a list of role and content")
+    for turn in value:
+        if (
+            not isinstance(turn, dict)
+            or turn.get("role") not in ("system", "user", "assistant")
+            or not isinstance(turn.get("content"), str)
+        ):
+            raise RetainError(
+                f"{where}: each of 'messages' needs a 'role' (system, user or assistant) "
+                "and a text 'content'"
+            )
+    return [{"role": turn["role"], "content": turn["content"]} for turn in value]

@@ -1,0 +1,109 @@
+"""A task: examples to learn from, examples to be tested on, and the metric."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from retain.errors import RetainError
+
+DEV_SHARE, DEV_LIMIT = 0.1, 50
+TEST_SHARE, TEST_LIMIT = 0.2, 200
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt and the answers that count as right.
+
+    Attributes:
+        prompt: the user's text, as plain text.
+        references: right answers; training uses the first, scoring takes the best over all.
+        messages: the conversation before the answer, `{"role", "content"}` each, when the example
+            came as a chat; empty otherwise.
+    """
+
+    prompt: str
+    references: tuple[str, ...]
+    messages: tuple[dict[str, str], ...] = ()
+
+    def as_row(self) -> dict[str, object]:
+        """The JSON object that `readers.parse_row` turns back into this example."""
+        row: dict[str, object] = {"prompt": self.prompt, "answer": list(self.references)}
+        if self.messages:
+            row["messages"] = list(self.messages)
+        return row
+
+
+@dataclass(frozen=True)
+class Task:
+    """A name, train/dev/test examples, and a metric (`exact_match` or `rouge_l`).
+
+    The test examples are read by evaluation only; methods that need held-out inputs use `dev`.
+    """
+
+    name: str
+    train: Sequence[Example]
+    dev: Sequence[Example]
+    test: Sequence[Example]
+    metric: str = "exact_match"
+    source: dict[str, object] = field(default_factory=dict)
+
+    @classmethod
+    def split(
+        cls,
+        name: str,
+        train: Sequence[Example],
+        test: Sequence[Example] | None = None,
+        metric: str = "exact_match",
+        train_limit: int | None = None,
+        seed: int = 0,
+    ) -> Task:
+        """Carves what is missing off the training examples, fixed by `seed`.
+
+        A tenth of train (at most 50) becomes the development split; without `test`, a fifth (at
+        most 200) becomes the test split first.
+
+        Raises:
+            RetainError: when train is too small to be split, or test is empty.
+        """
+        rows = list(train)
+        random.Random(seed).shuffle(rows)
+        if test is None:
+            size = min(int(len(rows) * TEST_SHARE), TEST_LIMIT)
+            test, rows = rows[:size], rows[size:]
+        size = min(max(int(len(rows) * DEV_SHARE), 1), DEV_LIMIT)
+        dev, rows = rows[:size], rows[size:]
+        if not rows or not test:
+            empty = "training" if not rows else "test"
+            raise RetainError(f"task '{name}': no {empty} examples; give it more lines")
+        return cls(name, rows[:train_limit], dev, list(test), metric)
+
+    @classmethod
+    def from_jsonl(
+        cls,
+        path: str | Path,
+        name: str | None = None,
+        test: str | Path | None = None,
+        metric: str = "exact_match",
+        seed: int = 0,
+    ) -> Task:
+        """Reads rows of `prompt` and `answer`, or chat `messages`; see `retain.tasks.readers`."""
+        from retain.tasks.readers import read_rows
+
+        train = read_rows(Path(path))
+        return cls.split(
+            name or Path(path).stem,
+            train,
+            None if test is None else read_rows(Path(test)),
+            metric,
+            seed=seed,
+        )
+
+    def fingerprint(self, split: str) -> str:
+        """sha256 over a split's examples, to tell whether two runs saw the same data."""
+        rows = [example.as_row() for example in getattr(self, split)]
+        return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,207 @@
+"""One optimisation on transformers' Trainer. It knows phases, and no method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from pydantic import PositiveInt
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from retain.backbone import Backbone, Batch
+from retain.phase import Phase
+from retain.progress import Progress
+
+
+class TrainingConfig(BaseModel):
+    """How a task is trained: names and meanings are those of transformers.TrainingArguments."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_steps: int = -1
+    num_train_epochs: PositiveFloat = 3.0
+    per_device_train_batch_size: PositiveInt = 8
+    gradient_accumulation_steps: PositiveInt = 1
+    learning_rate: PositiveFloat = 1e-3
+    lr_scheduler_type: Literal[
+        "constant", "constant_with_warmup", "linear", "cosine", "polynomial"
+    ] = "linear"
+    warmup_steps: NonNegativeInt = 0
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: NonNegativeFloat = 1.0
+    optim: Literal["adamw_torch", "adafactor", "sgd"] = "adamw_torch"
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    save_steps: PositiveInt = 100
+    logging_steps: PositiveInt = 1
+
+
+class _PhaseModule(nn.Module):
+    """Model and loss as one module for Trainer; its state is what the phase trains, nothing else."""
+
+    def __init__(self, model: nn.Module, phase: Phase) -> None:
+        super().__init__()
+        self.model = model
+        self._loss = phase.loss
+
+    def forward(self, **batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        parts = self._loss(batch)
+        return torch.stack(list(parts.values())).sum(), parts
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return trained_tensors(self.model)
+
+    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.model.load_state_dict(state_dict, strict=False)
+
+
+class _PhaseTrainer(Trainer):
+    """Trainer over parameter groups, keeping the means of the loss parts for the log."""
+
+    def __init__(self, phase: Phase, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.phase = phase
+        self.model_accepts_loss_kwargs = False  # losses are batch means: divide by accumulation
+        self._sums: dict[str, float] = {}
+        self._count = 0
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args)
+        decay, rate = self.args.weight_decay, self.args.learning_rate
+        self.optimizer = kind(
+            [
+                {"params": group.parameters, "lr": rate * group.rate, "weight_decay": decay}
+                for group in self.phase.groups
+            ],
+            **options,
+        )
+        return self.optimizer
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        loss, parts = model(**inputs)
+        for name, value in parts.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.item()
+        self._count += 1
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if self._count and "loss" in logs:
+            logs = {**logs, **{f"loss_{k}": v / self._count for k, v in self._sums.items()}}
+            self._sums, self._count = {}, 0
+        super().log(logs, *args, **kwargs)
+
+
+class _Report(TrainerCallback):
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        parts = {k.removeprefix("loss_"): v for k, v in logs.items() if k.startswith("loss_")}
+        if parts:
+            self.progress.update(state.global_step, parts)
+
+
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters that the current phase trains, by name."""
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def release(model: nn.Module, phase: Phase) -> None:
+    """Lets exactly the phase's parameters move.
+
+    Raises:
+        RuntimeError: when a group holds a parameter that is not part of the model, which neither
+            checkpoints nor data parallelism would see.
+    """
+    model.requires_grad_(False)
+    wanted = [p for group in phase.groups for p in group.parameters]
+    known = {id(p) for p in model.parameters()}
+    if any(id(p) not in known for p in wanted):
+        raise RuntimeError(f"phase '{phase.name}': a trained parameter is not part of the model")
+    for parameter in wanted:
+        parameter.requires_grad_(True)
+
+
+def step_count(config: TrainingConfig, phase: Phase) -> int:
+    """Optimizer steps of a phase."""
+    fixed = phase.max_steps or config.max_steps
+    if fixed > 0:
+        return fixed
+    per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    return max(1, int(config.num_train_epochs * -(-len(phase.data) // per_step)))
+
+
+def fit(
+    backbone: Backbone,
+    phase: Phase,
+    config: TrainingConfig,
+    folder: Path,
+    seed: int,
+    progress: Progress,
+) -> list[dict[str, float]]:
+    """Trains the phase's groups on its rows, continuing from a checkpoint in `folder` if it has one.
+
+    Args:
+        backbone: the model is trained in place.
+        phase: what is trained, on what.
+        config: the run's training settings.
+        folder: where Trainer keeps its checkpoints, every `save_steps`.
+        seed: of the data order and of dropout.
+        progress: is told of each logged step.
+
+    Returns:
+        The log: per logged step its number, loss, `loss_<part>`, gradient norm, learning rate.
+    """
+    release(backbone.model, phase)
+    if config.gradient_checkpointing:
+        backbone.model.activation_checkpointing_enable({"use_reentrant": False})
+    options = config.model_dump(exclude={"max_steps", "gradient_checkpointing"})
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=step_count(config, phase),
+        seed=seed,
+        data_seed=seed,
+        save_strategy="steps",
+        save_total_limit=1,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        log_level="error",
+        use_cpu=backbone.device.type == "cpu",
+        dataloader_pin_memory=False,
+        **options,
+    )
+    collate: Callable[[Any], Batch] = backbone.collate
+    with _quiet():
+        trainer = _PhaseTrainer(
+            phase,
+            model=_PhaseModule(backbone.model, phase),
+            args=arguments,
+            train_dataset=phase.data,
+            data_collator=collate,
+            callbacks=[_Report(progress)],
+        )
+        trainer.remove_callback(transformers.PrinterCallback)
+        checkpoint = transformers.trainer_utils.get_last_checkpoint(str(folder))
+        trainer.train(resume_from_checkpoint=checkpoint)
+    if config.gradient_checkpointing:
+        backbone.model.activation_checkpointing_disable()
+    backbone.model.requires_grad_(False).eval()
+    return [row for row in trainer.state.log_history if "loss" in row]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences transformers' own notes, which speak of things the user did not set."""
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(level)

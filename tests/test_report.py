@@ -1,0 +1,185 @@
+"""Tests of the reports: escaping, missing scores, layout and repeatability."""
+
+import io
+import re
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from rich.console import Console, RenderableType
+
+from retain.report import (
+    RunSummary,
+    heat_map,
+    markdown,
+    matrices_png,
+    metrics_table,
+    render,
+    score_table,
+    sentence,
+    side_by_side,
+)
+
+ODD = '<b>&"任务'
+
+RUN = RunSummary(
+    label="sapt",
+    method="sapt",
+    backbone="tiny",
+    tasks=["tickets", "intents", "mails"],
+    matrix=[[90.0], [88.04, 95.0], [87.5, None, 93.3]],
+    metrics={
+        "average_performance": 91.24,
+        "forgetting": 1.5,
+        "backward_transfer": -1.5,
+        "forward_transfer": None,
+    },
+    routing=[[0.9, 0.05, 0.05], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]],
+    settings={"rank": 4, "note": "<i>x</i>"},
+)
+SINGLE = RunSummary("one", "plain", "tiny", ["only"], [[50.0]], {"average_performance": 50.0})
+
+
+def shown(renderable: RenderableType, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(renderable)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def many(count: int) -> RunSummary:
+    tasks = [f"task{j}_with_quite_a_long_name" for j in range(count)]
+    return replace(RUN, tasks=tasks, matrix=[[100.0] * (i + 1) for i in range(count)])
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        (
+            RUN,
+            "sapt learned 3 tasks; after the last it scores 91.2 on average and lost 1.5 points "
+            "on earlier tasks since their best.",
+        ),
+        (SINGLE, "one learned 1 task; its score is 50.0."),
+        (replace(SINGLE, metrics={}), "one learned 1 task; its score is unknown."),
+        (replace(RUN, metrics={}), "sapt learned 3 tasks; its scores were not measured."),
+        (
+            replace(RUN, matrix=RUN.matrix[:2], metrics={"forgetting": -0.01}),
+            "sapt learned 2 of 3 tasks; after the last it lost nothing on earlier tasks.",
+        ),
+        (
+            replace(RUN, metrics={"forgetting": -2.0}),
+            "sapt learned 3 tasks; after the last it gained 2.0 points on earlier tasks over "
+            "their earlier best.",
+        ),
+        (replace(RUN, matrix=[]), "sapt has not finished a task yet."),
+    ],
+)
+def test_sentence(run: RunSummary, expected: str) -> None:
+    assert sentence(run) == expected
+
+
+def test_score_table_is_lower_triangular_with_dashes() -> None:
+    lines = shown(score_table(RUN)).splitlines()
+    cells = {}
+    for line in lines:
+        if "after" in line:
+            label, *values = re.split(r" {2,}", line.strip())
+            cells[label] = values
+    assert cells == {
+        "after tickets": ["90.0"],
+        "after intents": ["88.0", "95.0"],
+        "after mails": ["87.5", "–", "93.3"],
+    }
+
+
+def test_names_are_not_read_as_markup() -> None:
+    assert "[red]x" in shown(score_table(replace(SINGLE, tasks=["[red]x"])))
+    assert "[red]x" in shown(metrics_table([replace(SINGLE, label="[red]x")]))
+
+
+def test_metrics_table() -> None:
+    text = shown(metrics_table([RUN, SINGLE]))
+    for part in ("AP", "F.Ra", "BWT", "FWT", "sapt", "one", "91.2", "1.5", "-1.5", "–"):
+        assert part in text
+
+
+def test_tables_stack_in_80_columns_and_stand_side_by_side_in_200() -> None:
+    other = replace(RUN, label="seqlora")
+    narrow, wide = shown(side_by_side([RUN, other])), shown(side_by_side([RUN, other]), 200)
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert not any("sapt" in line and "seqlora" in line for line in narrow.splitlines()[:5])
+    assert any("sapt" in line and "seqlora" in line for line in wide.splitlines()[:5])
+
+
+def test_fifteen_tasks_keep_their_numbers_in_80_columns() -> None:
+    text = shown(side_by_side([many(15)]))
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count("100.0") == 15 * 16 // 2
+
+
+def test_markdown() -> None:
+    text = markdown([replace(RUN, tasks=["a|b", "<x>", "mails"]), SINGLE])
+    assert "| after a\\|b | 90.0 |  |  |" in text
+    assert "\\<x\\>" in text
+    assert "| after mails | 87.5 | – | 93.3 |" in text
+    assert "|  | sapt | one |\n| --- | ---: | ---: |\n| AP" in text
+
+
+def test_heat_map_is_repeatable_parses_and_leaves_gaps_blank() -> None:
+    labels = [ODD, "$x^$", "c"]
+    svg = heat_map(RUN.matrix, labels, labels, ODD, 100.0)
+    assert svg == heat_map(RUN.matrix, labels, labels, ODD, 100.0)
+    texts = [element.text for element in ElementTree.fromstring(svg).iter() if element.text]
+    values = [text for text in texts if re.fullmatch(r"[\d.]+", text)]
+    assert values == ["90.0", "88.0", "95.0", "87.5", "93.3"]
+    assert texts.count(ODD) == 3 and "$x^$" in texts
+    assert svg.startswith("<svg ") and ' id="' not in svg
+
+
+def test_heat_map_cuts_long_labels() -> None:
+    svg = heat_map([[0.5]], ["r" * 99], ["任" * 99], "t", 1.0)
+    assert "r" * 23 + "…" in svg and "任" * 11 + "…" in svg and "0.50" in svg
+
+
+@pytest.mark.parametrize(
+    ("matrix", "rows", "columns"),
+    [([], [], ["a"]), ([[1.0]], ["a", "b"], ["a"]), ([[1.0, 2.0]], ["a"], ["a"])],
+)
+def test_heat_map_rejects_wrong_shapes(
+    matrix: list[list[float | None]], rows: list[str], columns: list[str]
+) -> None:
+    with pytest.raises(ValueError, match="row"):
+        heat_map(matrix, rows, columns, "t", 1.0)
+
+
+def test_matrices_png(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.png", tmp_path / "b.png"
+    matrices_png([RUN, SINGLE], first)
+    matrices_png([RUN, SINGLE], second)
+    assert first.read_bytes().startswith(b"\x89PNG") and first.read_bytes() == second.read_bytes()
+    with pytest.raises(ValueError, match="no runs"):
+        matrices_png([], first)
+
+
+def test_page_is_self_contained_and_repeatable() -> None:
+    page = render([RUN, SINGLE])
+    assert page == render([RUN, SINGLE])
+    assert "<script" not in page and "<?xml" not in page and page.count("<!DOCTYPE") == 1
+    assert not re.search(r"(src|href|resource)\s*=|url\(|@import", page)
+    assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
+    assert page.count("<svg ") == 3
+    assert page.count("Attention of each task over the blocks</text>") == 1
+    assert sentence(RUN) in page and sentence(SINGLE) in page
+
+
+def test_page_escapes_free_text() -> None:
+    page = render([replace(RUN, label=ODD, tasks=[ODD, "b", "c"])])
+    assert "<b>" not in page and "<i>" not in page
+    assert "&lt;b&gt;&amp;&#34;任务" in page and "&lt;i&gt;x&lt;/i&gt;" in page
+
+
+def test_page_of_a_run_without_scores() -> None:
+    page = render([replace(SINGLE, matrix=[], metrics={})])
+    assert "<svg" not in page and "has not finished a task yet" in page
