@@ -3,7 +3,7 @@
     python benchmarks/results.py configs/superni-short.yaml --variants seqlora sapt --seeds 0 1
 
 Each run lies in OUT/<experiment>/<variant>-<seed>; an interrupted one continues where it stopped.
-With --dev the development split stands in for the test split: for choosing settings.
+With --dev part of train stands in for the test split: for choosing settings.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from rich.console import Console
 
 from retain import Learner, Task, load_stream, results
 from retain.config import read_experiment
@@ -23,7 +24,6 @@ from retain.metrics import continual
 from retain.metrics.text import score
 from retain.progress import ConsoleProgress
 from retain.store import read_jsonl
-from rich.console import Console
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "seqlora": {"name": "seqlora"},
@@ -37,7 +37,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def run(config: Path, changes: list[str], variant: str, seed: int, folder: Path, dev: bool) -> None:
     """Learns one stream, or what is left of it."""
     experiment = read_experiment(config, changes)
-    shared = {k: experiment.method[k] for k in ("rank", "alpha") if k in experiment.method}
+    shared: dict[str, Any] = {k: experiment.method[k] for k in ("rank", "alpha")}
     update = {"method": {**shared, **VARIANTS[variant]}, "seed": seed, "output": str(folder)}
     progress = ConsoleProgress(Console(stderr=True), folder.name)
     if (folder / "manifest.json").exists():
@@ -54,9 +54,8 @@ def run(config: Path, changes: list[str], variant: str, seed: int, folder: Path,
 
 
 def _on_dev(task: Task) -> Task:
-    """Half of the development split is tested on, the other half stays held out."""
-    half = len(task.dev) // 2
-    return replace(task, test=task.dev[half:], dev=task.dev[:half])
+    """Sixty training examples are tested on instead, and no longer trained on."""
+    return replace(task, test=task.train[:60], train=task.train[60:])
 
 
 def row(folder: Path, pertask: Path) -> dict[str, float | None]:
@@ -68,14 +67,15 @@ def row(folder: Path, pertask: Path) -> dict[str, float | None]:
     routing = results.rows(opened)[-1]["routing"]
     if routing[0] is not None and len(routing) == len(routing[0]):
         line["own_block"] = statistics.mean(weights[i] for i, weights in enumerate(routing))
-    line["rouge_l"] = continual.average_performance([_rouge(opened.learned()[-1])])
+    line["rouge_l"] = continual.average_performance([_rouge(opened.learned())])
     return line
 
 
-def _rouge(folder: Path) -> list[float | None]:
-    """ROUGE-L of the last row, from its predictions."""
+def _rouge(folders: list[Path]) -> list[float | None]:
+    """ROUGE-L of the last row, from the newest predictions on each task."""
+    newest = {p.name: p for folder in folders for p in (folder / "predictions").glob("*.jsonl")}
     found: list[float | None] = []
-    for path in sorted((folder / "predictions").glob("*.jsonl")):
+    for _, path in sorted(newest.items()):
         rows = read_jsonl(path)
         found.append(
             score("rouge_l", [r["prediction"] for r in rows], [r["references"] for r in rows])

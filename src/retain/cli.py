@@ -70,7 +70,9 @@ def run(
 def learn(
     run: Run,
     task: Annotated[Path, typer.Argument(help="Rows of prompt and answer.", metavar="TASK.jsonl")],
-    name: Annotated[str | None, typer.Option(help="The task's name; the file's by default.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The task's name; the file's by default.")
+    ] = None,
     test: Annotated[Path | None, typer.Option(help="Test rows; else a fifth is held out.")] = None,
     metric: Annotated[str, typer.Option(help="exact_match or rouge_l.")] = "exact_match",
 ) -> None:
@@ -104,7 +106,9 @@ def evaluate(
 @app.command()
 def generate(
     run: Run,
-    prompts: Annotated[list[str], typer.Argument(help="Prompts; - reads lines.", metavar="PROMPT…")],
+    prompts: Annotated[
+        list[str], typer.Argument(help="Prompts; - reads lines.", metavar="PROMPT…")
+    ],
     task: Annotated[str | None, typer.Option(help="For methods that need the task.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per prompt.")] = False,
 ) -> None:
@@ -126,7 +130,9 @@ def generate(
 def report(
     runs: Annotated[list[Path], typer.Argument(help="One run, or several to compare.")],
     single: Single = None,
-    output: Annotated[Path | None, typer.Option(help="The page; RUN/report.html if one run.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The page; RUN/report.html if one run.")
+    ] = None,
 ) -> None:
     """Print the scores and write one self-contained HTML page."""
     from retain import results

@@ -7,8 +7,15 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
-from pydantic import field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+)
 
 from retain.backbone import BackboneConfig, PromptConfig
 from retain.errors import RetainError
@@ -18,6 +25,8 @@ from retain.metrics.text import METRICS
 from retain.training import TrainingConfig
 
 Checked = TypeVar("Checked", bound=BaseModel)
+
+
 class TaskConfig(BaseModel):
     """Where a task comes from. Paths are relative to the working directory.
 
@@ -172,7 +181,11 @@ def _fields_at(kind: type[BaseModel], path: Iterable[int | str]) -> list[str]:
         if isinstance(part, str) and part in current.model_fields:
             current = current.model_fields[part].annotation
             current = next(
-                (a for a in (current, *getattr(current, "__args__", ())) if hasattr(a, "model_fields")),
+                (
+                    a
+                    for a in (current, *getattr(current, "__args__", ()))
+                    if hasattr(a, "model_fields")
+                ),
                 current,
             )
     return list(getattr(current, "model_fields", ()))

@@ -96,9 +96,7 @@ class Learner:
             )
 
     @classmethod
-    def from_config(
-        cls, experiment: ExperimentConfig, progress: Progress | None = None
-    ) -> Learner:
+    def from_config(cls, experiment: ExperimentConfig, progress: Progress | None = None) -> Learner:
         """A new learner as an experiment file describes it; its tasks are not learned yet."""
         learner = cls.__new__(cls)
         path = Path(experiment.output or "runs/run")
@@ -193,7 +191,11 @@ class Learner:
 
     def _continue_or_clear(self, folder: Path, task: Task) -> None:
         """Keeps unfinished work on this very task; unfinished work on another one goes."""
-        key = {"task": task.name, "train": task.fingerprint("train"), "dev": task.fingerprint("dev")}
+        key = {
+            "task": task.name,
+            "train": task.fingerprint("train"),
+            "dev": task.fingerprint("dev"),
+        }
         mark = folder / UNFINISHED / "task.json"
         learned = self.run.learned()
         for other in (self.run.path / "tasks").glob("*"):
@@ -260,7 +262,7 @@ class Learner:
         return log
 
     def _seed(self, index: int, number: int) -> int:
-        """Seeds everything for one phase of one task, whatever was drawn before; returns the seed."""
+        """Seeds everything for one phase of one task, whatever was drawn before."""
         seed = (self.experiment.seed * 1_000_003 + index * 1_009 + number) % 2**31
         transformers.set_seed(seed)
         return seed
@@ -311,7 +313,7 @@ class Learner:
         return cell
 
     def evaluate(self, limit: int | None = None) -> dict[str, float]:
-        """Answers every learned task's test examples with the model as it is now; writes nothing."""
+        """Answers every learned task's test examples again, and scores them; writes nothing."""
         if limit is not None:
             config = self.experiment.evaluation.model_copy(update={"limit": limit})
             self.experiment = self.experiment.model_copy(update={"evaluation": config})
@@ -325,7 +327,7 @@ class Learner:
     # -- inference
 
     def answers(self, prompts: Sequence[str], task: str | None = None) -> list[Answer]:
-        """Greedy answers with their routing. `task` is for the methods that need the task's name."""
+        """Greedy answers with their routing; `task` is for methods that need the task's name."""
         if not self.tasks:
             raise RetainError(f"{self.run.path}: nothing learned yet")
         outputs, weights = answer(

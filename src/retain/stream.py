@@ -7,7 +7,7 @@ from pathlib import Path
 
 from retain.config import TaskConfig
 from retain.errors import RetainError
-from retain.tasks import Task
+from retain.tasks import Example, Task
 from retain.tasks.readers import COLUMNS, read_hub, read_long_sequence, read_rows, read_superni
 
 FOLDER_READERS = {
@@ -33,7 +33,8 @@ def load_stream(configs: Iterable[TaskConfig]) -> list[Task]:
 
 def read_task(config: TaskConfig) -> Task:
     """Reads one configured task; what its splits lack is carved off train."""
-    columns = {**COLUMNS, **config.columns}
+    test: list[Example] | None
+    columns: dict[str, str] = COLUMNS | {str(k): v for k, v in config.columns.items()}
     if config.reader in FOLDER_READERS:
         read, metric = FOLDER_READERS[config.reader]
         folder = Path(config.path)

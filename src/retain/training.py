@@ -9,8 +9,14 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveFloat
-from pydantic import PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -43,7 +49,7 @@ class TrainingConfig(BaseModel):
 
 
 class _PhaseModule(nn.Module):
-    """Model and loss as one module for Trainer; its state is what the phase trains, nothing else."""
+    """Model and loss as one module for Trainer; its state is what the phase trains."""
 
     def __init__(self, model: nn.Module, phase: Phase) -> None:
         super().__init__()
@@ -54,7 +60,7 @@ class _PhaseModule(nn.Module):
         parts = self._loss(batch)
         return torch.stack(list(parts.values())).sum(), parts
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         return trained_tensors(self.model)
 
     def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
@@ -145,7 +151,7 @@ def fit(
     seed: int,
     progress: Progress,
 ) -> list[dict[str, float]]:
-    """Trains the phase's groups on its rows, continuing from a checkpoint in `folder` if it has one.
+    """Trains the phase's groups on its rows, from the checkpoint in `folder` if there is one.
 
     Args:
         backbone: the model is trained in place.

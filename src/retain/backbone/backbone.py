@@ -153,7 +153,7 @@ class Backbone:
     # -- batches → numbers
 
     def answer_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits (B, K, V) at the K last answer positions, and their targets (B, K), −100 = none."""
+        """Logits (B, K, V) at the last K positions, and their targets (B, K), −100 = none."""
         inputs = {key: batch[key] for key in PROMPT_KEYS}
         if self.is_encoder_decoder:
             # Passing labels makes the model shift them into the decoder's input.
@@ -163,7 +163,7 @@ class Backbone:
         if self._takes_positions:
             inputs["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
         if self._keeps_logits:
-            # As indices: a slice would leave the head a strided input, which it multiplies per sample.
+            # As indices: a slice leaves the head a strided input, multiplied sample by sample.
             kept = torch.arange(-k - 1, 0, device=self.device) + batch["input_ids"].shape[1]
             logits = self.model(**inputs, logits_to_keep=kept, use_cache=False).logits
         else:

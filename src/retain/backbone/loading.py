@@ -51,9 +51,7 @@ def load_backbone(config: BackboneConfig, prompt: PromptConfig | None = None) ->
     try:
         model_config = AutoConfig.from_pretrained(source, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        kind = (
-            AutoModelForSeq2SeqLM if model_config.is_encoder_decoder else AutoModelForCausalLM
-        )
+        kind = AutoModelForSeq2SeqLM if model_config.is_encoder_decoder else AutoModelForCausalLM
         model = kind.from_pretrained(source, dtype=getattr(torch, config.dtype), **options)
     except Exception as error:  # transformers raises many kinds for a missing or damaged model
         cause = next((line for line in str(error).splitlines() if line.strip()), repr(error))

@@ -45,7 +45,7 @@ class PooledLinear(nn.Module):
     old_B: Tensor
 
     def __init__(
-        self, base: nn.Module, rank: int, scale: float, mixture: Mixture, old_block_gradient: bool
+        self, base: nn.Linear, rank: int, scale: float, mixture: Mixture, old_block_gradient: bool
     ) -> None:
         super().__init__()
         self.base = base
@@ -189,7 +189,7 @@ class LoraPool:
         return self.use(one_hot)
 
     def save_block(self, folder: Path, base_name: str) -> None:
-        """Writes the learning block in peft's LoRA layout, loadable by PeftModel.from_pretrained."""
+        """Writes the learning block in peft's layout, for PeftModel.from_pretrained."""
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,

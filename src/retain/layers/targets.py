@@ -14,7 +14,7 @@ from retain.errors import RetainError
 
 def target_linears(
     model: PreTrainedModel, wanted: Sequence[str] | None
-) -> tuple[dict[str, nn.Module], list[str]]:
+) -> tuple[dict[str, nn.Linear], list[str]]:
     """The layers to adapt by full name, and the name endings that chose them.
 
     Args:
@@ -52,7 +52,7 @@ def target_linears(
     return chosen, sorted(endings)
 
 
-def shape(linear: nn.Module) -> tuple[int, int]:
+def shape(linear: nn.Linear) -> tuple[int, int]:
     """(d_in, d_out) of a linear layer; GPT-2's Conv1D keeps its weight transposed."""
     rows, columns = linear.weight.shape
     return (rows, columns) if isinstance(linear, Conv1D) else (columns, rows)

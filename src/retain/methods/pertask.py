@@ -1,4 +1,4 @@
-"""One LoRA per task, chosen by the task's name: the bound that forward transfer is measured from."""
+"""One LoRA per task, chosen by the task's name: the bound, no forgetting and no transfer."""
 
 from __future__ import annotations
 

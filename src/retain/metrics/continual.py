@@ -54,7 +54,9 @@ def forward_transfer_reference(matrix: Matrix) -> float | None:
     return None if value is None else value - SAPT_SINGLE
 
 
-def summary(matrix: Matrix, single: Sequence[float | None] | None = None) -> dict[str, float | None]:
+def summary(
+    matrix: Matrix, single: Sequence[float | None] | None = None
+) -> dict[str, float | None]:
     """All of them by name; forward transfer is None until single-task scores are given."""
     return {
         "average_performance": average_performance(matrix),

@@ -17,7 +17,9 @@ def summarise(folder: Path) -> RunSummary:
     scores = results.scores(run)
     rows = results.rows(run)
     routing = rows[-1]["routing"] if rows else []
-    pooled = len(routing) > 1 and all(row is not None and len(row) == len(routing) for row in routing)
+    pooled = len(routing) > 1 and all(
+        row is not None and len(row) == len(routing) for row in routing
+    )
     return RunSummary(
         label=folder.resolve().name,
         method=settings["method"]["name"],

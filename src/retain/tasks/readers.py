@@ -100,8 +100,8 @@ def read_long_sequence(folder: Path, split: str) -> list[Example]:
     labels = read_json(folder / "labels.json")
     options = f"Option: {', '.join(labels)}\n" if labels else ""
     return _read_instances(
-        folder / f"{split}.json", "{definition}\n" + options.replace("{", "{{").replace("}", "}}")
-        + "{input}\nAnswer:",
+        folder / f"{split}.json",
+        "{definition}\n" + options.replace("{", "{{").replace("}", "}}") + "{input}\nAnswer:",
     )
 
 

@@ -1,8 +1,8 @@
 """SAPT-LoRA: learning and selection share one attention over a pool of LoRA blocks.
 
-Per task: a generator block learns to write the task's inputs and leaves pseudo-samples; a new block,
-its key and the router's query projection learn the task through the attention-weighted mixture of
-all blocks, while reflection on older tasks' pseudo-samples keeps their attention where it was.
+Per task: a generator block learns to write the task's inputs and leaves pseudo-samples; then a new
+block, its key and the router's query projection learn the task through the attention-weighted
+mixture of all blocks, while reflection on older tasks' pseudo-samples keeps their attention.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ BATCH = 32
 
 
 class RouterConfig(MethodConfig):
-    """The router's options."""
+    """The router's options; `rate` is times the blocks' learning rate."""
 
+    hidden: PositiveInt = 100
     temperature: PositiveFloat | None = None
     centre: Literal["generic", "none"] = "generic"
     key: Literal["mean_query", "uniform"] = "mean_query"
@@ -93,7 +94,9 @@ class Sapt(LoraMethod):
         centre = torch.zeros(backbone.width, device=backbone.device)
         if config.router.centre == "generic":
             centre = generic_centre(backbone)
-        self.router = Router(backbone.width, config.router.temperature, centre)
+        self.router = Router(
+            backbone.width, config.router.hidden, config.router.temperature, centre
+        )
         self.router.to(backbone.device)
         # A child of the model, so that data parallelism and checkpoints see it.
         backbone.model.add_module("retain_router", self.router)

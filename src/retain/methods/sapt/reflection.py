@@ -1,4 +1,4 @@
-"""Attentive reflection: old tasks' pseudo-samples keep the router's attention where it was (ARM)."""
+"""Attentive reflection (ARM): pseudo-samples keep the attention of old tasks where it was."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Reflection:
 
     Attributes:
         embeddings: of each task, e of its pseudo-samples, (n, d).
-        attention: of each task, the mean attention on held-out inputs right after learning it, (t,).
+        attention: of each task, its mean attention on held-out inputs when it was learned, (t,).
     """
 
     embeddings: list[Tensor] = field(default_factory=list)

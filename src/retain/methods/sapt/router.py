@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from retain.backbone import Backbone, Features
 
-HIDDEN = 100
 WINDOW = 100
 
 
@@ -22,6 +21,7 @@ class Router(nn.Module):
 
     Args:
         width: d of e, q and the keys.
+        hidden: the width between W_down and W_up.
         temperature: T; None is √d.
         centre: c (d,), subtracted from every pooled embedding.
     """
@@ -29,11 +29,11 @@ class Router(nn.Module):
     old_keys: Tensor
     centre: Tensor
 
-    def __init__(self, width: int, temperature: float | None, centre: Tensor) -> None:
+    def __init__(self, width: int, hidden: int, temperature: float | None, centre: Tensor) -> None:
         super().__init__()
         self.temperature = temperature or width**0.5
-        self.down = nn.Linear(width, HIDDEN, bias=False)
-        self.up = nn.Linear(HIDDEN, width, bias=False)
+        self.down = nn.Linear(width, hidden, bias=False)
+        self.up = nn.Linear(hidden, width, bias=False)
         self.norm = nn.LayerNorm(width)
         self.register_buffer("centre", centre)
         self.register_buffer("old_keys", torch.zeros(0, width))

