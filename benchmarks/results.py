@@ -25,6 +25,9 @@ from retain.metrics.text import score
 from retain.progress import ConsoleProgress
 from retain.store import read_jsonl
 
+COMMON = ("rank", "alpha", "generator")
+"""What every variant takes from the experiment's method, as far as it knows it."""
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "seqlora": {"name": "seqlora"},
     "pertask": {"name": "pertask"},
@@ -37,8 +40,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def run(config: Path, changes: list[str], variant: str, seed: int, folder: Path, dev: bool) -> None:
     """Learns one stream, or what is left of it."""
     experiment = read_experiment(config, changes)
-    shared: dict[str, Any] = {k: experiment.method[k] for k in ("rank", "alpha")}
-    update = {"method": {**shared, **VARIANTS[variant]}, "seed": seed, "output": str(folder)}
+    chosen = VARIANTS[variant]
+    common = COMMON if chosen["name"] == "sapt" else ("rank", "alpha")
+    shared: dict[str, Any] = {k: experiment.method[k] for k in common if k in experiment.method}
+    update = {"method": {**shared, **chosen}, "seed": seed, "output": str(folder)}
     progress = ConsoleProgress(Console(stderr=True), folder.name)
     if (folder / "manifest.json").exists():
         learner = Learner.load(folder, progress)

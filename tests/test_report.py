@@ -134,13 +134,17 @@ def test_heat_map_is_repeatable_parses_and_leaves_gaps_blank() -> None:
     texts = [element.text for element in ElementTree.fromstring(svg).iter() if element.text]
     values = [text for text in texts if re.fullmatch(r"[\d.]+", text)]
     assert values == ["90.0", "88.0", "95.0", "87.5", "93.3"]
-    assert texts.count(ODD) == 3 and "$x^$" in texts
-    assert svg.startswith("<svg ") and ' id="' not in svg
+    assert texts.count(ODD) == 3
+    assert "$x^$" in texts
+    assert svg.startswith("<svg ")
+    assert ' id="' not in svg
 
 
 def test_heat_map_cuts_long_labels() -> None:
     svg = heat_map([[0.5]], ["r" * 99], ["任" * 99], "t", 1.0)
-    assert "r" * 23 + "…" in svg and "任" * 11 + "…" in svg and "0.50" in svg
+    assert "r" * 23 + "…" in svg
+    assert "任" * 11 + "…" in svg
+    assert "0.50" in svg
 
 
 @pytest.mark.parametrize(
@@ -158,7 +162,8 @@ def test_matrices_png(tmp_path: Path) -> None:
     first, second = tmp_path / "a.png", tmp_path / "b.png"
     matrices_png([RUN, SINGLE], first)
     matrices_png([RUN, SINGLE], second)
-    assert first.read_bytes().startswith(b"\x89PNG") and first.read_bytes() == second.read_bytes()
+    assert first.read_bytes().startswith(b"\x89PNG")
+    assert first.read_bytes() == second.read_bytes()
     with pytest.raises(ValueError, match="no runs"):
         matrices_png([], first)
 
@@ -166,20 +171,26 @@ def test_matrices_png(tmp_path: Path) -> None:
 def test_page_is_self_contained_and_repeatable() -> None:
     page = render([RUN, SINGLE])
     assert page == render([RUN, SINGLE])
-    assert "<script" not in page and "<?xml" not in page and page.count("<!DOCTYPE") == 1
+    assert "<script" not in page
+    assert "<?xml" not in page
+    assert page.count("<!DOCTYPE") == 1
     assert not re.search(r"(src|href|resource)\s*=|url\(|@import", page)
     assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
     assert page.count("<svg ") == 3
     assert page.count("Attention of each task over the blocks</text>") == 1
-    assert sentence(RUN) in page and sentence(SINGLE) in page
+    assert sentence(RUN) in page
+    assert sentence(SINGLE) in page
 
 
 def test_page_escapes_free_text() -> None:
     page = render([replace(RUN, label=ODD, tasks=[ODD, "b", "c"])])
-    assert "<b>" not in page and "<i>" not in page
-    assert "&lt;b&gt;&amp;&#34;任务" in page and "&lt;i&gt;x&lt;/i&gt;" in page
+    assert "<b>" not in page
+    assert "<i>" not in page
+    assert "&lt;b&gt;&amp;&#34;任务" in page
+    assert "&lt;i&gt;x&lt;/i&gt;" in page
 
 
 def test_page_of_a_run_without_scores() -> None:
     page = render([replace(SINGLE, matrix=[], metrics={})])
-    assert "<svg" not in page and "has not finished a task yet" in page
+    assert "<svg" not in page
+    assert "has not finished a task yet" in page

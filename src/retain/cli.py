@@ -11,11 +11,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from retain.errors import RetainError
 
 app = typer.Typer(
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Teach a language model one task after another, without forgetting the earlier ones.",
@@ -99,7 +99,7 @@ def evaluate(
     scores = Learner.load(run, _progress("eval")).evaluate(limit)
     table = Table("task", "score")
     for name, score in scores.items():
-        table.add_row(name, f"{score:.1f}")
+        table.add_row(Text(name), f"{score:.1f}")
     console.print(table)
 
 
@@ -115,8 +115,12 @@ def generate(
     """Answer prompts of any learned task."""
     from retain.learner import Learner
 
-    if prompts == ["-"]:
-        prompts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    try:
+        if prompts == ["-"]:
+            prompts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+        "".join(prompts).encode()
+    except UnicodeError:
+        raise RetainError("generate: a prompt is not UTF-8 text; convert it") from None
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise RetainError("generate: an empty prompt; give it a text")
     for answer in Learner.load(run).answers(prompts, task):
@@ -150,7 +154,7 @@ def report(
     page = output or runs[0] / "report.html"
     write_text(page, render([summarise(path) for path in runs]))
     _print_scores(runs)
-    console.print(f"wrote {page}", highlight=False)
+    _say(f"wrote {page}")
 
 
 @app.command()
@@ -162,7 +166,7 @@ def verify(run: Run) -> None:
     complaints = opened.damaged()
     if complaints:
         raise RetainError(complaints[0] + _more(complaints))
-    console.print(f"{len(opened.files)} files, all as they were written", highlight=False)
+    _say(f"{len(opened.files)} files, all as they were written")
 
 
 @app.command()
@@ -188,6 +192,10 @@ def _print_scores(folders: list[Path]) -> None:
     console.print(side_by_side([summarise(folder) for folder in folders]))
 
 
+def _say(text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 def _progress(prefix: str) -> Any:
     from retain.progress import ConsoleProgress
 
@@ -200,8 +208,10 @@ def _more(complaints: list[str]) -> str:
 
 def main() -> None:
     """Runs the command; a user's mistake ends with status 2 and one `error:` line."""
+    import transformers
+
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # other libraries' bars; ours says what matters
+    transformers.logging.disable_progress_bar()  # ours says what matters
     try:
         app(standalone_mode=False)
     except RetainError as error:
@@ -212,7 +222,7 @@ def main() -> None:
         usage = getattr(error, "format_message", None)  # click's own: a wrong option, a missing one
         if usage is None:
             raise
-        text = f"{usage()}; see retain --help"
+        text = f"{usage().rstrip('.')}; see retain --help"
     else:
         return
     print(f"error: {text}", file=sys.stderr)

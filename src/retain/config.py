@@ -22,6 +22,7 @@ from retain.errors import RetainError
 from retain.evaluation import EvaluationConfig
 from retain.methods import METHODS, MethodConfig, list_methods
 from retain.metrics.text import METRICS
+from retain.store import read_text
 from retain.training import TrainingConfig
 
 Checked = TypeVar("Checked", bound=BaseModel)
@@ -64,8 +65,8 @@ class ExperimentConfig(BaseModel):
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     prompt: PromptConfig = Field(default_factory=PromptConfig)
-    seed: NonNegativeInt = 0
-    output: str | None = None
+    seed: NonNegativeInt = Field(default=0, lt=2**32)
+    output: str | None = Field(default=None, min_length=1)
 
     @field_validator("backbone", mode="before")
     @classmethod
@@ -94,7 +95,7 @@ def check(kind: type[Checked], values: Any, where: str, prefix: str = "") -> Che
             raise RetainError(
                 f"{where}: unknown field '{field}'; remove it or use one of: {known}"
             ) from None
-        given = "" if first["type"] == "missing" else f" (got {str(first['input'])[:60]!r})"
+        given = "; add it" if first["type"] == "missing" else f" (got {str(first['input'])[:60]!r})"
         message = first["msg"].removeprefix("Value error, ")
         raise RetainError(f"{where}: field '{field}': {message}{given}") from None
 
@@ -103,7 +104,7 @@ def check_method(choice: Mapping[str, Any], where: str) -> tuple[str, MethodConf
     """The method's name and its checked options."""
     options = dict(choice)
     name = options.pop("name", None)
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise RetainError(
             f"{where}: field 'method.name': no method {name!r}; "
             f"choose one of {', '.join(list_methods())}"
@@ -117,19 +118,18 @@ def read_experiment(path: Path, changes: Iterable[str] = ()) -> ExperimentConfig
     Raises:
         RetainError: naming the file and the line or field.
     """
+    text = read_text(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RetainError(f"{path}: no such file; check the path") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RetainError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+        values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise RetainError(f"{path}{line}: not valid YAML ({problem})") from None
+        raise RetainError(f"{path}{line}: not valid YAML ({problem}); correct it") from None
+    except (ValueError, RecursionError) as error:  # such as the date 2020-13-45
+        raise RetainError(f"{path}: not valid YAML ({error}); correct it") from None
     if not isinstance(values, dict):
-        raise RetainError(f"{path}: expected fields such as 'backbone', 'method', 'tasks'")
+        raise RetainError(f"{path}: no fields; it needs 'backbone', 'method' and 'tasks'")
     for change in changes:
         _apply(values, change)
     experiment = check(ExperimentConfig, values, str(path))
@@ -145,7 +145,7 @@ def refuse_changes(stored: ExperimentConfig, given: ExperimentConfig, folder: Pa
     old, new = stored.model_dump(mode="json"), given.model_dump(mode="json")
     old_tasks, new_tasks = old.pop("tasks"), new.pop("tasks")
     old.pop("output"), new.pop("output")
-    differences = [f"{k}: {old[k]} is now {new[k]}" for k in old if old[k] != new[k]]
+    differences = _differences(old, new)
     if new_tasks[: len(old_tasks)] != old_tasks:
         differences.append("tasks: the stream's beginning changed")
     if differences:
@@ -155,10 +155,25 @@ def refuse_changes(stored: ExperimentConfig, given: ExperimentConfig, folder: Pa
         )
 
 
+def _differences(old: Any, new: Any, field: str = "") -> list[str]:
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [] if old == new else [f"{field}: {old} is now {new}"]
+    prefix = f"{field}." if field else ""
+    return [
+        difference
+        for key in dict.fromkeys((*old, *new))
+        for difference in _differences(old.get(key), new.get(key), f"{prefix}{key}")
+    ]
+
+
 def _apply(values: dict[str, Any], change: str) -> None:
     keys, equals, text = change.partition("=")
     if not equals:
         raise RetainError(f"--set {change}: expected FIELD=VALUE, such as training.max_steps=50")
+    try:
+        value = yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError):
+        raise RetainError(f"--set {change}: '{text}' is not valid YAML; quote it") from None
     *path, last = keys.split(".")
     place: Any = values
     try:
@@ -169,9 +184,9 @@ def _apply(values: dict[str, Any], change: str) -> None:
                 if isinstance(place.get(key), str):  # `backbone: x` and `method: x` in short
                     place[key] = {"name": place[key]}
                 place = place.setdefault(key, {})
-        place[int(last) if isinstance(place, list) else last] = yaml.safe_load(text)
-    except (ValueError, IndexError, AttributeError, TypeError, yaml.YAMLError):
-        raise RetainError(f"--set {change}: no such field in the experiment") from None
+        place[int(last) if isinstance(place, list) else last] = value
+    except (ValueError, IndexError, AttributeError, TypeError):
+        raise RetainError(f"--set {change}: no such field; check its name") from None
 
 
 def _fields_at(kind: type[BaseModel], path: Iterable[int | str]) -> list[str]:

@@ -150,6 +150,7 @@ class Learner:
         self.progress = progress or Progress()
         self.run = RunDirectory(output)
         self.tasks: list[Task] = []
+        self._interrupted = False
         self.backbone = backbone or load_backbone(experiment.backbone, experiment.prompt)
         transformers.set_seed(experiment.seed)
         self.method = METHODS[name](self.backbone, options)
@@ -160,8 +161,9 @@ class Learner:
     def learn(self, task: Task) -> list[float | None]:
         """Learns one more task, saves it, and scores all tasks so far; returns that row of R.
 
-        Called again after a crash with the same task, it continues where it stopped.
+        After a crash, `Learner.load` and the same task continue where it stopped.
         """
+        self._refuse_interrupted()
         if task.name in (known.name for known in self.tasks):
             raise RetainError(f"task '{task.name}': already learned; give the new one another name")
         with self.run.locked():
@@ -169,16 +171,26 @@ class Learner:
             self._complete_row()
             folder = self.run.task_folder(len(self.tasks), task.name)
             self._continue_or_clear(folder, task)
+            self._interrupted = True
             self._train(task, folder)
+            self._interrupted = False
             self.tasks.append(replace(task, train=(), dev=()))
             self._complete_row()
         return list(self.scores["matrix"][-1])
 
     def finish_evaluation(self) -> None:
         """Scores the last learned task's row, if a crash left it out, and renews scores.json."""
+        self._refuse_interrupted()
         with self.run.locked():
             self._complete_row()
             results.write_scores(self.run)
+
+    def _refuse_interrupted(self) -> None:
+        if self._interrupted:
+            raise RetainError(
+                f"{self.run.path}: this learner was interrupted and its model is half trained; "
+                "continue with Learner.load"
+            )
 
     def _start_run(self) -> None:
         if self.run.exists:
@@ -225,7 +237,6 @@ class Learner:
         }
         write_json(folder / "task.json", description)
         self.run.commit_folder(folder, leave_out=UNFINISHED)
-        remove_folder(folder / UNFINISHED)
 
     def _train_phase(
         self, phase: Phase, task: Task, folder: Path, index: int, number: int
@@ -273,6 +284,7 @@ class Learner:
         if not self.tasks:
             return
         folder = self.run.learned()[-1]
+        remove_folder(folder / UNFINISHED)
         result = folder / results.EVALUATION
         if self._committed(result):
             return
@@ -285,7 +297,7 @@ class Learner:
                 row["scores"].append(before["scores"][j])
                 row["routing"].append(before["routing"][j])
                 continue
-            cell = self._evaluate_task(task)
+            cell = self._evaluate_task(task, self.experiment.evaluation)
             write_jsonl(path, cell.rows)
             self.run.commit([path])
             row["scores"].append(cell.score)
@@ -297,8 +309,7 @@ class Learner:
     def _committed(self, path: Path) -> bool:
         return path.relative_to(self.run.path).as_posix() in self.run.files
 
-    def _evaluate_task(self, task: Task) -> Evaluation:
-        config = self.experiment.evaluation
+    def _evaluate_task(self, task: Task, config: EvaluationConfig) -> Evaluation:
         total = min(len(task.test), config.limit or len(task.test))
         self.progress.start(f"evaluates {task.name}", total, "examples")
         cell = evaluate(
@@ -314,10 +325,11 @@ class Learner:
 
     def evaluate(self, limit: int | None = None) -> dict[str, float]:
         """Answers every learned task's test examples again, and scores them; writes nothing."""
+        self._refuse_interrupted()
+        config = self.experiment.evaluation
         if limit is not None:
-            config = self.experiment.evaluation.model_copy(update={"limit": limit})
-            self.experiment = self.experiment.model_copy(update={"evaluation": config})
-        return {task.name: self._evaluate_task(task).score for task in self.tasks}
+            config = config.model_copy(update={"limit": limit})
+        return {task.name: self._evaluate_task(task, config).score for task in self.tasks}
 
     @property
     def scores(self) -> dict[str, Any]:
@@ -328,6 +340,7 @@ class Learner:
 
     def answers(self, prompts: Sequence[str], task: str | None = None) -> list[Answer]:
         """Greedy answers with their routing; `task` is for methods that need the task's name."""
+        self._refuse_interrupted()
         if not self.tasks:
             raise RetainError(f"{self.run.path}: nothing learned yet")
         outputs, weights = answer(

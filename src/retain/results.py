@@ -51,7 +51,7 @@ def scores(run: RunDirectory, single: list[float] | None = None) -> dict[str, An
         single: of each task the score of a model trained on it alone; None keeps what was given.
     """
     matrix = [row["scores"] for row in rows(run)]
-    names = [read_json(folder / "task.json")["name"] for folder in run.learned()[: len(matrix)]]
+    names = [_task(run, folder)["name"] for folder in run.learned()[: len(matrix)]]
     path = run.path / "scores.json"
     if single is None and path.exists():
         single = read_json(path).get("single")
@@ -88,8 +88,14 @@ def single_scores(run: RunDirectory, pertask: Path) -> list[float]:
     return found
 
 
+def _task(run: RunDirectory, folder: Path) -> dict[str, Any]:
+    run.check((folder / "task.json").relative_to(run.path).as_posix())
+    description: dict[str, Any] = read_json(folder / "task.json")
+    return description
+
+
 def _test_sets(run: RunDirectory) -> list[tuple[str, str, int | None]]:
     """What identifies each task's test data: name, content, and how much of it was used."""
     limit = settings(run)["evaluation"]["limit"]
-    tasks = [read_json(folder / "task.json") for folder in run.learned()]
+    tasks = [_task(run, folder) for folder in run.learned()]
     return [(task["name"], task["fingerprints"]["test"], limit) for task in tasks]

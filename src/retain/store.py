@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,23 @@ LOCK = ".lock"
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replaces `path` by `content`, or leaves it as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Replaces `path` by `content`, or leaves it as it was.
+
+    Raises:
+        RetainError: when the disk refuses (full, read-only, a folder in the way).
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise _unwritable(path, error) from None
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)
@@ -73,24 +82,40 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise RetainError(f"{path}: no such file; is this a finished run?") from None
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RetainError(f"{path}: not readable as JSON ({error}); restore it") from None
+
+
+def read_text(path: Path) -> str:
+    """Reads UTF-8 text, with or without a byte order mark.
+
+    Raises:
+        RetainError: naming the file, and the line that is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise RetainError(f"{path}: no such file; check the path") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise RetainError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8") from None
+    except OSError as error:
+        raise RetainError(f"{path}: cannot be read ({error.strerror}); check the path") from None
 
 
 def read_jsonl(path: Path) -> list[Any]:
     """Reads one JSON value a line; raises RetainError naming the file and the line."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        raise RetainError(f"{path}: no such file; check the path") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RetainError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    return [row for _, row in numbered_jsonl(path)]
+
+
+def numbered_jsonl(path: Path) -> list[tuple[int, Any]]:
+    """As `read_jsonl`, each row with the number of its line; blank lines are skipped."""
     rows = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             try:
-                rows.append(json.loads(line))
-            except ValueError as error:
+                rows.append((number, json.loads(line)))
+            except (ValueError, RecursionError) as error:
                 raise RetainError(
                     f"{path}, line {number}: not valid JSON ({error}); each line is one JSON object"
                 ) from None
@@ -116,10 +141,14 @@ class RunDirectory:
     """One run on disk.
 
     Raises:
-        RetainError: when another process writes to the run, or a file that is read is damaged.
+        RetainError: when the path is a file, when another process writes to the run, or when a
+            file that is read is damaged.
     """
 
     def __init__(self, path: Path) -> None:
+        file = next((place for place in (path, *path.parents) if place.is_file()), None)
+        if file is not None:
+            raise RetainError(f"{file}: is a file, not a folder; name a run's folder")
         self.path = path
         self.files: dict[str, str] = {}
         self._lock = FileLock(path / LOCK)
@@ -128,18 +157,34 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the run for writing; it is free again at the end, or when the process dies."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Holds the run for writing; it is free again at the end, or when the process dies.
+
+        Raises:
+            RetainError: when another process holds it, or has changed it since it was read.
+        """
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout:
             raise RetainError(
                 f"{self.path}: another process is writing to this run; wait for it to end"
             ) from None
+        except OSError as error:
+            raise _unwritable(self.path, error) from None
         try:
+            self._refuse_changed()
             yield
         finally:
             self._lock.release()
+
+    def _refuse_changed(self) -> None:
+        """What another writer committed would look like unfinished work here, and be cleared."""
+        known = self.files
+        if self.exists:
+            self.load_manifest()
+        now, self.files = self.files, known
+        if now != known:
+            raise RetainError(f"{self.path}: changed since it was loaded; load it again")
 
     # -- what is committed
 
@@ -200,7 +245,7 @@ class RunDirectory:
     def learned(self) -> list[Path]:
         """The folders of the tasks whose learning is committed, oldest first."""
         names = (n for n in self.files if n.startswith("tasks/") and n.endswith("/task.json"))
-        return [(self.path / name).parent for name in sorted(names)]
+        return [(self.path / name).parent for name in sorted(names, key=_task_number)]
 
     def commit_folder(self, folder: Path, leave_out: str) -> None:
         """Commits every file below a task's folder, except the subfolder `leave_out`."""
@@ -216,6 +261,16 @@ class RunDirectory:
 def remove_folder(path: Path) -> None:
     """Deletes a folder of unfinished work, if it is there."""
     shutil.rmtree(path, ignore_errors=True)
+
+
+def _task_number(name: str) -> int:
+    return int(name.removeprefix("tasks/").partition("-")[0])
+
+
+def _unwritable(path: Path, error: OSError) -> RetainError:
+    return RetainError(
+        f"{path}: cannot be written ({error.strerror}); free the place or choose another"
+    )
 
 
 def _checksum(path: Path) -> str:

@@ -16,21 +16,25 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
 )
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from retain.backbone import Backbone, Batch
+from retain.errors import RetainError
 from retain.phase import Phase
 from retain.progress import Progress
+from retain.store import read_json, remove_folder
 
 
 class TrainingConfig(BaseModel):
     """How a task is trained: names and meanings are those of transformers.TrainingArguments."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    max_steps: int = -1
+    max_steps: int = -1  # −1 leaves it to num_train_epochs
     num_train_epochs: PositiveFloat = 3.0
     per_device_train_batch_size: PositiveInt = 8
     gradient_accumulation_steps: PositiveInt = 1
@@ -46,6 +50,13 @@ class TrainingConfig(BaseModel):
     gradient_checkpointing: bool = False
     save_steps: PositiveInt = 100
     logging_steps: PositiveInt = 1
+
+    @field_validator("max_steps")
+    @classmethod
+    def _allowed(cls, value: int) -> int:
+        if value != -1 and value < 1:
+            raise ValueError("Input should be at least 1, or -1 to leave it to num_train_epochs")
+        return value
 
 
 class _PhaseModule(nn.Module):
@@ -64,7 +75,9 @@ class _PhaseModule(nn.Module):
         return trained_tensors(self.model)
 
     def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
-        return self.model.load_state_dict(state_dict, strict=False)
+        result = self.model.load_state_dict(state_dict, strict=False)
+        result.missing_keys.clear()  # all that the phase does not train
+        return result
 
 
 class _PhaseTrainer(Trainer):
@@ -111,6 +124,14 @@ class _Report(TrainerCallback):
         parts = {k.removeprefix("loss_"): v for k, v in logs.items() if k.startswith("loss_")}
         if parts:
             self.progress.update(state.global_step, parts)
+
+
+class _NoLastCheckpoint(TrainerCallback):
+    """The phase's result comes in its place, and Trainer would resume it with one step too many."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_save = False
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -191,15 +212,35 @@ def fit(
             args=arguments,
             train_dataset=phase.data,
             data_collator=collate,
-            callbacks=[_Report(progress)],
+            callbacks=[_Report(progress), _NoLastCheckpoint()],
         )
         trainer.remove_callback(transformers.PrinterCallback)
-        checkpoint = transformers.trainer_utils.get_last_checkpoint(str(folder))
+        checkpoint = _last_checkpoint(folder)
         trainer.train(resume_from_checkpoint=checkpoint)
     if config.gradient_checkpointing:
         backbone.model.activation_checkpointing_disable()
     backbone.model.requires_grad_(False).eval()
-    return [row for row in trainer.state.log_history if "loss" in row]
+    # Sorted, as the rows that were read from a checkpoint are.
+    return [dict(sorted(row.items())) for row in trainer.state.log_history if "loss" in row]
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that is whole, if there is one; half-written ones are deleted.
+
+    Trainer writes its state last, so a checkpoint with a readable one is whole.
+    """
+    for path in sorted(folder.glob("checkpoint-*"), key=_step, reverse=True):
+        try:
+            read_json(path / TRAINER_STATE_NAME)
+        except RetainError:
+            remove_folder(path)
+        else:
+            return str(path)
+    return None
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 @contextmanager

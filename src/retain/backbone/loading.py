@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import transformers
 from pydantic import BaseModel, ConfigDict
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -28,7 +29,8 @@ def load_backbone(config: BackboneConfig, prompt: PromptConfig | None = None) ->
     """Loads model and tokenizer, frozen and in evaluation mode.
 
     Raises:
-        RetainError: when the name is no model, or the file is damaged.
+        RetainError: when the name is no model, or the file is damaged or lacks weights, which
+            transformers would fill with random ones.
     """
     path = Path(config.name).expanduser()
     source: str
@@ -48,15 +50,26 @@ def load_backbone(config: BackboneConfig, prompt: PromptConfig | None = None) ->
         raise RetainError(f"backbone {path}: neither a model folder nor a .gguf file")
     else:
         source, options["revision"] = config.name, config.revision
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
     try:
         model_config = AutoConfig.from_pretrained(source, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         kind = AutoModelForSeq2SeqLM if model_config.is_encoder_decoder else AutoModelForCausalLM
-        model = kind.from_pretrained(source, dtype=getattr(torch, config.dtype), **options)
+        model, loaded = kind.from_pretrained(
+            source, dtype=getattr(torch, config.dtype), output_loading_info=True, **options
+        )
     except Exception as error:  # transformers raises many kinds for a missing or damaged model
         cause = next((line for line in str(error).splitlines() if line.strip()), repr(error))
         raise RetainError(
             f"backbone '{config.name}': cannot be loaded ({cause}); "
             "name a hub id, a model folder or a GGUF file"
         ) from error
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+    if loaded["missing_keys"]:
+        raise RetainError(
+            f"backbone '{config.name}': has no weights for {min(loaded['missing_keys'])}; "
+            "restore its files"
+        )
     return Backbone(model, tokenizer, config.name, prompt or PromptConfig())

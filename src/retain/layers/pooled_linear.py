@@ -56,6 +56,12 @@ class PooledLinear(nn.Module):
         self.register_buffer("old_B", None, persistent=False)
         self.clear()
 
+    @property
+    def weight(self) -> Tensor:
+        """The base layer's weight; some models ask for its dtype (T5's `wo`)."""
+        weight: Tensor = self.base.weight
+        return weight
+
     def _empty(self, *size: int) -> Tensor:
         return torch.zeros(size, device=self.base.weight.device)
 
@@ -189,7 +195,10 @@ class LoraPool:
         return self.use(one_hot)
 
     def save_block(self, folder: Path, base_name: str) -> None:
-        """Writes the learning block in peft's layout, for PeftModel.from_pretrained."""
+        """Writes the learning block in peft's layout, for PeftModel.from_pretrained, and stacks it.
+
+        Stacked as `load_block` would stack it, it computes the same bits as after a restart.
+        """
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
@@ -207,6 +216,7 @@ class LoraPool:
             tensors[f"{PREFIX}{name}.lora_B.weight"] = layer.B
         write_tensors(folder / "adapter_model.safetensors", tensors)
         write_json(folder / "adapter_config.json", _plain(config))
+        self.freeze()
 
     def load_block(self, folder: Path, name: str) -> None:
         """Adds a saved block, frozen.

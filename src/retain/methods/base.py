@@ -18,7 +18,7 @@ from retain.tasks import Task
 class MethodConfig(BaseModel):
     """Base of every method's options: unknown keys are refused, values are checked."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class Method(ABC):

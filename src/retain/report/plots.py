@@ -108,7 +108,7 @@ class _Panel:
         red, green, blue, _ = colour = matplotlib.colormaps["viridis"](value / self.vmax)
         side = _CELL - _GAP
         axes.add_patch(Rectangle((x, y), side, side, facecolor=colour, linewidth=0, clip_on=False))
-        dark_text = 0.299 * red + 0.587 * green + 0.114 * blue > 0.5
+        dark_text = 0.299 * red + 0.587 * green + 0.114 * blue > 0.42
         axes.text(
             x + side / 2,
             y + side / 2,

@@ -14,6 +14,7 @@ def summarise(folder: Path) -> RunSummary:
     """Reads one run's scores, routing and settings, without loading its model."""
     run = results.open_run(folder)
     settings = results.settings(run)
+    run.check("scores.json")
     scores = results.scores(run)
     rows = results.rows(run)
     routing = rows[-1]["routing"] if rows else []

@@ -1,17 +1,19 @@
 """Readers: files and hub datasets → examples.
 
-JSONL is read line by line, so that an error can name the line; CSV, Parquet and the hub go through
-`datasets`. The benchmark layouts are those of their official releases.
+JSONL and CSV are read so that an error can name the line, and every CSV cell is text: an answer
+`None` or `007` stays as it is. The benchmark layouts are those of their official releases.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from retain.errors import RetainError
-from retain.store import read_json, read_jsonl
+from retain.store import numbered_jsonl, read_json, read_text
 from retain.tasks.task import Example
 
 COLUMNS = {"prompt": "prompt", "answer": "answer"}
@@ -44,16 +46,24 @@ def parse_row(row: Any, where: str, columns: Mapping[str, str] = COLUMNS) -> Exa
         for role, key in columns.items():
             if row.get(key) is None:
                 found = ", ".join(map(str, row)) or "none"
-                raise RetainError(f"{where}: no field '{key}' for the {role} (fields: {found})")
+                raise RetainError(
+                    f"{where}: no field '{key}' for the {role} (fields: {found}); "
+                    "add it, or map another with 'columns' of the task"
+                )
         prompt, answer = row[columns["prompt"]], row[columns["answer"]]
     references = answer if isinstance(answer, list) else [answer]
     if not isinstance(prompt, str) or not prompt.strip():
-        raise RetainError(f"{where}: field '{columns['prompt']}' must be a text that is not empty")
+        field = "messages" if messages else columns["prompt"]
+        raise RetainError(f"{where}: field '{field}' must hold a text that is not empty")
     if not references or not all(isinstance(r, str | int | float) for r in references):
         raise RetainError(f"{where}: field '{columns['answer']}' must be a text or a list of texts")
     texts = tuple(str(reference) for reference in references)
     if not texts[0].strip():
-        raise RetainError(f"{where}: field '{columns['answer']}' is empty")
+        raise RetainError(f"{where}: field '{columns['answer']}' is empty; give it a text")
+    try:
+        "".join((prompt, *texts, *(turn["content"] for turn in messages))).encode()
+    except UnicodeEncodeError:
+        raise RetainError(f"{where}: half a character (a lone surrogate); remove it") from None
     return Example(prompt, texts, messages)
 
 
@@ -65,22 +75,13 @@ def read_rows(path: Path, columns: Mapping[str, str] = COLUMNS) -> list[Example]
     """
     if not path.is_file():
         raise RetainError(f"{path}: no such file; check the path")
-    rows: Iterable[Any]
-    if path.suffix in (".jsonl", ".json"):
-        rows = read_jsonl(path)
-    elif path.suffix in (".csv", ".parquet"):
-        import datasets
-
-        read = datasets.Dataset.from_csv if path.suffix == ".csv" else datasets.Dataset.from_parquet
-        try:
-            rows = read(str(path), keep_in_memory=True)
-        except Exception as error:  # datasets wraps whatever pandas and pyarrow raise
-            cause = str(error.__cause__ or error).splitlines()[0]
-            raise RetainError(f"{path}: cannot be read ({cause})") from None
-    else:
+    read = {".jsonl": numbered_jsonl, ".json": numbered_jsonl, ".csv": _csv, ".parquet": _parquet}
+    if path.suffix not in read:
         raise RetainError(f"{path}: unknown ending; use .jsonl, .csv or .parquet")
+    unit = "row" if path.suffix == ".parquet" else "line"
     examples = [
-        parse_row(row, f"{path}, line {number}", columns) for number, row in enumerate(rows, 1)
+        parse_row(row, f"{path}, {unit} {number}", columns)
+        for number, row in read[path.suffix](path)
     ]
     if not examples:
         raise RetainError(f"{path}: the task is empty; give it at least one line")
@@ -98,7 +99,9 @@ def read_superni(folder: Path, split: str) -> list[Example]:
 def read_long_sequence(folder: Path, split: str) -> list[Example]:
     """Long Sequence benchmark: the same layout, with `labels.json` as the list of options."""
     labels = read_json(folder / "labels.json")
-    options = f"Option: {', '.join(labels)}\n" if labels else ""
+    if not isinstance(labels, list):
+        raise RetainError(f"{folder / 'labels.json'}: must be a list of the answers; correct it")
+    options = f"Option: {', '.join(map(str, labels))}\n" if labels else ""
     return _read_instances(
         folder / f"{split}.json",
         "{definition}\n" + options.replace("{", "{{").replace("}", "}}") + "{input}\nAnswer:",
@@ -121,10 +124,33 @@ def read_hub(
     return [parse_row(row, f"{name}/{split}, row {n}", columns) for n, row in enumerate(rows, 1)]
 
 
+def _csv(path: Path) -> Iterable[tuple[int, dict[str, str]]]:
+    """Rows by the header's names, each with the number of its last line."""
+    rows = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    try:
+        yield from ((rows.line_num, row) for row in rows)
+    except csv.Error as error:
+        raise RetainError(
+            f"{path}, line {rows.reader.line_num}: not CSV ({error}); correct it"
+        ) from None
+
+
+def _parquet(path: Path) -> Iterable[tuple[int, Any]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        return enumerate(parquet.read_table(path).to_pylist(), 1)
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        cause = str(error).splitlines()[0]
+        raise RetainError(f"{path}: not readable as Parquet ({cause}); restore it") from None
+
+
 def _read_instances(path: Path, template: str) -> list[Example]:
     content = read_json(path)
     try:
-        definition = "\n".join(content["Definition"]).strip()
+        lines = content["Definition"]
+        definition = (lines if isinstance(lines, str) else "\n".join(lines)).strip()
         instances = content["Instances"]
         examples = []
         for number, instance in enumerate(instances, 1):

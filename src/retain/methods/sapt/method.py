@@ -36,7 +36,7 @@ class RouterConfig(MethodConfig):
     temperature: PositiveFloat | None = None
     centre: Literal["generic", "none"] = "generic"
     key: Literal["mean_query", "uniform"] = "mean_query"
-    rate: PositiveFloat = 1.0
+    rate: PositiveFloat = 0.1
 
 
 class GeneratorConfig(MethodConfig):
@@ -56,7 +56,7 @@ class ReflectionConfig(MethodConfig):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "paper": {"router": {"centre": "none", "key": "uniform"}},
+    "paper": {"router": {"centre": "none", "key": "uniform", "rate": 1.0}},
 }
 
 

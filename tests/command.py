@@ -1,0 +1,69 @@
+"""The command line called in process, and small experiments for it."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import yaml
+
+from retain.cli import main
+from retain.store import write_jsonl
+from tests.tiny import make_task
+
+
+class Called(NamedTuple):
+    """What a command left: exit status, standard output, standard error."""
+
+    status: int
+    out: str
+    err: str
+
+
+def call(*arguments: str | Path, stdin: bytes = b"") -> Called:
+    """`retain ARGUMENTS…`, in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    status = 0
+    with (
+        patch.object(sys, "argv", ["retain", *map(str, arguments)]),
+        patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8")),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        try:
+            main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+    return Called(status, out.getvalue(), err.getvalue())
+
+
+def write_tasks(folder: Path) -> None:
+    """`<task>.jsonl` and `<task>.test.jsonl` of the tiny tasks."""
+    for name in ("copy", "constant", "letter"):
+        task = make_task(name)
+        rows = [example.as_row() for example in (*task.train, *task.dev)]
+        write_jsonl(folder / f"{name}.jsonl", rows)
+        write_jsonl(folder / f"{name}.test.jsonl", [example.as_row() for example in task.test])
+
+
+def settings(backbone: Path, *tasks: str) -> dict[str, Any]:
+    """An experiment on files of `write_tasks`, quick and valid."""
+    return {
+        "backbone": {"name": str(backbone)},
+        "method": {"name": "seqlora", "rank": 2},
+        "tasks": [{"path": f"{name}.jsonl", "test": f"{name}.test.jsonl"} for name in tasks],
+        "training": {"max_steps": 2, "per_device_train_batch_size": 4},
+        "evaluation": {"max_new_tokens": 5, "limit": 3},
+        "output": "out",
+    }
+
+
+def write_settings(path: Path, values: Mapping[str, Any]) -> Path:
+    """Writes the experiment file."""
+    path.write_text(yaml.safe_dump(dict(values), sort_keys=False), encoding="utf-8")
+    return path

@@ -1,0 +1,267 @@
+"""The command line on a good day: one small run, and every command on it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from retain.methods import list_methods
+from tests.command import call, settings, write_settings, write_tasks
+from tests.tiny import OPTIONS, make_task, read_files
+
+ODD = "[red] 任务/1"
+SAPT = {"name": "sapt", "rank": 2, **OPTIONS["sapt"]}
+
+
+@pytest.fixture(scope="module")
+def learned(
+    tmp_path_factory: pytest.TempPathFactory, backbone_folder: Callable[[str], Path]
+) -> Path:
+    """A folder with `exp.yaml` and its finished run `out`: SAPT on constant and copy."""
+    folder = tmp_path_factory.mktemp("cli")
+    write_tasks(folder)
+    values = settings(backbone_folder("llama"), "constant", "copy")
+    values["tasks"][1]["name"] = ODD
+    values["training"].update(max_steps=20, learning_rate=0.02)  # enough to learn the constant
+    write_settings(folder / "exp.yaml", {**values, "method": SAPT})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        done = call(*again())
+    assert done.status == 0, done.err
+    (folder / "out.txt").write_text(done.out)
+    (folder / "err.txt").write_text(done.err)
+    return folder
+
+
+@pytest.fixture
+def place(learned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, for a test that changes something; the working directory."""
+    shutil.copytree(learned, tmp_path / "place")
+    monkeypatch.chdir(tmp_path / "place")
+    return tmp_path / "place"
+
+
+def again(*more: str) -> tuple[str, ...]:
+    """The command that made the run."""
+    return ("run", "exp.yaml", "--set", "seed=3", *more)
+
+
+def read_scores(run: Path) -> dict[str, Any]:
+    return json.loads((run / "scores.json").read_text())
+
+
+def test_run_leaves_a_run_directory(learned: Path) -> None:
+    files = set(read_files(learned / "out"))
+    assert {"config.yaml", "environment.json", "scores.json", "manifest.json"} <= files
+    for folder in ("tasks/01-constant", "tasks/02-red-任务-1"):
+        assert {
+            f"{folder}/{name}"
+            for name in ("adapter_config.json", "adapter_model.safetensors", "task.json")
+        } <= files
+    endings = {Path(name).suffix for name in files}
+    assert endings - {""} == {".json", ".jsonl", ".yaml", ".safetensors"}
+    assert not any("checkpoints" in name for name in files)
+
+
+def test_run_writes_the_resolved_settings(learned: Path) -> None:
+    stored = yaml.safe_load((learned / "out" / "config.yaml").read_text(encoding="utf-8"))
+    assert stored["seed"] == 3
+    assert stored["tasks"][1]["name"] == ODD
+    assert stored["training"]["max_steps"] == 20
+    assert stored["training"]["save_steps"] == 100  # a default
+    assert stored["method"] == SAPT
+
+
+def test_run_scores_every_task_so_far(learned: Path) -> None:
+    scores = read_scores(learned / "out")
+    assert scores["tasks"] == ["constant", ODD]
+    assert [len(row) for row in scores["matrix"]] == [1, 2]
+    assert all(0 <= cell <= 100 for row in scores["matrix"] for cell in row)
+    (a,), (b, c) = scores["matrix"]
+    assert a > 0  # else the rest shows little
+    assert scores["metrics"]["average_performance"] == pytest.approx((b + c) / 2)
+    assert scores["metrics"]["forgetting"] == pytest.approx(a - b)
+    assert scores["metrics"]["forward_transfer"] is None
+
+
+def test_run_tells_what_it_does(learned: Path) -> None:
+    err, out = (learned / "err.txt").read_text(), (learned / "out.txt").read_text()
+    for task in ("constant", ODD):
+        for phase in ("generator", "learn"):
+            assert f"sapt · {task} · {phase}: trains" in err
+        assert f"evaluates {task}: 3/3 examples" in err
+    assert ODD in out
+    assert "AP" in out
+
+
+def test_run_again_does_nothing_more(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = read_files(place)
+    monkeypatch.setattr("retain.learner.fit", None)
+    done = call(*again("--resume"))
+    assert done.status == 0, done.err
+    assert done.out == (place / "out.txt").read_text()
+    assert read_files(place) == before
+
+
+@pytest.mark.parametrize("there", ["absent", "empty"])
+def test_resume_of_nothing_starts(place: Path, there: str) -> None:
+    if there == "empty":
+        (place / "new").mkdir()
+    done = call("run", "exp.yaml", "--resume", "--output", "new", "--set", "method=seqlora")
+    assert done.status == 0, done.err
+    assert len(read_scores(place / "new")["matrix"]) == 2
+
+
+def test_learn_adds_a_task_and_keeps_the_old_files(place: Path) -> None:
+    before = read_files(place / "out" / "tasks")
+    scores = read_scores(place / "out")
+    done = call("learn", "out", "letter.jsonl", "--name", "third", "--test", "letter.test.jsonl")
+    assert done.status == 0, done.err
+    after = read_files(place / "out" / "tasks")
+    assert {name: after.get(name) for name in before} == before
+    assert {name.split("/")[0] for name in set(after) - set(before)} == {"03-third"}
+    grown = read_scores(place / "out")
+    assert grown["tasks"] == [*scores["tasks"], "third"]
+    assert grown["matrix"][:2] == scores["matrix"]
+    assert len(grown["matrix"][2]) == 3
+    assert "third" in done.out
+    assert call("verify", "out").status == 0
+    assert call(*again("--resume")).status == 0  # the longer run is still this experiment's
+
+
+def test_learn_holds_out_a_test_split(place: Path) -> None:
+    done = call("learn", "out", "letter.jsonl", "--metric", "rouge_l")
+    assert done.status == 0, done.err
+    stored = json.loads((place / "out/tasks/03-letter/task.json").read_text())
+    assert stored["metric"] == "rouge_l"
+    assert stored["examples"] == {"train": 11, "dev": 1, "test": 2}
+
+
+def test_eval_repeats_the_last_row_and_writes_nothing(place: Path) -> None:
+    before = read_files(place)
+    done = call("eval", "out")
+    assert done.status == 0, done.err
+    last = read_scores(place / "out")["matrix"][-1]
+    assert re.findall(r"│ (\d+\.\d) +│", done.out) == [f"{score:.1f}" for score in last]
+    assert ODD in done.out
+    limited = call("eval", "out", "--limit", "1")
+    assert "evaluates constant: 1/1 examples" in limited.err
+    assert read_files(place) == before
+
+
+def test_generate(place: Path) -> None:
+    prompts = [make_task(name).test[0].prompt for name in ("copy", "constant")]
+    before = read_files(place)
+    plain = call("generate", "out", *prompts)
+    assert plain.status == 0, plain.err
+    piped = call("generate", "out", "-", stdin="\n\n".join(prompts).encode())
+    assert piped.out == plain.out
+    done = call("generate", "out", *prompts, "--json")
+    answers = [json.loads(line) for line in done.out.splitlines()]
+    assert [answer["prompt"] for answer in answers] == prompts
+    assert "".join(f"{answer['output']}\n" for answer in answers) == plain.out
+    for answer in answers:
+        assert set(answer) == {"prompt", "output", "routing"}
+        assert list(answer["routing"]) == ["constant", ODD]
+        assert sum(answer["routing"].values()) == pytest.approx(1, abs=1e-5)
+    assert answers[0]["routing"] != answers[1]["routing"]
+    assert read_files(place) == before
+
+
+def test_generate_answers_as_evaluation_did(place: Path) -> None:
+    path = place / "out/tasks/02-red-任务-1/predictions/01.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    done = call("generate", "out", *[row["prompt"] for row in rows], "--json")
+    answers = [json.loads(line) for line in done.out.splitlines()]
+    assert [answer["output"] for answer in answers] == [row["prediction"] for row in rows]
+    for answer, row in zip(answers, rows, strict=True):
+        assert list(answer["routing"].values()) == pytest.approx(row["routing"], abs=1e-5)
+
+
+def test_report_with_single_task_scores(place: Path) -> None:
+    done = call(*again("--output", "single", "--set", "method={name: pertask, rank: 2}"))
+    assert done.status == 0, done.err
+    done = call("report", "out", "--single", "single")
+    assert done.status == 0, done.err
+    assert "FWT" in done.out
+    assert "wrote out/report.html" in done.out
+    scores, single = read_scores(place / "out"), read_scores(place / "single")
+    diagonal = [row[-1] for row in single["matrix"]]
+    assert scores["single"] == diagonal
+    gains = [row[-1] - alone for row, alone in zip(scores["matrix"], diagonal, strict=True)]
+    assert scores["metrics"]["forward_transfer"] == pytest.approx(sum(gains) / 2)
+    page = (place / "out" / "report.html").read_text(encoding="utf-8")
+    HTMLParser().feed(page)
+    assert page.startswith("<!DOCTYPE html>")
+    assert ODD in page
+    assert call("verify", "out").status == 0
+    done = call("report", "out")  # the single-task scores are kept
+    assert read_scores(place / "out") == scores
+    both = call("report", "out", "single", "--output", "pages/both [x].html")
+    assert both.status == 0, both.err
+    assert "pages/both [x].html" in both.out
+    assert "pertask" in (place / "pages/both [x].html").read_text(encoding="utf-8")
+    answer = call("generate", "single", "copy this word: ant", "--task", ODD, "--json")
+    assert json.loads(answer.out)["routing"] == {"constant": 0.0, ODD: 1.0}
+
+
+def test_report_refuses_single_scores_on_other_test_data(place: Path) -> None:
+    pertask = ("--set", "method={name: pertask, rank: 2}", "--set", "evaluation.limit=1")
+    assert call(*again("--output", "single", *pertask)).status == 0
+    before = read_files(place)
+    done = call("report", "out", "--single", "single")
+    assert done.status == 2
+    assert "single: has no task 'constant' scored on the same test data" in done.err
+    assert read_files(place) == before
+
+
+def test_verify_counts_the_files_and_names_a_damaged_one(place: Path) -> None:
+    done = call("verify", "out")
+    assert done.status == 0, done.err
+    manifest = json.loads((place / "out" / "manifest.json").read_text())
+    assert done.out == f"{len(manifest['files'])} files, all as they were written\n"
+    written = set(read_files(place / "out")) - {"manifest.json", ".lock"}
+    assert set(manifest["files"]) == written
+    for name in ("tasks/01-constant/router.safetensors", "tasks/01-constant/pseudo.jsonl"):
+        path = place / "out" / name
+        content = path.read_bytes()
+        path.write_bytes(content[:10] + bytes([content[10] ^ 1]) + content[11:])
+        done = call("verify", "out")
+        assert done.status == 2
+        assert done.err.startswith(f"error: out/{name}: damaged")
+        assert len(done.err.splitlines()) == 1
+        path.write_bytes(content)
+    path.unlink()
+    assert f"out/{name}: missing" in call("verify", "out").err
+
+
+def test_methods_are_listed() -> None:
+    done = call("methods")
+    assert done.status == 0
+    for name in list_methods():
+        assert f"│ {name}" in done.out
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["learn"], ["generate"], ["report"]])
+def test_help(command: list[str]) -> None:
+    done = call(*command, "--help")
+    assert done.status == 0
+    assert "Usage: retain" in done.out
+    assert done.err == ""
+
+
+def test_installed_command() -> None:
+    script = Path(sys.executable).with_name("retain")
+    done = subprocess.run([script, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "generate" in done.stdout

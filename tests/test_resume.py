@@ -1,0 +1,322 @@
+"""A run killed at any moment resumes to the same numbers, bit for bit; one process writes."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+
+import pytest
+from transformers import Trainer
+
+import retain.learner
+import retain.store
+from retain import RetainError, results
+from retain.learner import Learner
+from retain.methods import METHODS
+from retain.progress import Progress
+from retain.store import read_jsonl
+from tests.tiny import make_backbone, make_learner, make_task, read_files
+
+KIND = "llama"
+FIRST, SECOND = make_task("copy"), make_task("constant")
+UNEQUAL = {"config.yaml", "manifest.json", ".lock"}  # the first two name the folder
+
+
+class KilledError(Exception):
+    """Stands for a kill."""
+
+
+class Record(Progress):
+    """Notes every event; stops the run at the first one that `when` accepts."""
+
+    def __init__(self, when: Callable[[str], bool] = lambda event: False) -> None:
+        self.when = when
+        self.events: list[str] = []
+        self._label = ""
+
+    def _note(self, event: str) -> None:
+        self.events.append(event)
+        if self.when(event):
+            raise KilledError(event)
+
+    def start(self, label: str, total: int, unit: str) -> None:
+        self._label = label
+        self._note(f"start {label}")
+
+    def update(self, done: int, parts: Mapping[str, float] | None = None) -> None:
+        self._note(f"{done} {self._label}")
+
+    def finish(self) -> None:
+        self._note(f"finish {self._label}")
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {name: data for name, data in read_files(folder).items() if name not in UNEQUAL}
+
+
+def carry_on(folder: Path, progress: Progress | None = None) -> Learner:
+    """What a user does after a crash: load, learn what is missing, score what is missing."""
+    learner = Learner.load(folder, progress, make_backbone(KIND))
+    known = [task.name for task in learner.tasks]
+    for task in (FIRST, SECOND):
+        if task.name not in known:
+            learner.learn(task)
+    learner.finish_evaluation()
+    return learner
+
+
+@dataclass
+class Whole:
+    """An uninterrupted run of two tasks: its files and its events."""
+
+    method: str
+    files: dict[str, bytes]
+    events: list[str]
+
+    @property
+    def last_phase(self) -> str:
+        """The label of the second task's last phase."""
+        phases = [e for e in self.events if e.startswith(f"start {SECOND.name} · ")]
+        return phases[-1].removeprefix("start ")
+
+    @property
+    def evaluation(self) -> str:
+        """The first event of the evaluation after the second task."""
+        later = self.events[self.events.index(f"finish {self.last_phase}") :]
+        return next(event for event in later if event.startswith("start evaluates"))
+
+    def interrupted(self, folder: Path, event: str) -> None:
+        """The same run, killed at an event while it learns the second task."""
+        record = Record()
+        learner = make_learner(self.method, make_backbone(KIND), folder, record)
+        learner.learn(FIRST)
+        record.when = event.__eq__
+        with pytest.raises(KilledError):
+            learner.learn(SECOND)
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    record = Record()
+    learner = make_learner(request.param, make_backbone(KIND), folder, record)
+    learner.learn(FIRST)
+    learner.learn(SECOND)
+    return Whole(request.param, content(folder), record.events)
+
+
+def test_the_whole_run_leaves_no_checkpoints(whole: Whole) -> None:
+    assert len(whole.files) > 10
+    assert not [
+        name for name in whole.files if "checkpoint" in name or name.endswith((".pt", ".pth"))
+    ]
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_killed_in_the_middle_of_a_phase(whole: Whole, tmp_path: Path, step: int) -> None:
+    """Step 2 ends an epoch; at step 3 the checkpoint lies at the beginning of the next."""
+    whole.interrupted(tmp_path / "run", f"{step} {whole.last_phase}")
+    record = Record()
+    carry_on(tmp_path / "run", record)
+    assert content(tmp_path / "run") == whole.files
+    steps = [event for event in record.events if event.endswith(f" {whole.last_phase}")]
+    expected = [f"{n} {whole.last_phase}" for n in range(step, 4)]
+    assert steps == [f"start {whole.last_phase}", *expected, f"finish {whole.last_phase}"]
+
+
+def test_killed_at_the_end_of_a_phase(whole: Whole, tmp_path: Path) -> None:
+    """Its last checkpoint is written, its result is not."""
+    whole.interrupted(tmp_path / "run", f"finish {whole.last_phase}")
+    carry_on(tmp_path / "run")
+    assert content(tmp_path / "run") == whole.files
+
+
+def test_killed_between_phases(whole: Whole, tmp_path: Path) -> None:
+    """Nothing of the earlier task or of an ended phase is trained again."""
+    whole.interrupted(tmp_path / "run", f"start {whole.last_phase}")
+    record = Record()
+    carry_on(tmp_path / "run", record)
+    assert content(tmp_path / "run") == whole.files
+    began = whole.events.index(f"start {whole.last_phase}")
+    assert record.events == whole.events[began:]
+
+
+def test_killed_before_the_evaluation(whole: Whole, tmp_path: Path) -> None:
+    """The task is learned, its row of scores is missing."""
+    whole.interrupted(tmp_path / "run", whole.evaluation)
+    record = Record()
+    carry_on(tmp_path / "run", record)
+    assert content(tmp_path / "run") == whole.files
+    assert record.events == whole.events[-len(record.events) :]
+    assert record.events[0] == whole.evaluation
+
+
+def test_killed_in_the_middle_of_the_last_evaluation(whole: Whole, tmp_path: Path) -> None:
+    whole.interrupted(tmp_path / "run", f"3 evaluates {SECOND.name}")
+    carry_on(tmp_path / "run")
+    assert content(tmp_path / "run") == whole.files
+
+
+def test_killed_at_any_write(whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before its 1st write, resumed, killed before its 2nd from there, …, to the end."""
+    folder, left = tmp_path / "run", 0
+    write_bytes = retain.store.write_bytes
+
+    def write(path: Path, data: bytes) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KilledError(path)
+        write_bytes(path, data)
+
+    monkeypatch.setattr(retain.store, "write_bytes", write)
+    for kills in count():
+        left = kills
+        try:
+            if not (folder / "manifest.json").exists():
+                make_learner(whole.method, make_backbone(KIND), folder).learn(FIRST)
+            carry_on(folder)
+            break
+        except KilledError:
+            continue
+    assert kills > 5
+    assert content(folder) == whole.files
+
+
+def test_killed_while_a_checkpoint_is_written(
+    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The half-written checkpoint is not used."""
+    with monkeypatch.context() as patch:
+        record = Record()
+        save = Trainer._save_rng_state
+
+        def killed(self: Trainer, folder: str) -> None:
+            if record.events[-1] == f"2 {whole.last_phase}":
+                raise KilledError(folder)
+            save(self, folder)
+
+        patch.setattr(Trainer, "_save_rng_state", killed)
+        learner = make_learner(whole.method, make_backbone(KIND), tmp_path / "run", record)
+        learner.learn(FIRST)
+        with pytest.raises(KilledError):
+            learner.learn(SECOND)
+    assert len(list((tmp_path / "run").rglob("checkpoint-*"))) == 2
+    carry_on(tmp_path / "run")
+    assert content(tmp_path / "run") == whole.files
+
+
+def test_killed_before_the_checkpoints_are_deleted(
+    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task is committed; what was left of its training goes."""
+    unfinished = tmp_path / "run" / "tasks" / f"02-{SECOND.name}" / "checkpoints"
+
+    def remove_folder(path: Path) -> None:
+        if path == unfinished:
+            raise KilledError(path)
+        retain.store.remove_folder(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(retain.learner, "remove_folder", remove_folder)
+        whole.interrupted(tmp_path / "run", "")
+    assert unfinished.exists()
+    carry_on(tmp_path / "run")
+    assert content(tmp_path / "run") == whole.files
+
+
+def test_the_learner_that_was_interrupted_does_not_go_on(whole: Whole, tmp_path: Path) -> None:
+    """Its model is half trained: what it would learn or answer would be wrong."""
+    record = Record(f"2 {whole.last_phase}".__eq__)
+    learner = make_learner(whole.method, make_backbone(KIND), tmp_path / "run", record)
+    learner.learn(FIRST)
+    with pytest.raises(KilledError):
+        learner.learn(SECOND)
+    for use in (
+        lambda: learner.learn(SECOND),
+        lambda: learner.generate(["ant"], FIRST.name),
+        learner.evaluate,
+        learner.finish_evaluation,
+    ):
+        with pytest.raises(RetainError, match=r"interrupted.*Learner\.load"):
+            use()
+
+
+def test_unfinished_work_on_another_task_is_cleared(whole: Whole, tmp_path: Path) -> None:
+    whole.interrupted(tmp_path / "run", f"2 {whole.last_phase}")
+    unfinished = tmp_path / "run" / "tasks" / f"02-{SECOND.name}"
+    assert unfinished.exists()
+    other = make_task("letter")
+    learner = Learner.load(tmp_path / "run", backbone=make_backbone(KIND))
+    learner.learn(other)
+    assert not unfinished.exists()
+    assert [task.name for task in learner.tasks] == [FIRST.name, other.name]
+
+
+def test_unfinished_work_on_other_examples_is_cleared(whole: Whole, tmp_path: Path) -> None:
+    """A task of the same name whose rows changed starts again from its first phase."""
+    changed = replace(SECOND, train=SECOND.train[2:])
+    whole.interrupted(tmp_path / "run", f"2 {whole.last_phase}")
+    record = Record()
+    learner = Learner.load(tmp_path / "run", record, make_backbone(KIND))
+    learner.learn(changed)
+    began = next(event for event in whole.events if event.startswith(f"start {SECOND.name}"))
+    assert record.events[0] == began
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    make_learner("pertask", make_backbone(KIND), tmp_path / "run", max_steps=1).learn(FIRST)
+    return tmp_path / "run"
+
+
+def test_one_writer(run: Path) -> None:
+    learner = Learner.load(run, backbone=make_backbone(KIND))
+    before = read_files(run)
+    with results.open_run(run).locked():
+        for write in (lambda: learner.learn(SECOND), learner.finish_evaluation):
+            with pytest.raises(RetainError, match="another process is writing"):
+                write()
+    assert read_files(run) == before
+
+
+def test_a_killed_writer_frees_the_run(run: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    ours, theirs = fork.Pipe()
+
+    def hold() -> None:
+        with results.open_run(run).locked():
+            theirs.send("locked")
+            theirs.recv()
+
+    process = fork.Process(target=hold, daemon=True)
+    process.start()
+    assert ours.recv() == "locked"
+    learner = Learner.load(run, backbone=make_backbone(KIND))
+    with pytest.raises(RetainError, match="another process is writing"):
+        learner.learn(SECOND)
+    process.kill()
+    process.join()
+    learner.finish_evaluation()
+
+
+def test_a_learner_whose_run_went_on_elsewhere_does_not_write(run: Path) -> None:
+    """It knows nothing of the task learned since, and would clear it away."""
+    stale = Learner.load(run, backbone=make_backbone(KIND))
+    Learner.load(run, backbone=make_backbone(KIND)).learn(SECOND)
+    before = read_files(run)
+    for _ in range(2):
+        with pytest.raises(RetainError, match="changed since it was loaded"):
+            stale.learn(make_task("letter"))
+    assert read_files(run) == before
+
+
+def test_a_limited_evaluation_limits_no_later_one(run: Path) -> None:
+    learner = Learner.load(run, backbone=make_backbone(KIND))
+    learner.evaluate(limit=1)
+    learner.learn(SECOND)
+    rows = read_jsonl(learner.run.learned()[-1] / "predictions" / "02.jsonl")
+    assert len(rows) == len(SECOND.test)

@@ -1,0 +1,150 @@
+"""Tiny random backbones and tasks, built in code: no network, no files."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from retain.backbone import Backbone
+from retain.learner import Learner
+from retain.progress import Progress
+from retain.tasks import Example, Task
+
+KINDS = ("llama", "qwen3", "gpt2", "t5")
+SPECIAL = ("<pad>", "</s>", "<unk>")
+WIDTH = 32
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "sapt": {"router": {"hidden": 16}, "generator": {"share": 0.2, "max_new_tokens": 6}},
+}
+"""What makes a method small; one without an entry runs with its defaults."""
+
+TRAINING = {
+    "max_steps": 3,  # two steps an epoch: the third is in the second epoch
+    "per_device_train_batch_size": 6,
+    "learning_rate": 0.02,
+    "lr_scheduler_type": "constant_with_warmup",  # never 0, where a step too many would not show
+    "warmup_steps": 2,
+    "save_steps": 1,
+}
+EVALUATION = {"max_new_tokens": 5, "batch_size": 3}
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a character; any printable ASCII text decodes back exactly."""
+    alphabet = [*SPECIAL, *string.ascii_letters, *string.digits, *string.punctuation, " ", "\n"]
+    vocabulary = {token: i for i, token in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _make_model(kind: str, size: int) -> PreTrainedModel:
+    ids = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None, "vocab_size": size}
+    decoder = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.2,  # at 0.02 every prompt has the same answer
+        "attention_dropout": 0.1,
+    }
+    if kind == "llama":
+        return LlamaForCausalLM(LlamaConfig(**ids, **decoder))
+    if kind == "qwen3":
+        return Qwen3ForCausalLM(Qwen3Config(**ids, **decoder, head_dim=8))
+    if kind == "gpt2":
+        size_of = {"n_embd": WIDTH, "n_layer": 2, "n_head": 4, "n_positions": 256}
+        return GPT2LMHeadModel(GPT2Config(**ids, **size_of, initializer_range=0.2))
+    layers = {"num_layers": 2, "num_decoder_layers": 2, "num_heads": 4, "d_kv": 8}
+    config = T5Config(**ids, **layers, d_model=WIDTH, d_ff=48, decoder_start_token_id=0)
+    return T5ForConditionalGeneration(config)
+
+
+def make_backbone(kind: str) -> Backbone:
+    """A fresh backbone of a kind, float32; the same weights every time."""
+    tokenizer = make_tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Backbone(_make_model(kind, len(tokenizer)), tokenizer, f"tiny-{kind}")
+
+
+def save_backbone(kind: str, folder: Path) -> Path:
+    """Writes the model folder that `load_backbone` loads."""
+    backbone = make_backbone(kind)
+    backbone.model.save_pretrained(folder)
+    backbone.tokenizer.save_pretrained(folder)
+    return folder
+
+
+WORDS = "ant bear cat dog eel fox goat hare ibis jay kite lion mole newt owl pony quail rat"
+
+
+@cache
+def make_task(name: str) -> Task:
+    """`copy` a word, answer a `constant` one, or the word's first `letter`: 12 + 2 + 4 rows."""
+    template, answer = {
+        "copy": ("copy this word: {}", "{}"),
+        "constant": ("what colour has a {}?", "red"),
+        "letter": ("{} begins with", "{:.1}"),
+    }[name]
+    rows = [Example(template.format(word), (answer.format(word),)) for word in WORDS.split()]
+    return Task(name, rows[:12], rows[12:14], rows[14:18])
+
+
+def make_learner(
+    method: str,
+    backbone: Backbone | Path,
+    folder: Path,
+    progress: Progress | None = None,
+    **training: Any,
+) -> Learner:
+    """A new learner of tiny size."""
+    return Learner(
+        backbone,
+        {"name": method, **OPTIONS.get(method, {})},
+        folder,
+        training={**TRAINING, **training},
+        evaluation=EVALUATION,
+        progress=progress,
+    )
+
+
+def prompts_of(*tasks: Task) -> Sequence[str]:
+    """The tasks' test prompts."""
+    return [example.prompt for task in tasks for example in task.test]
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, by its path in it."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
