@@ -110,7 +110,9 @@ def test_metrics_follow_their_formulas(R: Any, data: st.DataObject) -> None:
     T = len(R)
     single = data.draw(st.lists(SCORE, min_size=T, max_size=T))
     last = R[T - 1]
-    found = continual.summary(R, single)
+    zero_shot = data.draw(st.lists(SCORE, min_size=T, max_size=T))
+    found = continual.summary(R, single, zero_shot)
+    assert same(found["zero_shot_transfer"], sum(zero_shot[j] for j in range(1, T)) / (T - 1))
     assert same(found["average_performance"], sum(last[j] for j in range(T)) / T)
     drops = [max(R[i][j] for i in range(j, T - 1)) - last[j] for j in range(T - 1)]
     assert same(found["forgetting"], sum(drops) / (T - 1))
@@ -145,6 +147,7 @@ def test_a_metric_that_needs_an_unmeasured_cell_is_none(R: Any, data: st.DataObj
         "backward_transfer_reference": old and (last or diagonal),
         "forward_transfer": diagonal,
         "forward_transfer_reference": diagonal,
+        "zero_shot_transfer": False,
     }
     assert set(needs) == set(full)
     for name, needed in needs.items():

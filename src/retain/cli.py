@@ -137,10 +137,13 @@ def report(
     output: Annotated[
         Path | None, typer.Option(help="The page; RUN/report.html if one run.")
     ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Also write the score matrices as a PNG.")
+    ] = None,
 ) -> None:
     """Print the scores and write one self-contained HTML page."""
     from retain import results
-    from retain.report import render, summarise
+    from retain.report import matrices_png, render, summarise
     from retain.store import write_text
 
     for path in runs:
@@ -152,7 +155,10 @@ def report(
     if output is None and len(runs) > 1:
         raise RetainError("report: several runs need --output FILE for their one page")
     page = output or runs[0] / "report.html"
-    write_text(page, render([summarise(path) for path in runs]))
+    summaries = [summarise(path) for path in runs]
+    write_text(page, render(summaries))
+    if picture is not None:
+        matrices_png(summaries, picture)
     _print_scores(runs)
     _say(f"wrote {page}")
 
@@ -208,12 +214,9 @@ def _more(complaints: list[str]) -> str:
 
 def main() -> None:
     """Runs the command; a user's mistake ends with status 2 and one `error:` line."""
-    import transformers
-
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    transformers.logging.disable_progress_bar()  # ours says what matters
     try:
-        app(standalone_mode=False)
+        app(standalone_mode=False, prog_name="retain")
     except RetainError as error:
         text = " ".join(str(error).split())
     except typer.Abort:

@@ -17,13 +17,18 @@ Route = Callable[[Batch], torch.Tensor | None]
 
 
 class EvaluationConfig(BaseModel):
-    """How test examples are answered; `limit` takes the first so many of each test split."""
+    """How test examples are answered.
+
+    `limit` takes the first so many of each test split; `zero_shot` also scores each task just
+    before it is learned.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     max_new_tokens: PositiveInt = 32
     batch_size: PositiveInt = 32
     limit: PositiveInt | None = None
+    zero_shot: bool = False
 
 
 @dataclass(frozen=True)

@@ -171,6 +171,7 @@ class Learner:
             self._complete_row()
             folder = self.run.task_folder(len(self.tasks), task.name)
             self._continue_or_clear(folder, task)
+            self._score_zero_shot(task, folder / results.ZERO_SHOT)
             self._interrupted = True
             self._train(task, folder)
             self._interrupted = False
@@ -305,6 +306,13 @@ class Learner:
         write_json(result, row)
         self.run.commit([result])
         results.write_scores(self.run)
+
+    def _score_zero_shot(self, task: Task, path: Path) -> None:
+        """Scores a task that is about to be learned; a method that needs its name cannot."""
+        wanted = self.experiment.evaluation.zero_shot and not self.method.needs_task_id
+        if wanted and not path.exists():
+            cell = self._evaluate_task(task, self.experiment.evaluation)
+            write_json(path, {"score": cell.score})
 
     def _committed(self, path: Path) -> bool:
         return path.relative_to(self.run.path).as_posix() in self.run.files

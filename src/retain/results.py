@@ -12,6 +12,7 @@ from retain.metrics import continual
 from retain.store import RunDirectory, read_json, write_json
 
 EVALUATION = "evaluation.json"
+ZERO_SHOT = "zero_shot.json"
 
 
 def open_run(path: Path) -> RunDirectory:
@@ -44,7 +45,10 @@ def rows(run: RunDirectory) -> list[dict[str, Any]]:
 
 
 def scores(run: RunDirectory, single: list[float] | None = None) -> dict[str, Any]:
-    """What scores.json holds: task names, score matrix, single-task scores, AP, F.Ra, FWT, BWT.
+    """What scores.json holds: task names, score matrix, and the metrics computed from it.
+
+    Beside them, as lists over tasks: the single-task scores that forward transfer compares with,
+    and the zero-shot scores, taken just before a task was learned.
 
     Args:
         run: an opened run.
@@ -57,8 +61,14 @@ def scores(run: RunDirectory, single: list[float] | None = None) -> dict[str, An
         single = read_json(path).get("single")
     if single is not None and len(single) != len(matrix):
         single = None  # given for a shorter stream
-    metrics = continual.summary(matrix, single)
-    return {"tasks": names, "matrix": matrix, "single": single, "metrics": metrics}
+    before = [_zero_shot(run, folder) for folder in run.learned()[: len(matrix)]]
+    return {
+        "tasks": names,
+        "matrix": matrix,
+        "single": single,
+        "zero_shot": before,
+        "metrics": continual.summary(matrix, single, before),
+    }
 
 
 def write_scores(run: RunDirectory, single: list[float] | None = None) -> None:
@@ -86,6 +96,14 @@ def single_scores(run: RunDirectory, pertask: Path) -> list[float]:
             raise RetainError(f"{pertask}: has no task '{name}' scored on the same test data")
         found.append(float(row["scores"][-1]))
     return found
+
+
+def _zero_shot(run: RunDirectory, folder: Path) -> float | None:
+    name = (folder / ZERO_SHOT).relative_to(run.path).as_posix()
+    if name not in run.files:
+        return None
+    run.check(name)
+    return float(read_json(folder / ZERO_SHOT)["score"])
 
 
 def _task(run: RunDirectory, folder: Path) -> dict[str, Any]:

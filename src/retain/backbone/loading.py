@@ -52,12 +52,17 @@ def load_backbone(config: BackboneConfig, prompt: PromptConfig | None = None) ->
         source, options["revision"] = config.name, config.revision
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     try:
         model_config = AutoConfig.from_pretrained(source, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         kind = AutoModelForSeq2SeqLM if model_config.is_encoder_decoder else AutoModelForCausalLM
         model, loaded = kind.from_pretrained(
-            source, dtype=getattr(torch, config.dtype), output_loading_info=True, **options
+            source,
+            dtype=getattr(torch, config.dtype),
+            use_safetensors=path.suffix != ".gguf",  # nothing is unpickled
+            output_loading_info=True,
+            **options,
         )
     except Exception as error:  # transformers raises many kinds for a missing or damaged model
         cause = next((line for line in str(error).splitlines() if line.strip()), repr(error))
@@ -67,6 +72,7 @@ def load_backbone(config: BackboneConfig, prompt: PromptConfig | None = None) ->
         ) from error
     finally:
         transformers.logging.set_verbosity(verbosity)
+        transformers.logging.enable_progress_bar()
     if loaded["missing_keys"]:
         raise RetainError(
             f"backbone '{config.name}': has no weights for {min(loaded['missing_keys'])}; "

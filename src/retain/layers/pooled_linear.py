@@ -211,7 +211,8 @@ class LoraPool:
         config["target_modules"] = self.endings  # peft keeps a set, whose order varies
         tensors = {}
         for name, layer in self.layers.items():
-            assert layer.A is not None and layer.B is not None, "no block is learning"
+            if layer.A is None or layer.B is None:
+                raise RuntimeError("no block is learning, so there is none to save")
             tensors[f"{PREFIX}{name}.lora_A.weight"] = layer.A
             tensors[f"{PREFIX}{name}.lora_B.weight"] = layer.B
         write_tensors(folder / "adapter_model.safetensors", tensors)

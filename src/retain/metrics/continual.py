@@ -54,8 +54,15 @@ def forward_transfer_reference(matrix: Matrix) -> float | None:
     return None if value is None else value - SAPT_SINGLE
 
 
+def zero_shot_transfer(zero_shot: Sequence[float | None]) -> float | None:
+    """Mean over j > 0 of the score on task j just before learning it."""
+    return _mean(zero_shot[1:])
+
+
 def summary(
-    matrix: Matrix, single: Sequence[float | None] | None = None
+    matrix: Matrix,
+    single: Sequence[float | None] | None = None,
+    zero_shot: Sequence[float | None] = (),
 ) -> dict[str, float | None]:
     """All of them by name; forward transfer is None until single-task scores are given."""
     return {
@@ -63,6 +70,7 @@ def summary(
         "forgetting": forgetting(matrix),
         "forward_transfer": None if single is None else forward_transfer(matrix, single),
         "backward_transfer": backward_transfer(matrix),
+        "zero_shot_transfer": zero_shot_transfer(zero_shot),
         "backward_transfer_reference": backward_transfer_reference(matrix),
         "forward_transfer_reference": forward_transfer_reference(matrix),
     }
