@@ -29,5 +29,5 @@ def test_zero_shot(method: str, measured: bool, tmp_path: Path) -> None:
     assert len(kept) == 2 * measured
     if kept:
         (tmp_path / "run" / kept[0]).write_text('{"score": 100}')
-        with pytest.raises(RetainError, match="zero_shot.json: damaged"):
+        with pytest.raises(RetainError, match=r"zero_shot\.json: damaged"):
             Learner.load(tmp_path / "run", backbone=make_backbone("llama"))

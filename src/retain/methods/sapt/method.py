@@ -40,9 +40,10 @@ class RouterConfig(MethodConfig):
 
 
 class GeneratorConfig(MethodConfig):
-    """The generator's options; `max_steps: null` is the run's own."""
+    """The generator's options; `max_steps: null` is the run's own, `rate` as the router's."""
 
     max_steps: PositiveInt | None = None
+    rate: PositiveFloat = 3.0
     share: PositiveFloat = 0.02
     top_k: PositiveInt = 20
     max_new_tokens: PositiveInt = 128
@@ -56,7 +57,10 @@ class ReflectionConfig(MethodConfig):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "paper": {"router": {"centre": "none", "key": "uniform", "rate": 1.0}},
+    "paper": {
+        "router": {"centre": "none", "key": "uniform", "rate": 1.0},
+        "generator": {"rate": 1.0},
+    },
 }
 
 
@@ -113,7 +117,7 @@ class Sapt(LoraMethod):
         yield Phase(
             "generator",
             [self.backbone.encode(prompt) for prompt in prompts],
-            [ParamGroup("generator", self.pool.parameters())],
+            [ParamGroup("generator", self.pool.parameters(), self.options.generator.rate)],
             self._generator_loss,
             self.options.generator.max_steps,
         )
