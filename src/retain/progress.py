@@ -38,7 +38,7 @@ class ConsoleProgress(Progress):
 
     def message(self, text: str) -> None:
         """Prints the line."""
-        self.console.print(f"{self.prefix}{text}", highlight=False, markup=False)
+        self._print(f"{self.prefix}{text}")
 
     def start(self, label: str, total: int, unit: str) -> None:
         """Shows the bar."""
@@ -71,7 +71,7 @@ class ConsoleProgress(Progress):
             self._bar.update(self._task, completed=done, parts=shown)
         elif now - self._shown > self.INTERVAL and done < self._total:
             self._shown = now
-            self.console.print(f"{self._line}  {left}".rstrip(), highlight=False, markup=False)
+            self._print(f"{self._line}  {left}".rstrip())
         self._line = f"{self._line}  {took}"
 
     def finish(self) -> None:
@@ -80,4 +80,7 @@ class ConsoleProgress(Progress):
             self._bar.stop()
             self._bar = None
         else:
-            self.console.print(self._line, highlight=False, markup=False)
+            self._print(self._line)
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)

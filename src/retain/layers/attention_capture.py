@@ -1,0 +1,199 @@
+"""Attention weights of chosen heads and queries, beside fused attention.
+
+transformers hands an attention function each layer's q, k, v. The one registered here computes the
+output with SDPA as usual; only for the heads and query positions that were asked for does it also
+compute softmax(q kᵀ), so the (S × S) matrices of all heads never exist.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from retain.errors import RetainError
+
+IMPLEMENTATION = "retain_capture"
+ATTRIBUTE = "_retain_capture"
+
+
+class AttentionCapture:
+    """Captures attention in a model while it is on.
+
+    Layers are named by their attention module, since T5's encoder, decoder and cross-attention
+    share layer indices. Leave it on until `backward` has run: gradient checkpointing recomputes the
+    forward then.
+
+    Attributes:
+        heads: of each attention module to capture, by name, its head indices (h,).
+        positions: query positions (B, Q) within the batch's sequences; None takes all.
+        weights: after a forward, of each such module the weights (B, h, Q, S), with their graph.
+        outputs: after a forward with `keep_outputs`, of each module its output per head
+            (B, S, H, d) and its values (B, H_kv, S, d).
+        keep_outputs: whether outputs and values are kept, for `sensitivity`.
+
+    Raises:
+        RetainError: for an architecture outside transformers' attention interface.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        if not model._can_set_attn_implementation():
+            raise RetainError(
+                f"attention capture: {type(model).__name__} does not use transformers' attention "
+                "interface; choose a method that does not look at attention"
+            )
+        self.model = model
+        self.heads: dict[str, Tensor] = {}
+        self.positions: Tensor | None = None
+        self.keep_outputs = False
+        self.weights: dict[str, Tensor] = {}
+        self.outputs: dict[str, tuple[Tensor, Tensor]] = {}
+        self._before: str | None = None
+
+    def on(self) -> None:
+        """Starts: every attention module of the model goes through `_attend`."""
+        if self._before is None:
+            self._before = self.model.config._attn_implementation
+            for name, module in self.model.named_modules():
+                setattr(module, ATTRIBUTE, (self, name))
+            self.model.set_attn_implementation(IMPLEMENTATION)
+
+    def off(self) -> None:
+        """Ends, and leaves the model as it was."""
+        if self._before is not None:
+            self.model.set_attn_implementation(self._before)
+            for module in self.model.modules():
+                delattr(module, ATTRIBUTE)
+            self._before = None
+        self.clear()
+
+    def clear(self) -> None:
+        """Lets go of what was captured."""
+        self.weights, self.outputs = {}, {}
+
+
+def attention_weights(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    heads: Tensor,
+    positions: Tensor | None,
+    is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
+) -> Tensor:
+    """softmax(q kᵀ · scaling + bias + mask) for some heads and queries, in float32.
+
+    Args:
+        module: the attention module, which says whether it is causal.
+        query: (B, H, S_q, d).
+        key: (B, H_kv, S, d); H is a multiple of H_kv (grouped heads).
+        mask: bool (True = may attend) or additive, (B or 1, 1 or H, S_q, S); None means causal for
+            a causal module, else no mask.
+        scaling: of the scores; None is d^−½.
+        heads: (h,) indices.
+        positions: (B, Q) query positions, or None for all.
+        is_causal: instead of the module's own, when not None.
+        position_bias: T5's, (1, H, S_q, S).
+
+    Returns:
+        (B, h, Q, S).
+    """
+    batch, all_heads, length, width = query.shape
+    groups = all_heads // key.shape[1]
+    if positions is None:
+        positions = torch.arange(length, device=query.device).expand(batch, -1)
+    index = positions[:, None, :, None]  # (B, 1, Q, 1)
+    q = query[:, heads].gather(2, index.expand(-1, len(heads), -1, width))  # (B, h, Q, d)
+    k = key[:, heads // groups]  # (B, h, S, d)
+    scores = (q @ k.transpose(2, 3)).float() * (width**-0.5 if scaling is None else scaling)
+    if position_bias is not None:
+        scores = scores + _rows(position_bias, heads, index, batch).float()
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if mask is None and causal and length > 1:
+        mask = torch.ones(length, key.shape[2], dtype=torch.bool, device=query.device).tril()
+        mask = mask[None, None]
+    if mask is not None:
+        rows = _rows(mask, heads, index, batch)
+        if rows.dtype == torch.bool:
+            scores = scores.masked_fill(~rows, torch.finfo(scores.dtype).min)
+        else:
+            scores = scores + rows.float()
+    return scores.softmax(-1)
+
+
+def _rows(table: Tensor, heads: Tensor, index: Tensor, batch: int) -> Tensor:
+    """Rows of a (B or 1, H or 1, S_q or 1, S) table at the chosen heads and queries."""
+    if table.shape[1] > 1:
+        table = table[:, heads]
+    if table.shape[2] == 1:
+        return table
+    table = table.expand(batch, -1, -1, -1)
+    return table.gather(2, index.expand(-1, table.shape[1], -1, table.shape[3]))
+
+
+def squared_gradient(gradient: Tensor, value: Tensor) -> Tensor:
+    """Squared Frobenius norm of ∂L/∂A per sample and head, without the matrix A.
+
+    O = A V, so ∂L/∂A = G Vᵀ with G = ∂L/∂O, and ‖G Vᵀ‖² = ⟨GᵀG, VᵀV⟩: two d × d Gram matrices,
+    O(S d²) time and d² memory. Exact without attention dropout.
+
+    Args:
+        gradient: G (B, S_q, H, d).
+        value: V (B, H_kv, S, d); rows of keys that do not count are zero.
+
+    Returns:
+        (B, H).
+    """
+    g = torch.einsum("bshd,bshe->bhde", gradient, gradient)
+    v = torch.einsum("bhsd,bhse->bhde", value, value)
+    return (g * v.repeat_interleave(g.shape[1] // v.shape[1], 1)).sum((2, 3))
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    for option in ("softcap", "s_aux"):
+        if options.get(option) is not None:
+            raise RetainError(
+                f"attention capture: {type(module).__name__} uses {option}, which fused attention "
+                "cannot reproduce; choose a method that does not look at attention"
+            )
+    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    capture, name = _installed(module)
+    if name in capture.heads:
+        weights = attention_weights(
+            module,
+            query,
+            key,
+            attention_mask,
+            options.get("scaling"),
+            capture.heads[name],
+            capture.positions,
+            options.get("is_causal"),
+            options.get("position_bias"),
+        )
+        # Gradient checkpointing comes here again during backward; the first weights are in use.
+        capture.weights.setdefault(name, weights)
+    if capture.keep_outputs:
+        capture.outputs[name] = (output, value)
+    return output, None
+
+
+def _installed(module: nn.Module) -> tuple[AttentionCapture, str]:
+    found: Any = getattr(module, ATTRIBUTE)
+    return found
+
+
+AttentionInterface.register(IMPLEMENTATION, _attend)
+AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
