@@ -1,0 +1,1 @@
+"""SEEKR: selective attention-guided knowledge retention (arXiv 2411.06171)."""
