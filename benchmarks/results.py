@@ -18,8 +18,9 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from retain import Learner, Task, load_stream, results
+from retain import Task, load_stream, results
 from retain.config import read_experiment
+from retain.learner import learn_stream
 from retain.metrics import continual
 from retain.metrics.text import score
 from retain.progress import ConsoleProgress
@@ -45,16 +46,9 @@ def run(config: Path, changes: list[str], variant: str, seed: int, folder: Path,
     shared: dict[str, Any] = {k: experiment.method[k] for k in common if k in experiment.method}
     update = {"method": {**shared, **chosen}, "seed": seed, "output": str(folder)}
     progress = ConsoleProgress(Console(stderr=True), folder.name)
-    if (folder / "manifest.json").exists():
-        learner = Learner.load(folder, progress)
-    else:
-        learner = Learner.from_config(experiment.model_copy(update=update), progress)
-    known = {task.name for task in learner.tasks}
     began = time.monotonic()
-    for task in load_stream(experiment.tasks):
-        if task.name not in known:
-            learner.learn(_on_dev(task) if dev else task)
-    learner.finish_evaluation()
+    tasks = [_on_dev(task) if dev else task for task in load_stream(experiment.tasks)]
+    learn_stream(experiment.model_copy(update=update), tasks, resume=True, progress=progress)
     progress.message(f"done in {time.monotonic() - began:.0f} s")
 
 

@@ -79,7 +79,9 @@ def test_run_writes_the_resolved_settings(learned: Path) -> None:
     assert stored["tasks"][1]["name"] == ODD
     assert stored["training"]["max_steps"] == 20
     assert stored["training"]["save_steps"] == 100  # a default
-    assert stored["method"] == SAPT
+    assert stored["method"]["name"] == "sapt"
+    assert stored["method"]["router"]["hidden"] == SAPT["router"]["hidden"]
+    assert stored["method"]["reflection"] == {"weight": 0.5}  # a default
 
 
 def test_run_scores_every_task_so_far(learned: Path) -> None:
@@ -221,7 +223,7 @@ def test_report_refuses_single_scores_on_other_test_data(place: Path) -> None:
     before = read_files(place)
     done = call("report", "out", "--single", "single")
     assert done.status == 2
-    assert "single: has no task 'constant' scored on the same test data" in done.err
+    assert "single: has no task 'constant' with the same test data" in done.err
     assert read_files(place) == before
 
 

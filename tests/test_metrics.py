@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from retain.errors import RetainError
 from retain.metrics import continual
-from retain.metrics.text import METRICS, exact_match, normalise, rouge_l, score
+from retain.metrics.text import METRICS, check_metric, exact_match, normalise, rouge_l, score
 
 FIXTURES = Path(os.environ.get("RETAIN_FIXTURES", Path(__file__).parent / "fixtures"))
 
@@ -83,8 +83,8 @@ def test_score_is_the_mean_in_percent() -> None:
 
 
 def test_score_refuses_bad_input() -> None:
-    with pytest.raises(RetainError, match="'bleu': unknown; choose one of exact_match, rouge_l"):
-        score("bleu", ["a"], [["a"]])
+    with pytest.raises(RetainError, match="'bleu' is unknown; choose one of exact_match, rouge_l"):
+        check_metric("bleu", "task 'x'")
     with pytest.raises(ValueError, match="argument"):
         score("exact_match", ["a", "b"], [["a"]])
 

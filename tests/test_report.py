@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console, RenderableType
 
+from retain.errors import RetainError
 from retain.report import (
     RunSummary,
     heat_map,
@@ -164,8 +165,8 @@ def test_matrices_png(tmp_path: Path) -> None:
     matrices_png([RUN, SINGLE], second)
     assert first.read_bytes().startswith(b"\x89PNG")
     assert first.read_bytes() == second.read_bytes()
-    with pytest.raises(ValueError, match="no runs"):
-        matrices_png([], first)
+    with pytest.raises(RetainError, match="no scores to draw"):
+        matrices_png([replace(SINGLE, matrix=[])], first)
 
 
 def test_page_is_self_contained_and_repeatable() -> None:

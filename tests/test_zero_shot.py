@@ -28,6 +28,6 @@ def test_zero_shot(method: str, measured: bool, tmp_path: Path) -> None:
     kept = sorted(name for name in files if name.endswith("zero_shot.json"))
     assert len(kept) == 2 * measured
     if kept:
-        (tmp_path / "run" / kept[0]).write_text('{"score": 100}')
+        (tmp_path / "run" / kept[0]).write_text("100")
         with pytest.raises(RetainError, match=r"zero_shot\.json: damaged"):
             Learner.load(tmp_path / "run", backbone=make_backbone("llama"))

@@ -40,30 +40,20 @@ def run(
     ] = None,
 ) -> None:
     """Learn a stream of tasks, scoring all tasks so far after each."""
-    from retain import config as configs
-    from retain.learner import Learner
+    from retain.config import read_experiment
+    from retain.learner import learn_stream
     from retain.stream import load_stream
 
-    experiment = configs.read_experiment(config, changes or ())
+    experiment = read_experiment(config, changes or ())
     if output is not None:
         experiment = experiment.model_copy(update={"output": str(output)})
     if experiment.output is None:
         raise RetainError(f"{config}: no field 'output'; add it, or name a folder with --output")
-    folder = Path(experiment.output)
     if not experiment.tasks:
         raise RetainError(f"{config}: no field 'tasks'; list at least one")
     tasks = load_stream(experiment.tasks)
-    if resume and (folder / "manifest.json").exists():
-        learner = Learner.load(folder, _progress(experiment.method["name"]))
-        configs.refuse_changes(learner.experiment, experiment, folder)
-    else:
-        learner = Learner.from_config(experiment, _progress(experiment.method["name"]))
-    known = [task.name for task in learner.tasks]
-    for task in tasks:
-        if task.name not in known:
-            learner.learn(task)
-    learner.finish_evaluation()
-    _print_scores([folder])
+    learn_stream(experiment, tasks, resume, _progress(experiment.method["name"]))
+    _print_scores([Path(experiment.output)])
 
 
 @app.command()

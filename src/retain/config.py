@@ -15,6 +15,7 @@ from pydantic import (
     PositiveInt,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from retain.backbone import BackboneConfig, PromptConfig
@@ -26,6 +27,10 @@ from retain.store import read_text
 from retain.training import TrainingConfig
 
 Checked = TypeVar("Checked", bound=BaseModel)
+
+
+READS = {"test": ("file", "hub"), "columns": ("file", "hub"), "subset": ("hub",)}
+"""Which readers take a field."""
 
 
 class TaskConfig(BaseModel):
@@ -45,6 +50,13 @@ class TaskConfig(BaseModel):
     columns: dict[Literal["prompt", "answer"], str] = Field(default_factory=dict)
     subset: str | None = None
     train_limit: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _used(self) -> TaskConfig:
+        for field, readers in READS.items():
+            if getattr(self, field) and self.reader not in readers:
+                raise ValueError(f"the reader '{self.reader}' does not take '{field}'; remove it")
+        return self
 
     @field_validator("metric")
     @classmethod
@@ -112,6 +124,14 @@ def check_method(choice: Mapping[str, Any], where: str) -> tuple[str, MethodConf
     return name, check(METHODS[name].Config, options, where, "method.")
 
 
+def resolved(experiment: ExperimentConfig) -> ExperimentConfig:
+    """The same with every option of the method spelled out, so that it does not change with the
+    defaults of a later version."""
+    name, options = check_method(experiment.method, "method")
+    method = {"name": name, **options.model_dump(mode="json")}
+    return experiment.model_copy(update={"method": method})
+
+
 def read_experiment(path: Path, changes: Iterable[str] = ()) -> ExperimentConfig:
     """Reads an experiment file and applies `a.b=c` changes.
 
@@ -142,7 +162,8 @@ def refuse_changes(stored: ExperimentConfig, given: ExperimentConfig, folder: Pa
 
     More tasks at the end are fine: that is a longer stream.
     """
-    old, new = stored.model_dump(mode="json"), given.model_dump(mode="json")
+    old = resolved(stored).model_dump(mode="json")
+    new = resolved(given).model_dump(mode="json")
     old_tasks, new_tasks = old.pop("tasks"), new.pop("tasks")
     old.pop("output"), new.pop("output")
     differences = _differences(old, new)

@@ -14,7 +14,7 @@ import yaml
 
 from retain import results
 from retain.backbone import Backbone, BackboneConfig, PromptConfig, load_backbone
-from retain.config import ExperimentConfig, check, check_method
+from retain.config import ExperimentConfig, check, check_method, refuse_changes, resolved
 from retain.errors import RetainError
 from retain.evaluation import Evaluation, EvaluationConfig, answer, evaluate
 from retain.methods import METHODS
@@ -33,7 +33,7 @@ from retain.store import (
 )
 from retain.tasks import Example, Task
 from retain.tasks.readers import parse_row
-from retain.training import TrainingConfig, fit, release, step_count, trained_tensors
+from retain.training import TrainingConfig, fit, release, restore, step_count, trained_tensors
 
 UNFINISHED = "checkpoints"
 
@@ -53,7 +53,7 @@ class Learner:
     Args:
         backbone: hub id, model folder, GGUF file, or a loaded `Backbone`.
         method: a name of `list_methods()`, or `{"name": …, options}`.
-        output: the run directory; it is created when the first task is learned.
+        output: the run's folder; it is created when the first task is learned.
         training: names of `TrainingConfig`, which are those of transformers.TrainingArguments.
         evaluation: names of `EvaluationConfig`.
         prompt: names of `PromptConfig`; ignored for a loaded `Backbone`, which has its own.
@@ -76,36 +76,25 @@ class Learner:
         seed: int = 0,
         progress: Progress | None = None,
     ) -> None:
-        name = backbone.name if isinstance(backbone, Backbone) else backbone
+        loaded = backbone if isinstance(backbone, Backbone) else None
+        if loaded is not None and prompt is not None:
+            raise RetainError("Learner: a loaded Backbone has its own prompt; leave 'prompt' out")
         values = {
-            "backbone": name if isinstance(name, BackboneConfig) else str(name),
+            "backbone": loaded.source if loaded else _named(backbone),
             "method": method if isinstance(method, str) else dict(method),
             "training": training or {},
             "evaluation": evaluation or {},
-            "prompt": backbone.prompt if isinstance(backbone, Backbone) else prompt or {},
+            "prompt": loaded.prompt if loaded else prompt or {},
             "seed": seed,
             "output": str(output),
         }
-        experiment = check(ExperimentConfig, values, "Learner")
-        loaded = backbone if isinstance(backbone, Backbone) else None
-        self._set_up(experiment, Path(output), progress, loaded)
-        if self.run.exists:
-            raise RetainError(
-                f"{output}: already holds a run; name another folder, or continue this one "
-                "with Learner.load (--resume on the command line)"
-            )
+        self._begin(check(ExperimentConfig, values, "Learner"), progress, loaded)
 
     @classmethod
     def from_config(cls, experiment: ExperimentConfig, progress: Progress | None = None) -> Learner:
-        """A new learner as an experiment file describes it; its tasks are not learned yet."""
+        """A new learner as an experiment describes it; its tasks are not learned yet."""
         learner = cls.__new__(cls)
-        path = Path(experiment.output or "runs/run")
-        if RunDirectory(path).exists:
-            raise RetainError(
-                f"{path}: already holds a run; add --resume to continue it, "
-                "or name another folder with --output"
-            )
-        learner._set_up(experiment, path, progress, None)
+        learner._begin(experiment, progress, None)
         return learner
 
     @classmethod
@@ -120,7 +109,8 @@ class Learner:
         Args:
             folder: the run directory.
             progress: is told what happens.
-            backbone: a freshly loaded one to use instead of the run's own by name.
+            backbone: a freshly loaded one to use instead of loading the run's own; it takes on the
+                run's prompt format.
 
         Raises:
             RetainError: when the folder is no run, or one of its files is damaged.
@@ -131,30 +121,41 @@ class Learner:
         for task_folder in run.learned():
             run.check(task_folder.relative_to(path).as_posix())
         learner = cls.__new__(cls)
-        learner._set_up(experiment, path, progress, backbone)
-        learner.run = run
+        if backbone is not None:
+            backbone.prompt = experiment.prompt
+        learner._set_up(experiment, run, progress, backbone)
         for task_folder in run.learned():
             learner.method.load(task_folder)
             learner.tasks.append(_stored_task(task_folder))
         return learner
 
+    def _begin(
+        self, experiment: ExperimentConfig, progress: Progress | None, backbone: Backbone | None
+    ) -> None:
+        run = RunDirectory(Path(experiment.output or "runs/run"))
+        if run.exists:
+            raise RetainError(
+                f"{run.path}: already holds a run; continue it with --resume (Learner.load in "
+                "Python), or name another folder with --output"
+            )
+        self._set_up(experiment, run, progress, backbone)
+
     def _set_up(
         self,
         experiment: ExperimentConfig,
-        output: Path,
+        run: RunDirectory,
         progress: Progress | None,
         backbone: Backbone | None,
     ) -> None:
         name, options = check_method(experiment.method, "method")
-        self.experiment = experiment
+        self.experiment = resolved(experiment)
+        self.run = run
         self.progress = progress or Progress()
-        self.run = RunDirectory(output)
         self.tasks: list[Task] = []
         self._interrupted = False
         self.backbone = backbone or load_backbone(experiment.backbone, experiment.prompt)
         transformers.set_seed(experiment.seed)
         self.method = METHODS[name](self.backbone, options)
-        self.method_name = name
 
     # -- learning
 
@@ -162,10 +163,19 @@ class Learner:
         """Learns one more task, saves it, and scores all tasks so far; returns that row of R.
 
         After a crash, `Learner.load` and the same task continue where it stopped.
+
+        Raises:
+            RetainError: when a task of this name is learned and scored already, or the new one has
+                no examples to learn from.
         """
         self._refuse_interrupted()
+        if self._awaits_scores(task):
+            self.finish_evaluation()
+            return list(self.scores["matrix"][-1])
         if task.name in (known.name for known in self.tasks):
             raise RetainError(f"task '{task.name}': already learned; give the new one another name")
+        if not task.train or not task.dev:
+            raise RetainError(f"task '{task.name}': needs training and development examples")
         with self.run.locked():
             self._start_run()
             self._complete_row()
@@ -186,6 +196,12 @@ class Learner:
             self._complete_row()
             results.write_scores(self.run)
 
+    def _awaits_scores(self, task: Task) -> bool:
+        """Whether this very task was learned, and a crash came before its row of scores."""
+        if not self.tasks or len(self.scores["matrix"]) == len(self.tasks):
+            return False
+        return results.same_task(self.run, len(self.tasks) - 1, task)
+
     def _refuse_interrupted(self) -> None:
         if self._interrupted:
             raise RetainError(
@@ -204,11 +220,7 @@ class Learner:
 
     def _continue_or_clear(self, folder: Path, task: Task) -> None:
         """Keeps unfinished work on this very task; unfinished work on another one goes."""
-        key = {
-            "task": task.name,
-            "train": task.fingerprint("train"),
-            "dev": task.fingerprint("dev"),
-        }
+        key = {"task": task.name, "fingerprints": task.fingerprints(), **_environment()}
         mark = folder / UNFINISHED / "task.json"
         learned = self.run.learned()
         for other in (self.run.path / "tasks").glob("*"):
@@ -234,7 +246,7 @@ class Learner:
             "name": task.name,
             "metric": task.metric,
             "examples": {s: len(getattr(task, s)) for s in ("train", "dev", "test")},
-            "fingerprints": {s: task.fingerprint(s) for s in ("train", "dev", "test")},
+            "fingerprints": task.fingerprints(),
         }
         write_json(folder / "task.json", description)
         self.run.commit_folder(folder, leave_out=UNFINISHED)
@@ -247,7 +259,7 @@ class Learner:
         log_path = folder / f"{number}-{phase.name}.json"
         if ended.exists():
             release(self.backbone.model, phase)
-            self.backbone.model.load_state_dict(read_tensors(ended), strict=False)
+            restore(self.backbone.model, read_tensors(ended), ended)
             self.backbone.model.requires_grad_(False)
             return read_json(log_path)
         sizes = ", ".join(
@@ -312,7 +324,7 @@ class Learner:
         wanted = self.experiment.evaluation.zero_shot and not self.method.needs_task_id
         if wanted and not path.exists():
             cell = self._evaluate_task(task, self.experiment.evaluation)
-            write_json(path, {"score": cell.score})
+            write_json(path, cell.score)
 
     def _committed(self, path: Path) -> bool:
         return path.relative_to(self.run.path).as_posix() in self.run.files
@@ -371,6 +383,42 @@ class Learner:
     def generate(self, prompts: Sequence[str], task: str | None = None) -> list[str]:
         """Greedy answers to prompts of any learned task."""
         return [answer.output for answer in self.answers(prompts, task)]
+
+
+def learn_stream(
+    experiment: ExperimentConfig,
+    tasks: Sequence[Task],
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Learner:
+    """Learns a stream in `experiment.output`, or with `resume` what is left of it.
+
+    Raises:
+        RetainError: when the folder holds a run and `resume` is off, or when the run was made under
+            other settings or from other data.
+    """
+    folder = Path(experiment.output or "runs/run")
+    if resume and RunDirectory(folder).exists:
+        run = results.open_run(folder)
+        stored = check(ExperimentConfig, results.settings(run), str(folder / "config.yaml"))
+        refuse_changes(stored, experiment, folder)
+        for index, task in enumerate(tasks[: len(run.learned())]):
+            if not results.same_task(run, index, task):
+                raise RetainError(
+                    f"{folder}: its task {index + 1} was learned from other data than "
+                    f"'{task.name}' has now; use another --output"
+                )
+        learner = Learner.load(folder, progress)
+    else:
+        learner = Learner.from_config(experiment, progress)
+    for task in tasks[len(learner.tasks) :]:
+        learner.learn(task)
+    learner.finish_evaluation()
+    return learner
+
+
+def _named(backbone: str | Path | BackboneConfig | Backbone) -> BackboneConfig | str:
+    return backbone if isinstance(backbone, BackboneConfig) else str(backbone)
 
 
 def _stored_task(folder: Path) -> Task:

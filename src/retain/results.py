@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ import yaml
 from retain.errors import RetainError
 from retain.metrics import continual
 from retain.store import RunDirectory, read_json, write_json
+from retain.tasks import Task
 
 EVALUATION = "evaluation.json"
 ZERO_SHOT = "zero_shot.json"
+SINGLE = "single.json"
 
 
 def open_run(path: Path) -> RunDirectory:
@@ -37,14 +41,13 @@ def rows(run: RunDirectory) -> list[dict[str, Any]]:
     """Per learned and evaluated task: `scores` and `routing` of every task so far."""
     found = []
     for folder in run.learned():
-        name = (folder / EVALUATION).relative_to(run.path).as_posix()
-        if name in run.files:
-            run.check(name)
-            found.append(read_json(folder / EVALUATION))
+        row = _read(run, folder / EVALUATION)
+        if row is not None:
+            found.append(row)
     return found
 
 
-def scores(run: RunDirectory, single: list[float] | None = None) -> dict[str, Any]:
+def scores(run: RunDirectory, single: Sequence[float] | None = None) -> dict[str, Any]:
     """What scores.json holds: task names, score matrix, and the metrics computed from it.
 
     Beside them, as lists over tasks: the single-task scores that forward transfer compares with,
@@ -52,18 +55,18 @@ def scores(run: RunDirectory, single: list[float] | None = None) -> dict[str, An
 
     Args:
         run: an opened run.
-        single: of each task the score of a model trained on it alone; None keeps what was given.
+        single: of each task the score of a model trained on it alone; None takes what was given
+            to `write_scores` before.
     """
     matrix = [row["scores"] for row in rows(run)]
-    names = [_task(run, folder)["name"] for folder in run.learned()[: len(matrix)]]
-    path = run.path / "scores.json"
-    if single is None and path.exists():
-        single = read_json(path).get("single")
+    learned = run.learned()[: len(matrix)]
+    if single is None:
+        single = _read(run, run.path / SINGLE)
     if single is not None and len(single) != len(matrix):
         single = None  # given for a shorter stream
-    before = [_zero_shot(run, folder) for folder in run.learned()[: len(matrix)]]
+    before = [_read(run, folder / ZERO_SHOT) for folder in learned]
     return {
-        "tasks": names,
+        "tasks": [_read(run, folder / "task.json")["name"] for folder in learned],
         "matrix": matrix,
         "single": single,
         "zero_shot": before,
@@ -71,11 +74,20 @@ def scores(run: RunDirectory, single: list[float] | None = None) -> dict[str, An
     }
 
 
-def write_scores(run: RunDirectory, single: list[float] | None = None) -> None:
-    """Renews scores.json; the caller holds the run's lock."""
+def write_scores(run: RunDirectory, single: Sequence[float] | None = None) -> None:
+    """Renews scores.json, and keeps new single-task scores; the caller holds the run's lock."""
+    if single is not None:
+        write_json(run.path / SINGLE, single)
+        run.commit([run.path / SINGLE])
     path = run.path / "scores.json"
-    write_json(path, scores(run, single))
+    write_json(path, scores(run))
     run.commit([path])
+
+
+def same_task(run: RunDirectory, index: int, task: Task) -> bool:
+    """Whether the run's task `index` was learned from, and is tested on, exactly these examples."""
+    stored = _read(run, run.learned()[index] / "task.json")
+    return (stored["name"], stored["fingerprints"]) == (task.name, task.fingerprints())
 
 
 def single_scores(run: RunDirectory, pertask: Path) -> list[float]:
@@ -88,32 +100,31 @@ def single_scores(run: RunDirectory, pertask: Path) -> list[float]:
     method = settings(other)["method"]["name"]
     if method != "pertask":
         raise RetainError(f"{pertask}: its method is {method}; give a run of pertask")
-    known = dict(zip(_test_sets(other), rows(other), strict=False))
+    known = dict(zip(_scored(other), rows(other), strict=False))
     found = []
-    for name, test, limit in _test_sets(run):
-        row = known.get((name, test, limit))
-        if row is None:
-            raise RetainError(f"{pertask}: has no task '{name}' scored on the same test data")
-        found.append(float(row["scores"][-1]))
+    for key in _scored(run):
+        if key not in known:
+            raise RetainError(
+                f"{pertask}: has no task '{key[0]}' with the same test data, metric, prompt, "
+                "generation length and backbone; learn it there first"
+            )
+        found.append(float(known[key]["scores"][-1]))
     return found
 
 
-def _zero_shot(run: RunDirectory, folder: Path) -> float | None:
-    name = (folder / ZERO_SHOT).relative_to(run.path).as_posix()
+def _read(run: RunDirectory, path: Path) -> Any:
+    """A committed JSON file, checked; None where there is none."""
+    name = path.relative_to(run.path).as_posix()
     if name not in run.files:
         return None
     run.check(name)
-    return float(read_json(folder / ZERO_SHOT)["score"])
+    return read_json(path)
 
 
-def _task(run: RunDirectory, folder: Path) -> dict[str, Any]:
-    run.check((folder / "task.json").relative_to(run.path).as_posix())
-    description: dict[str, Any] = read_json(folder / "task.json")
-    return description
-
-
-def _test_sets(run: RunDirectory) -> list[tuple[str, str, int | None]]:
-    """What identifies each task's test data: name, content, and how much of it was used."""
-    limit = settings(run)["evaluation"]["limit"]
-    tasks = [_task(run, folder) for folder in run.learned()]
-    return [(task["name"], task["fingerprints"]["test"], limit) for task in tasks]
+def _scored(run: RunDirectory) -> list[tuple[str, ...]]:
+    """What two runs must share, task by task, for their scores to compare; the name comes first."""
+    values = settings(run)
+    how = [values["evaluation"]["limit"], values["evaluation"]["max_new_tokens"], values["prompt"]]
+    shared = json.dumps([values["backbone"]["name"], *how], sort_keys=True)
+    tasks = [_read(run, folder / "task.json") for folder in run.learned()]
+    return [(t["name"], t["fingerprints"]["test"], t["metric"], shared) for t in tasks]

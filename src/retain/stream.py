@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from retain.config import TaskConfig
+from retain.config import TaskConfig, check
 from retain.errors import RetainError
 from retain.tasks import Example, Task
 from retain.tasks.readers import COLUMNS, read_hub, read_long_sequence, read_rows, read_superni
@@ -16,15 +17,15 @@ FOLDER_READERS = {
 }
 
 
-def load_stream(configs: Iterable[TaskConfig]) -> list[Task]:
-    """Reads tasks in order.
+def load_stream(configs: Iterable[TaskConfig | Mapping[str, Any]]) -> list[Task]:
+    """Reads tasks in order, each described as in an experiment file.
 
     Raises:
         RetainError: naming the file and the line, or two tasks of one name.
     """
     tasks: list[Task] = []
-    for config in configs:
-        task = read_task(config)
+    for number, config in enumerate(configs):
+        task = read_task(check(TaskConfig, config, "load_stream", f"{number}."))
         if any(task.name == known.name for known in tasks):
             raise RetainError(f"tasks: two are named '{task.name}'; give one another 'name'")
         tasks.append(task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,19 +94,27 @@ class _PhaseTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         kind, options = self.get_optimizer_cls_and_kwargs(self.args)
         decay, rate = self.args.weight_decay, self.args.learning_rate
-        self.optimizer = kind(
-            [
-                {"params": group.parameters, "lr": rate * group.rate, "weight_decay": decay}
-                for group in self.phase.groups
-            ],
-            **options,
-        )
+        groups = []
+        for group in self.phase.groups:
+            for decays in (True, False):  # norms, biases and keys do not, as in Trainer
+                members = [p for p in group.parameters if (p.ndim > 1) == decays]
+                weight_decay = decay if decays else 0.0
+                settings = {"lr": rate * group.rate, "weight_decay": weight_decay}
+                groups.append({"params": members, **settings})
+        self.optimizer = kind([group for group in groups if group["params"]], **options)
         return self.optimizer
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         loss, parts = model(**inputs)
         for name, value in parts.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.item()
+            number = value.item()
+            if not math.isfinite(number):
+                raise RetainError(
+                    f"phase '{self.phase.name}', step {self.state.global_step + 1}: "
+                    f"the loss '{name}' is {number}; lower training.learning_rate, then resume "
+                    "from the last checkpoint or start again"
+                )
+            self._sums[name] = self._sums.get(name, 0.0) + number
         self._count += 1
         return loss
 
@@ -132,6 +141,21 @@ class _NoLastCheckpoint(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step >= state.max_steps:
             control.should_save = False
+
+
+def restore(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
+    """Gives back what `trained_tensors` took.
+
+    Raises:
+        RetainError: when these are not exactly the parameters that the phase trains.
+    """
+    wanted = trained_tensors(model)
+    if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in wanted.items()}:
+        raise RetainError(
+            f"{source}: unfinished work of another version or configuration; "
+            "delete the task's folder to learn it anew"
+        )
+    model.load_state_dict(tensors, strict=False)
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -161,7 +185,7 @@ def step_count(config: TrainingConfig, phase: Phase) -> int:
     if fixed > 0:
         return fixed
     per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    return max(1, int(config.num_train_epochs * -(-len(phase.data) // per_step)))
+    return max(1, math.ceil(config.num_train_epochs * -(-len(phase.data) // per_step)))
 
 
 def fit(
@@ -204,6 +228,7 @@ def fit(
         dataloader_pin_memory=False,
         **options,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # more than one GPU is for accelerate launch
     collate: Callable[[Any], Batch] = backbone.collate
     with _quiet():
         trainer = _PhaseTrainer(

@@ -150,8 +150,8 @@ def test_reflection():
     reference = Reference("sapt-t5")
     e = reference.backbone.pooled_embedding(reference.batch)
     target = reference.expected["reflection.target"]
-    attention = reference.method.router(e)
-    kl = padded_kl(target[: reference.last].expand(len(e), -1), attention).mean()
+    logits = reference.method.router.logits(e)
+    kl = padded_kl(target[: reference.last].expand(len(e), -1), logits).mean()
     close(kl, reference.expected["reflection.kl"])
     kl.backward()
     reference.check_gradients("reflection.grad.", router_only=True)

@@ -1,6 +1,6 @@
 """The pretrained model: loading, prompts to tokens, answer loss, generation."""
 
-from retain.backbone.backbone import Backbone, Batch, Features, PromptConfig
-from retain.backbone.loading import BackboneConfig, load_backbone
+from retain.backbone.backbone import Backbone, BackboneConfig, Batch, Features, PromptConfig
+from retain.backbone.loading import load_backbone
 
 __all__ = ["Backbone", "BackboneConfig", "Batch", "Features", "PromptConfig", "load_backbone"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,21 @@ Batch = dict[str, Tensor]
 
 IGNORED = -100
 PROMPT_KEYS = ("input_ids", "attention_mask")
+
+
+class BackboneConfig(BaseModel):
+    """Which pretrained model, and how it is loaded. Remote code runs only when asked for.
+
+    `device: null` is the first GPU, or the CPU where there is none.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str | None = None
+    trust_remote_code: bool = False
 
 
 class PromptConfig(BaseModel):
@@ -51,12 +66,13 @@ class Backbone:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        name: str,
+        source: BackboneConfig | str,
         prompt: PromptConfig | None = None,
     ) -> None:
         self.model = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
-        self.name = name
+        self.source = BackboneConfig(name=source) if isinstance(source, str) else source
+        self.name = name = self.source.name
         self.prompt = prompt or PromptConfig()
         self.is_encoder_decoder: bool = model.config.is_encoder_decoder
         if self.prompt.chat_template and not tokenizer.chat_template:
@@ -68,6 +84,16 @@ class Backbone:
             raise RetainError(f"backbone '{name}': its tokenizer has no end token (eos_token)")
         self.pad_id: int = (
             tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        )
+        own = model.generation_config
+        ends = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
+        # `generate` fills what a call leaves open from here: keep the tokens, and not the penalties
+        # and temperatures of a model card, which would shape every score and sample.
+        model.generation_config = GenerationConfig(
+            pad_token_id=self.pad_id,
+            eos_token_id=sorted({*ends, tokenizer.eos_token_id} - {None}),
+            decoder_start_token_id=own.decoder_start_token_id,
+            forced_bos_token_id=own.forced_bos_token_id,
         )
         # Not every decoder can leave positions out of its vocabulary projection.
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -90,29 +116,28 @@ class Backbone:
 
     # -- text → tokens
 
-    def encode(self, example: Example, with_answer: bool = True) -> Features:
+    def encode(
+        self, example: Example, with_answer: bool = True, answer_limit: int | None = None
+    ) -> Features:
         """Tokens of one example; with `with_answer`, of its first reference too.
 
         `route_ids` are the user's own words, without template and special tokens: what a router
-        pools.
+        pools. An answer over `answer_limit` (default: the configured one) is cut, and then has no
+        end token, so that nobody learns to stop there.
         """
-        ids, cue = self._prompt_ids(example)
+        prompt = self._prompt_text(example)
+        special = not self.prompt.chat_template  # a template writes its own
+        ids = self._shorten(self._ids(prompt, special=special))
         route_ids = self._shorten(self._ids(example.prompt))
         features = {"input_ids": ids, "route_ids": route_ids or [self.pad_id]}
         if not with_answer:
             return features
-        joint = "" if self.is_encoder_decoder or cue[-1:].isspace() else " "
-        if self.prompt.chat_template:
-            joint = ""
-        answer = self._ids(joint + example.references[0].strip())
-        answer = [*answer[: self.prompt.max_answer_tokens], self.tokenizer.eos_token_id]
+        answer = self._answer_ids(example, prompt)
+        answer = answer[: 1 + (answer_limit or self.prompt.max_answer_tokens)]
         if self.is_encoder_decoder:
             return {**features, "labels": answer}
-        return {
-            **features,
-            "input_ids": ids + answer,
-            "labels": [IGNORED] * len(ids) + answer,
-        }
+        labels = [IGNORED] * len(ids) + answer
+        return {**features, "input_ids": ids + answer, "labels": labels}
 
     def collate(self, rows: Sequence[Features]) -> Batch:
         """Pads features into a batch; decoder-only sequences are padded on the left."""
@@ -129,16 +154,28 @@ class Backbone:
         batch["route_mask"] = _pad([[1] * len(r["route_ids"]) for r in rows], 0, False)
         return {key: value.to(self.device) for key, value in batch.items()}
 
-    def _prompt_ids(self, example: Example) -> tuple[list[int], str]:
-        """The prompt's tokens, and its text (whose end decides how the answer is joined)."""
+    def _prompt_text(self, example: Example) -> str:
         if self.prompt.chat_template:
             turns = list(example.messages) or [{"role": "user", "content": example.prompt}]
-            text = self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True
-            )
-            return self._shorten(self._ids(text)), text
-        text = "\n".join(turn["content"] for turn in example.messages) or example.prompt
-        return self._shorten(self._ids(text, special=True)), text
+            return self._templated(turns, add_generation_prompt=True)
+        return "\n".join(turn["content"] for turn in example.messages) or example.prompt
+
+    def _answer_ids(self, example: Example, prompt: str) -> list[int]:
+        """The first reference's tokens with their end, as they follow the prompt."""
+        answer = example.references[0].strip()
+        if self.prompt.chat_template:
+            turns = list(example.messages) or [{"role": "user", "content": example.prompt}]
+            whole = self._templated([*turns, {"role": "assistant", "content": answer}])
+            if whole.startswith(prompt):  # the template ends a turn in its own way
+                ids = self._ids(whole[len(prompt) :].rstrip())
+                stops = ids[-1] in self.model.generation_config.eos_token_id
+                return ids if stops else [*ids, self.tokenizer.eos_token_id]
+        elif not self.is_encoder_decoder and not prompt[-1:].isspace():
+            answer = f" {answer}"
+        return [*self._ids(answer), self.tokenizer.eos_token_id]
+
+    def _templated(self, turns: list[dict[str, str]], **options: Any) -> str:
+        return self.tokenizer.apply_chat_template(turns, tokenize=False, **options)
 
     def _ids(self, text: str, special: bool = False) -> list[int]:
         return self.tokenizer(text, add_special_tokens=special)["input_ids"]
@@ -153,18 +190,23 @@ class Backbone:
     # -- batches → numbers
 
     def answer_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits (B, K, V) at the last K positions, and their targets (B, K), −100 = none."""
+        """Logits (B, K, V) and their targets (B, K), −100 where there is none.
+
+        K spans the batch's answers: a decoder-only model's last K positions, or all of a decoder's.
+        """
         inputs = {key: batch[key] for key in PROMPT_KEYS}
         if self.is_encoder_decoder:
-            # Passing labels makes the model shift them into the decoder's input.
-            return self.model(**inputs, labels=batch["labels"]).logits, batch["labels"]
+            start = self.model.config.decoder_start_token_id
+            written = batch["labels"].masked_fill(batch["labels"] == IGNORED, self.pad_id)
+            inputs["decoder_input_ids"] = F.pad(written[:, :-1], (1, 0), value=start)
+            return self.model(**inputs, use_cache=False).logits, batch["labels"]
         labelled = (batch["labels"] != IGNORED).any(0).nonzero()
         k = batch["labels"].shape[1] - int(labelled[0]) if len(labelled) else 1
         if self._takes_positions:
             inputs["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
         if self._keeps_logits:
             # As indices: a slice leaves the head a strided input, multiplied sample by sample.
-            kept = torch.arange(-k - 1, 0, device=self.device) + batch["input_ids"].shape[1]
+            kept = torch.arange(-k - 1, 0, device=self.device)
             logits = self.model(**inputs, logits_to_keep=kept, use_cache=False).logits
         else:
             logits = self.model(**inputs, use_cache=False).logits[:, -k - 1 :]
@@ -190,17 +232,10 @@ class Backbone:
     @torch.no_grad()
     def generate(self, batch: Batch, max_new_tokens: int, **sampling: Any) -> list[str]:
         """Answers to a batch of prompts; greedy unless `sampling` says otherwise."""
-        own = self.model.generation_config
-        config = GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            pad_token_id=self.pad_id,
-            eos_token_id=own.eos_token_id or self.tokenizer.eos_token_id,
-            decoder_start_token_id=own.decoder_start_token_id,
-            **{"do_sample": False, **sampling},
-        )
         self.model.eval()
         inputs = {key: batch[key] for key in PROMPT_KEYS}
-        output = self.model.generate(**inputs, generation_config=config)
+        options = {"do_sample": False, "max_new_tokens": max_new_tokens, **sampling}
+        output = self.model.generate(**inputs, **options)
         if not self.is_encoder_decoder:
             output = output[:, batch["input_ids"].shape[1] :]
         texts = self.tokenizer.batch_decode(output, skip_special_tokens=True)

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
-from pydantic import BaseModel, ConfigDict
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from retain.backbone.backbone import Backbone, PromptConfig
+from retain.backbone.backbone import Backbone, BackboneConfig, PromptConfig
 from retain.errors import RetainError
-
-
-class BackboneConfig(BaseModel):
-    """Which pretrained model, and how it is loaded. Remote code runs only when asked for."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str
-    revision: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    trust_remote_code: bool = False
 
 
 def load_backbone(config: BackboneConfig, prompt: PromptConfig | None = None) -> Backbone:
@@ -78,4 +66,9 @@ def load_backbone(config: BackboneConfig, prompt: PromptConfig | None = None) ->
             f"backbone '{config.name}': has no weights for {min(loaded['missing_keys'])}; "
             "restore its files"
         )
-    return Backbone(model, tokenizer, config.name, prompt or PromptConfig())
+    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        model = model.to(device)
+    except RuntimeError as error:
+        raise RetainError(f"backbone.device '{device}': {str(error).splitlines()[0]}") from None
+    return Backbone(model, tokenizer, config, prompt or PromptConfig())

@@ -24,9 +24,9 @@ ATTRIBUTE = "_retain_capture"
 class AttentionCapture:
     """Captures attention in a model while it is on.
 
-    Layers are named by their attention module, since T5's encoder, decoder and cross-attention
-    share layer indices. Leave it on until `backward` has run: gradient checkpointing recomputes the
-    forward then.
+    Call `clear` before a forward: what was captured stays until then. Layers are named by their
+    attention module, since T5's encoder, decoder and cross-attention share layer indices. Leave the
+    capture on until `backward` has run: gradient checkpointing recomputes the forward then.
 
     Attributes:
         heads: of each attention module to capture, by name, its head indices (h,).

@@ -103,13 +103,19 @@ class PooledLinear(nn.Module):
         weights = self.mixture.weights
         if weights is None:
             return y
-        weights = weights.repeat_interleave(x.shape[0] // weights.shape[0], 0) * self.scale
         old = self.old_A.shape[0] // self.rank
+        blocks = old + (self.A is not None)
+        if x.dim() != 3 or x.shape[0] % weights.shape[0] or weights.shape[1] != blocks:
+            raise RuntimeError(
+                f"weights {tuple(weights.shape)} are not of this input {tuple(x.shape)} "
+                f"and {blocks} blocks; route the batch before the forward"
+            )
+        weights = weights.repeat_interleave(x.shape[0] // weights.shape[0], 0) * self.scale
         if old:
             source = x if self.old_block_gradient else x.detach()
             gates = weights[:, :old].repeat_interleave(self.rank, 1)  # (B, old·r)
             y = y + _delta(source, self.old_A, self.old_B, gates).to(y.dtype)
-        if self.A is not None and self.B is not None and weights.shape[1] > old:
+        if self.A is not None and self.B is not None:
             gates = weights[:, old:].expand(-1, self.rank)  # (B, r)
             y = y + _delta(x, self.A, self.B, gates).to(y.dtype)
         return y
@@ -253,10 +259,6 @@ class LoraPool:
         self.blocks.append(name)
         for layer_name, (A, B) in factors.items():
             self.layers[layer_name].push(A, B)
-
-    def block_bytes(self) -> int:
-        """Bytes of one block's factors in float32."""
-        return sum(4 * self.rank * (x.d_in + x.d_out) for x in self.layers.values())
 
 
 def _plain(config: dict[str, object]) -> dict[str, object]:

@@ -24,7 +24,7 @@ class LoraMethod(Method):
         self, backbone: Backbone, config: LoraMethodConfig, old_block_gradient: bool = False
     ) -> None:
         self.backbone = backbone
-        self.config = config
+        self.options = config
         self.pool = LoraPool(
             backbone.model, config.target_modules, config.rank, config.alpha, old_block_gradient
         )

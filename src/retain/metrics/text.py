@@ -19,12 +19,18 @@ def normalise(text: str) -> str:
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> float:
-    """1 if the normalised prediction equals one of the normalised references, else 0."""
+    """1 if the normalised prediction equals one of the normalised references, else 0.
+
+    Punctuation does not count: "3.14" equals "314".
+    """
     return float(any(normalise(prediction) == normalise(reference) for reference in references))
 
 
 def rouge_l(prediction: str, references: Sequence[str]) -> float:
-    """F-measure of the longest common subsequence of stemmed words, best over the references."""
+    """F-measure of the longest common subsequence of stemmed words, best over the references.
+
+    The scorer's words are of the Latin letters and digits; other scripts score 0.
+    """
     return max(
         _scorer().score(prediction=prediction, target=reference)["rougeL"].fmeasure
         for reference in references
@@ -34,14 +40,16 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
 METRICS: dict[str, Metric] = {"exact_match": exact_match, "rouge_l": rouge_l}
 
 
-def score(metric: str, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Mean of a metric over examples, 0 to 100.
-
-    Raises:
-        RetainError: for a metric that does not exist.
-    """
+def check_metric(metric: str, where: str) -> None:
+    """Raises RetainError for a metric that does not exist."""
     if metric not in METRICS:
-        raise RetainError(f"metric '{metric}': unknown; choose one of {', '.join(METRICS)}")
+        raise RetainError(
+            f"{where}: metric '{metric}' is unknown; choose one of {', '.join(METRICS)}"
+        )
+
+
+def score(metric: str, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Mean of a metric over examples, 0 to 100."""
     values = [METRICS[metric](p, r) for p, r in zip(predictions, references, strict=True)]
     return 100.0 * sum(values) / len(values)
 

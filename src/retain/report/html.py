@@ -7,7 +7,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from retain.report.plots import heat_map
-from retain.report.summary import METRICS, RunSummary, score_text, sentence
+from retain.report.summary import METRIC_LABELS, RunSummary, score_text, sentence
 
 
 def render(summaries: Sequence[RunSummary]) -> str:
@@ -22,7 +22,7 @@ def render(summaries: Sequence[RunSummary]) -> str:
     environment.filters["score"] = score_text
     template = files("retain.report").joinpath("template.html").read_text(encoding="utf-8")
     return environment.from_string(template).render(
-        metrics=METRICS,
+        metrics=METRIC_LABELS,
         runs=[
             {
                 "summary": summary,

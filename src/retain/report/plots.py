@@ -16,7 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from rich.cells import cell_len, set_cell_size
 
+from retain.errors import RetainError
 from retain.report.summary import RunSummary
+from retain.store import write_bytes
 
 # Lengths in inches. Room for labels follows from their length in characters, not from measured
 # glyphs, because the font that shows an SVG is chosen by the reader's browser.
@@ -150,14 +152,17 @@ def heat_map(
 def matrices_png(summaries: Sequence[RunSummary], path: Path) -> None:
     """Write the score matrices of all runs side by side as one PNG picture to `path`.
 
-    Raises ValueError when there is no run or a run has no scores. Characters that matplotlib's
+    Raises RetainError when a run has no scores yet. Characters that matplotlib's
     DejaVu Sans lacks (such as Chinese) appear as boxes, with a UserWarning from matplotlib.
     """
-    if not summaries:
-        raise ValueError("no runs to draw")
+    for summary in summaries:
+        if not summary.matrix:
+            raise RetainError(f"{summary.label}: no scores to draw yet; let it finish a task")
+    buffer = io.BytesIO()
     panels = [_panel(s.matrix, s.row_labels, s.tasks, s.label, 100.0) for s in summaries]
     with matplotlib.rc_context(_STYLE):
-        _figure(panels).savefig(path, format="png", dpi=150, facecolor="white")
+        _figure(panels).savefig(buffer, format="png", dpi=150, facecolor="white")
+    write_bytes(path, buffer.getvalue())
 
 
 def _panel(

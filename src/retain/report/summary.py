@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-METRICS = {
+METRIC_LABELS = {
     "average_performance": "AP: average score at the end (higher is better)",
     "forgetting": "F.Ra: points lost since the best (lower is better)",
     "backward_transfer": "BWT: change on earlier tasks (higher is better)",
@@ -17,7 +17,7 @@ class RunSummary:
 
     `matrix[i][j]` is the score (0..100) on task j after learning task i. Row i holds i+1 entries;
     None means not measured. There are fewer rows than tasks when the run stopped early.
-    `metrics` maps the keys of `METRICS` to points; a missing key counts as None.
+    `metrics` maps the keys of `METRIC_LABELS` to points; a missing key counts as None.
     `routing` exists for pools only: row j is the mean attention (0..1) of task j over the blocks
     at the end of the stream, oldest block first.
     """

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from retain.report.summary import METRICS, RunSummary, score_text
+from retain.report.summary import METRIC_LABELS, RunSummary, score_text
 
 TASKS_PER_TABLE = 6
 """Most tasks side by side in one terminal table, so that numbers fit in 80 columns."""
@@ -33,7 +33,7 @@ def score_table(summary: RunSummary, columns: range | None = None) -> Table:
 def metrics_table(summaries: Sequence[RunSummary]) -> Table:
     """A row per metric, a column per run; values in points, "–" when unknown."""
     table = _table("Metrics", [summary.label for summary in summaries])
-    for key, words in METRICS.items():
+    for key, words in METRIC_LABELS.items():
         table.add_row(words, *(score_text(summary.metrics.get(key)) for summary in summaries))
     return table
 
@@ -62,7 +62,7 @@ def markdown(summaries: Sequence[RunSummary]) -> str:
         parts += [f"### {_escape(summary.label)}", _markdown_table(summary.tasks, rows)]
     metric_rows = [
         [words, *(score_text(summary.metrics.get(key)) for summary in summaries)]
-        for key, words in METRICS.items()
+        for key, words in METRIC_LABELS.items()
     ]
     parts += ["### Metrics", _markdown_table([s.label for s in summaries], metric_rows)]
     return "\n\n".join(parts) + "\n"

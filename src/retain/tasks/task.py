@@ -6,10 +6,11 @@ import hashlib
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from retain.errors import RetainError
+from retain.metrics.text import check_metric
 
 DEV_SHARE, DEV_LIMIT = 0.1, 50
 TEST_SHARE, TEST_LIMIT = 0.2, 200
@@ -50,7 +51,13 @@ class Task:
     dev: Sequence[Example]
     test: Sequence[Example]
     metric: str = "exact_match"
-    source: dict[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise RetainError("a task has no name; give it one")
+        check_metric(self.metric, f"task '{self.name}'")
+        if not self.test:
+            raise RetainError(f"task '{self.name}': no test examples; give it some")
 
     @classmethod
     def split(
@@ -103,7 +110,10 @@ class Task:
             seed=seed,
         )
 
-    def fingerprint(self, split: str) -> str:
-        """sha256 over a split's examples, to tell whether two runs saw the same data."""
-        rows = [example.as_row() for example in getattr(self, split)]
-        return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+    def fingerprints(self) -> dict[str, str]:
+        """sha256 over each split's examples, to tell whether two runs saw the same data."""
+        found = {}
+        for split in ("train", "dev", "test"):
+            rows = [example.as_row() for example in getattr(self, split)]
+            found[split] = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+        return found

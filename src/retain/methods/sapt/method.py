@@ -27,6 +27,8 @@ from retain.tasks import Example, Task
 TRIGGER = "Write an input of the task:"
 KEY_EXAMPLES = 256
 BATCH = 32
+ROUNDS = 10
+"""How often empty pseudo-samples are drawn again before giving up."""
 
 
 class RouterConfig(MethodConfig):
@@ -94,7 +96,7 @@ class Sapt(LoraMethod):
 
     def __init__(self, backbone: Backbone, config: SaptConfig) -> None:
         super().__init__(backbone, config, config.old_block_gradient)
-        self.options = config
+        self.options: SaptConfig = config
         centre = torch.zeros(backbone.width, device=backbone.device)
         if config.router.centre == "generic":
             centre = generic_centre(backbone)
@@ -114,9 +116,10 @@ class Sapt(LoraMethod):
         """The generator, then the task."""
         self.pool.grow(task.name)
         prompts = [Example(TRIGGER, (example.prompt,)) for example in task.train]
+        longest = self.backbone.prompt.max_prompt_tokens
         yield Phase(
             "generator",
-            [self.backbone.encode(prompt) for prompt in prompts],
+            [self.backbone.encode(prompt, answer_limit=longest) for prompt in prompts],
             [ParamGroup("generator", self.pool.parameters(), self.options.generator.rate)],
             self._generator_loss,
             self.options.generator.max_steps,
@@ -169,13 +172,19 @@ class Sapt(LoraMethod):
         options, trigger = self.options.generator, Example(TRIGGER, ("",))
         row = self.backbone.encode(trigger, with_answer=False)
         texts: list[str] = []
-        for start in range(0, count, BATCH):
-            batch = self.backbone.collate([row] * min(BATCH, count - start))
+        for _ in range(ROUNDS * -(-count // BATCH)):
+            batch = self.backbone.collate([row] * min(BATCH, count - len(texts)))
             self.pool.use_block(len(batch["input_ids"]), -1)
-            texts += self.backbone.generate(
+            drawn = self.backbone.generate(
                 batch, options.max_new_tokens, do_sample=True, top_k=options.top_k
             )
-        return texts
+            texts += [text for text in drawn if text]
+            if len(texts) == count:
+                return texts
+        raise RetainError(
+            f"the generator writes empty pseudo-samples ({len(texts)} of {count} have text); "
+            "raise method.generator.max_steps"
+        )
 
     def _embed(self, prompts: list[str]) -> Tensor:
         rows: list[Features] = [

@@ -11,20 +11,18 @@ from torch import Tensor
 from retain.methods.sapt.router import Router
 
 
-def padded_kl(stored: Tensor, attention: Tensor) -> Tensor:
-    """KL(stored ‖ attention) per sample (arXiv 2401.08295, eq. 8).
+def padded_kl(stored: Tensor, logits: Tensor) -> Tensor:
+    """KL(stored ‖ softmax(logits)) per sample (arXiv 2401.08295, eq. 8).
 
     Args:
         stored: (N, t), padded with zeros for the blocks that came later.
-        attention: (N, T), T ≥ t, attention now.
+        logits: (N, T), T ≥ t, of the attention now.
 
     Returns:
         (N,), in nats.
     """
-    target = F.pad(stored, (0, attention.shape[1] - stored.shape[1]))
-    # target · log target is 0 at 0, and carries no gradient; attention is a softmax, never 0 but
-    # by underflow.
-    return (torch.xlogy(target, target) - target * attention.clamp_min(1e-30).log()).sum(-1)
+    target = F.pad(stored, (0, logits.shape[1] - stored.shape[1]))
+    return (torch.xlogy(target, target) - target * F.log_softmax(logits, dim=-1)).sum(-1)
 
 
 @dataclass
@@ -50,7 +48,7 @@ class Reflection:
     def loss(self, router: Router) -> Tensor:
         """Σ over old tasks of the mean over their pseudo-samples of KL(stored ‖ attention now)."""
         e = torch.cat(self.embeddings)  # (N, d), all old tasks at once
-        now = router(e)  # (N, T)
+        now = router.logits(e)  # (N, T)
         stored = torch.cat(
             [
                 F.pad(a, (0, now.shape[1] - len(a))).expand(len(x), -1)

@@ -55,9 +55,14 @@ class Router(nn.Module):
         """K (T, d), oldest first."""
         return self.old_keys if self.key is None else torch.cat([self.old_keys, self.key[None]])
 
+    def logits(self, e: Tensor) -> Tensor:
+        """Pooled embeddings (B, d) → K q / T, (B, T); in float32, under autocast too."""
+        with torch.autocast(e.device.type, enabled=False):
+            return self.query(e.float()) @ self.keys.T / self.temperature
+
     def forward(self, e: Tensor) -> Tensor:
         """Pooled embeddings (B, d) → attention over the blocks (B, T)."""
-        return F.softmax(self.query(e) @ self.keys.T / self.temperature, dim=-1)
+        return F.softmax(self.logits(e), dim=-1)
 
     def projection(self) -> dict[str, Tensor]:
         """The query projection's tensors, by the names they are saved under."""
