@@ -20,6 +20,7 @@ from rich.console import Console
 
 from retain import Task, load_stream, results
 from retain.config import read_experiment
+from retain.errors import RetainError
 from retain.learner import learn_stream
 from retain.metrics import continual
 from retain.metrics.text import score
@@ -60,7 +61,10 @@ def _on_dev(task: Task) -> Task:
 def row(folder: Path, pertask: Path) -> dict[str, float | None]:
     """One run's line of the table."""
     opened = results.open_run(folder)
-    single = results.single_scores(opened, pertask) if pertask.exists() else None
+    try:
+        single = results.single_scores(opened, pertask)
+    except RetainError:  # not run yet, or not to its end
+        single = None
     scores = results.scores(opened, single)
     line: dict[str, float | None] = dict(scores["metrics"])
     routing = results.rows(opened)[-1]["routing"]
