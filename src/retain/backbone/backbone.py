@@ -196,10 +196,10 @@ class Backbone:
         """
         inputs = {key: batch[key] for key in PROMPT_KEYS}
         if self.is_encoder_decoder:
-            start = self.model.config.decoder_start_token_id
-            written = batch["labels"].masked_fill(batch["labels"] == IGNORED, self.pad_id)
-            inputs["decoder_input_ids"] = F.pad(written[:, :-1], (1, 0), value=start)
-            return self.model(**inputs, use_cache=False).logits, batch["labels"]
+            # Each architecture shifts answers in its own way (T5 and mBART differ).
+            shifted = self.model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+            logits = self.model(**inputs, decoder_input_ids=shifted, use_cache=False).logits
+            return logits, batch["labels"]
         labelled = (batch["labels"] != IGNORED).any(0).nonzero()
         k = batch["labels"].shape[1] - int(labelled[0]) if len(labelled) else 1
         if self._takes_positions:
