@@ -21,11 +21,11 @@ from rich.console import Console
 from retain import Task, load_stream, results
 from retain.config import read_experiment
 from retain.errors import RetainError
-from retain.learner import learn_stream
 from retain.metrics import continual
 from retain.metrics.text import score
 from retain.progress import ConsoleProgress
 from retain.store import read_jsonl
+from retain.stream import learn_stream
 
 COMMON = ("rank", "alpha", "generator")
 """What every variant takes from the experiment's method, as far as it knows it."""

@@ -41,8 +41,7 @@ def run(
 ) -> None:
     """Learn a stream of tasks, scoring all tasks so far after each."""
     from retain.config import read_experiment
-    from retain.learner import learn_stream
-    from retain.stream import load_stream
+    from retain.stream import learn_stream, load_stream
 
     experiment = read_experiment(config, changes or ())
     if output is not None:

@@ -14,7 +14,7 @@ import yaml
 
 from retain import results
 from retain.backbone import Backbone, BackboneConfig, PromptConfig, load_backbone
-from retain.config import ExperimentConfig, check, check_method, refuse_changes, resolved
+from retain.config import ExperimentConfig, check, check_method, resolved
 from retain.errors import RetainError
 from retain.evaluation import Evaluation, EvaluationConfig, answer, evaluate
 from retain.methods import METHODS
@@ -383,38 +383,6 @@ class Learner:
     def generate(self, prompts: Sequence[str], task: str | None = None) -> list[str]:
         """Greedy answers to prompts of any learned task."""
         return [answer.output for answer in self.answers(prompts, task)]
-
-
-def learn_stream(
-    experiment: ExperimentConfig,
-    tasks: Sequence[Task],
-    resume: bool = False,
-    progress: Progress | None = None,
-) -> Learner:
-    """Learns a stream in `experiment.output`, or with `resume` what is left of it.
-
-    Raises:
-        RetainError: when the folder holds a run and `resume` is off, or when the run was made under
-            other settings or from other data.
-    """
-    folder = Path(experiment.output or "runs/run")
-    if resume and RunDirectory(folder).exists:
-        run = results.open_run(folder)
-        stored = check(ExperimentConfig, results.settings(run), str(folder / "config.yaml"))
-        refuse_changes(stored, experiment, folder)
-        for index, task in enumerate(tasks[: len(run.learned())]):
-            if not results.same_task(run, index, task):
-                raise RetainError(
-                    f"{folder}: its task {index + 1} was learned from other data than "
-                    f"'{task.name}' has now; use another --output"
-                )
-        learner = Learner.load(folder, progress)
-    else:
-        learner = Learner.from_config(experiment, progress)
-    for task in tasks[len(learner.tasks) :]:
-        learner.learn(task)
-    learner.finish_evaluation()
-    return learner
 
 
 def _named(backbone: str | Path | BackboneConfig | Backbone) -> BackboneConfig | str:

@@ -1,13 +1,17 @@
-"""A stream: the configured tasks, read and checked before anything is trained."""
+"""A stream: its tasks read and checked before anything is trained, then learned in order."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from retain.config import TaskConfig, check
+from retain import results
+from retain.config import ExperimentConfig, TaskConfig, check, refuse_changes
 from retain.errors import RetainError
+from retain.learner import Learner
+from retain.progress import Progress
+from retain.store import RunDirectory
 from retain.tasks import Example, Task
 from retain.tasks.readers import COLUMNS, read_hub, read_long_sequence, read_rows, read_superni
 
@@ -30,6 +34,38 @@ def load_stream(configs: Iterable[TaskConfig | Mapping[str, Any]]) -> list[Task]
             raise RetainError(f"tasks: two are named '{task.name}'; give one another 'name'")
         tasks.append(task)
     return tasks
+
+
+def learn_stream(
+    experiment: ExperimentConfig,
+    tasks: Sequence[Task],
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Learner:
+    """Learns a stream in `experiment.output`, or with `resume` what is left of it.
+
+    Raises:
+        RetainError: when the folder holds a run and `resume` is off, or when the run was made under
+            other settings or from other data.
+    """
+    folder = Path(experiment.output or "runs/run")
+    if resume and RunDirectory(folder).exists:
+        run = results.open_run(folder)
+        stored = check(ExperimentConfig, results.settings(run), str(folder / "config.yaml"))
+        refuse_changes(stored, experiment, folder)
+        for index, task in enumerate(tasks[: len(run.learned())]):
+            if not results.same_task(run, index, task):
+                raise RetainError(
+                    f"{folder}: its task {index + 1} was learned from other data than "
+                    f"'{task.name}' has now; use another --output"
+                )
+        learner = Learner.load(folder, progress)
+    else:
+        learner = Learner.from_config(experiment, progress)
+    for task in tasks[len(learner.tasks) :]:
+        learner.learn(task)
+    learner.finish_evaluation()
+    return learner
 
 
 def read_task(config: TaskConfig) -> Task:

@@ -1,5 +1,6 @@
 """Tasks and their readers."""
 
-from retain.tasks.task import Example, Task
+from retain.tasks.example import Example
+from retain.tasks.task import Task
 
 __all__ = ["Example", "Task"]

@@ -14,7 +14,7 @@ from typing import Any
 
 from retain.errors import RetainError
 from retain.store import numbered_jsonl, read_json, read_text
-from retain.tasks.task import Example
+from retain.tasks.example import Example
 
 COLUMNS = {"prompt": "prompt", "answer": "answer"}
 

@@ -11,32 +11,11 @@ from pathlib import Path
 
 from retain.errors import RetainError
 from retain.metrics.text import check_metric
+from retain.tasks.example import Example
+from retain.tasks.readers import read_rows
 
 DEV_SHARE, DEV_LIMIT = 0.1, 50
 TEST_SHARE, TEST_LIMIT = 0.2, 200
-
-
-@dataclass(frozen=True)
-class Example:
-    """One prompt and the answers that count as right.
-
-    Attributes:
-        prompt: the user's text, as plain text.
-        references: right answers; training uses the first, scoring takes the best over all.
-        messages: the conversation before the answer, `{"role", "content"}` each, when the example
-            came as a chat; empty otherwise.
-    """
-
-    prompt: str
-    references: tuple[str, ...]
-    messages: tuple[dict[str, str], ...] = ()
-
-    def as_row(self) -> dict[str, object]:
-        """The JSON object that `readers.parse_row` turns back into this example."""
-        row: dict[str, object] = {"prompt": self.prompt, "answer": list(self.references)}
-        if self.messages:
-            row["messages"] = list(self.messages)
-        return row
 
 
 @dataclass(frozen=True)
@@ -99,8 +78,6 @@ class Task:
         seed: int = 0,
     ) -> Task:
         """Reads rows of `prompt` and `answer`, or chat `messages`; see `retain.tasks.readers`."""
-        from retain.tasks.readers import read_rows
-
         train = read_rows(Path(path))
         return cls.split(
             name or Path(path).stem,
