@@ -237,7 +237,7 @@ class Learner:
         phase: Phase
         for number, phase in enumerate(self.method.phases(task, folder), start=1):
             log += self._train_phase(phase, task, folder / UNFINISHED, index, number)
-            self._seed(index, number)
+            self._seed(index, 0)
         self.method.finish(task, folder)
         self.method.save(folder)
         write_jsonl(folder / "training.jsonl", log)
@@ -273,7 +273,8 @@ class Learner:
             phase,
             self.experiment.training,
             folder / f"{number}-{phase.name}",
-            self._seed(index, number),
+            # The phase that learns the task sees its rows in the same order in every method.
+            self._seed(index, 1 if phase.name == "learn" else 1 + number),
             self.progress,
         )
         self.progress.finish()

@@ -72,11 +72,13 @@ class PooledLinear(nn.Module):
         self.A: nn.Parameter | None = None
         self.B: nn.Parameter | None = None
 
-    def restart(self) -> None:
+    def restart(self, generator: torch.Generator | None = None) -> None:
         """Replaces the learning block by a fresh one: A as in peft, B zero."""
-        self.A = nn.Parameter(self._empty(self.rank, self.d_in))
+        A = nn.init.kaiming_uniform_(
+            torch.empty(self.rank, self.d_in), a=5**0.5, generator=generator
+        )
+        self.A = nn.Parameter(A.to(self.old_A))
         self.B = nn.Parameter(self._empty(self.d_out, self.rank))
-        nn.init.kaiming_uniform_(self.A, a=5**0.5)
 
     def freeze(self) -> None:
         """Moves the learning block onto the stack."""
@@ -164,9 +166,13 @@ class LoraPool:
         self.restart()
 
     def restart(self) -> None:
-        """Replaces the learning block by a fresh one."""
+        """Replaces the learning block by a fresh one, which the last seed that was set fixes.
+
+        What was drawn since does not matter: methods then start a task from the same block.
+        """
+        generator = torch.Generator().manual_seed(torch.initial_seed())
         for layer in self.layers.values():
-            layer.restart()
+            layer.restart(generator)
 
     def freeze(self) -> None:
         """Stacks the learning block with the frozen ones."""

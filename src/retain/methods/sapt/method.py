@@ -38,7 +38,7 @@ class RouterConfig(MethodConfig):
     temperature: PositiveFloat | None = None
     centre: Literal["generic", "none"] = "generic"
     key: Literal["mean_query", "uniform"] = "mean_query"
-    rate: PositiveFloat = 0.1
+    rate: PositiveFloat = 0.01
 
 
 class GeneratorConfig(MethodConfig):
