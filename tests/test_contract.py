@@ -98,9 +98,9 @@ def learned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     model, watch = learner.backbone.model, Watch()
     before = [(name, p, p.detach().clone()) for name, p in model.named_parameters()]
     phases = learner.method.phases
-    learner.method.phases = watch.wrap(model, phases)  # type: ignore[assignment]
+    learner.method.phases = watch.wrap(model, phases)
     learner.learn(SECOND)
-    learner.method.phases = phases  # type: ignore[method-assign]
+    learner.method.phases = phases
     unreleased = [
         name for name, p, old in before if id(p) not in watch.released and not torch.equal(p, old)
     ]

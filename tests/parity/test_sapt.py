@@ -40,7 +40,7 @@ class Reference:
         tokenizer = SimpleNamespace(
             eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id, chat_template=None
         )
-        self.backbone = Backbone(model, tokenizer, name)  # type: ignore[arg-type]
+        self.backbone = Backbone(model, tokenizer, name)
         pool = load_file(folder / "pool.safetensors")
         self.method = Sapt(
             self.backbone,

@@ -42,7 +42,7 @@ class Reference:
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(self.folder))
         model.load_state_dict(load_file(self.folder / f"{which}.safetensors"))
         tokenizer = SimpleNamespace(eos_token_id=2, pad_token_id=0, chat_template=None)
-        backbone = Backbone(model, tokenizer, which)  # type: ignore[arg-type]
+        backbone = Backbone(model, tokenizer, which)
         model.requires_grad_(True)
         capture = AttentionCapture(model)
         positions = self.expected["query_positions"]
