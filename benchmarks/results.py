@@ -21,31 +21,38 @@ from rich.console import Console
 from retain import Task, load_stream, results
 from retain.config import read_experiment
 from retain.errors import RetainError
+from retain.methods import METHODS
+from retain.methods.base import filled_in
 from retain.metrics import continual
 from retain.metrics.text import score
 from retain.progress import ConsoleProgress
 from retain.store import read_jsonl
 from retain.stream import learn_stream
 
-COMMON = ("rank", "alpha", "generator")
-"""What every variant takes from the experiment's method, as far as it knows it."""
-
 VARIANTS: dict[str, dict[str, Any]] = {
-    "seqlora": {"name": "seqlora"},
-    "pertask": {"name": "pertask"},
-    "sapt": {"name": "sapt"},
+    **{name: {"name": name} for name in METHODS},
     "sapt-paper": {"name": "sapt", "preset": "paper"},
     "sapt-paper-10x": {"name": "sapt", "preset": "paper", "router": {"rate": 10.0}},
+    "seekr-reference": {"name": "seekr", "profile": "reference"},
+    "seekr-random": {"name": "seekr", "score": "random"},
+    "seekr-sensitivity": {"name": "seekr", "score": "sensitivity"},
+    "seekr-forgettability": {"name": "seekr", "score": "forgettability"},
+    "seekr-5": {"name": "seekr", "replay": {"share": 0.05}},
+    "seekr-10": {"name": "seekr", "replay": {"share": 0.1}},
+    "seekr-half": {"name": "seekr", "budget": {"heads": 0.0625}},
+    "seekr-double": {"name": "seekr", "budget": {"heads": 0.25}},
 }
+"""Each takes the experiment's method options beside its own, as far as its method knows them."""
 
 
 def run(config: Path, changes: list[str], variant: str, seed: int, folder: Path, dev: bool) -> None:
     """Learns one stream, or what is left of it."""
     experiment = read_experiment(config, changes)
     chosen = VARIANTS[variant]
-    common = COMMON if chosen["name"] == "sapt" else ("rank", "alpha")
-    shared: dict[str, Any] = {k: experiment.method[k] for k in common if k in experiment.method}
-    update = {"method": {**shared, **chosen}, "seed": seed, "output": str(folder)}
+    known = METHODS[chosen["name"]].Config.model_fields
+    shared = {key: value for key, value in experiment.method.items() if key in known}
+    method = filled_in(chosen, shared)
+    update = {"method": method, "seed": seed, "output": str(folder)}
     progress = ConsoleProgress(Console(stderr=True), folder.name)
     began = time.monotonic()
     tasks = [_on_dev(task) if dev else task for task in load_stream(experiment.tasks)]
@@ -81,7 +88,12 @@ def _rouge(folders: list[Path]) -> list[float | None]:
     for _, path in sorted(newest.items()):
         rows = read_jsonl(path)
         found.append(
-            score("rouge_l", [r["prediction"] for r in rows], [r["references"] for r in rows])
+            score(
+                "rouge_l",
+                [r["prediction"] for r in rows],
+                [r["references"] for r in rows],
+                [r["prompt"] for r in rows],
+            )
         )
     return found
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import BertConfig, BertModel, PreTrainedModel
 
 from retain.errors import RetainError
-from retain.layers.attention_capture import AttentionCapture, squared_gradient
+from retain.layers.attention_capture import AttentionCapture, Wanted, squared_gradient
 from tests.tiny import KINDS, make_backbone
 
 
@@ -79,17 +79,17 @@ def test_equals_eager_attention(kind: str, side: str) -> None:
     assert len(names) == len(expected) > 1
     plain = model(**inputs)[0]
     capture = AttentionCapture(model)
-    capture.heads = {name: torch.tensor([3, 1]) for name in names}
     length = 5 if model.config.is_encoder_decoder else 7
-    capture.positions = torch.randint(0, length, (2, 3))
+    positions = torch.randint(0, length, (2, 3))
+    capture.wanted = dict.fromkeys(names, Wanted(torch.tensor([3, 1]), positions))
     capture.on()
     captured_output = model(**inputs)[0]
     torch.testing.assert_close(captured_output, plain, rtol=0, atol=0)
     for name, matrix in zip(names, expected.values(), strict=True):
-        rows = torch.stack([matrix[b, [3, 1]][:, capture.positions[b]] for b in range(2)])
+        rows = torch.stack([matrix[b, [3, 1]][:, positions[b]] for b in range(2)])
         real = inputs.get("attention_mask", torch.ones(2, 7))
         if not model.config.is_encoder_decoder:  # a padding query attends to nothing that counts
-            counts = real.gather(1, capture.positions).bool()[:, None, :, None]
+            counts = real.gather(1, positions).bool()[:, None, :, None]
             rows = rows.where(counts, 0)
             capture.weights[name] = capture.weights[name].where(counts, 0)
         torch.testing.assert_close(capture.weights[name], rows, rtol=1e-4, atol=1e-6)
@@ -120,7 +120,7 @@ def test_gradients_through_checkpointing() -> None:
             model.activation_checkpointing_enable({"use_reentrant": False})
         capture = AttentionCapture(model)
         name = "model.layers.1.self_attn"
-        capture.heads = {name: torch.tensor([0, 2])}
+        capture.wanted = {name: Wanted(torch.tensor([0, 2]))}
         capture.on()
         model(**inputs_of(model, "left"), use_cache=False)
         capture.weights[name].square().sum().backward()

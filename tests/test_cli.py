@@ -32,7 +32,7 @@ def learned(
     write_tasks(folder)
     values = settings(backbone_folder("llama"), "constant", "copy")
     values["tasks"][1]["name"] = ODD
-    values["training"].update(max_steps=20, learning_rate=0.02)  # enough to learn the constant
+    values["training"].update(max_steps=30, learning_rate=0.02)  # enough to learn the constant
     write_settings(folder / "exp.yaml", {**values, "method": SAPT})
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -77,7 +77,7 @@ def test_run_writes_the_resolved_settings(learned: Path) -> None:
     stored = yaml.safe_load((learned / "out" / "config.yaml").read_text(encoding="utf-8"))
     assert stored["seed"] == 3
     assert stored["tasks"][1]["name"] == ODD
-    assert stored["training"]["max_steps"] == 20
+    assert stored["training"]["max_steps"] == 30
     assert stored["training"]["save_steps"] == 100  # a default
     assert stored["method"]["name"] == "sapt"
     assert stored["method"]["router"]["hidden"] == SAPT["router"]["hidden"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -123,8 +124,8 @@ def test_killed_in_the_middle_of_a_phase(whole: Whole, tmp_path: Path, step: int
     carry_on(tmp_path / "run", record)
     assert content(tmp_path / "run") == whole.files
     steps = [event for event in record.events if event.endswith(f" {whole.last_phase}")]
-    expected = [f"{n} {whole.last_phase}" for n in range(step, 4)]
-    assert steps == [f"start {whole.last_phase}", *expected, f"finish {whole.last_phase}"]
+    all_steps = [event for event in whole.events if event.endswith(f" {whole.last_phase}")]
+    assert steps == [all_steps[0], *all_steps[step:]]  # the step that was cut off comes again
 
 
 def test_killed_at_the_end_of_a_phase(whole: Whole, tmp_path: Path) -> None:
@@ -163,16 +164,16 @@ def test_killed_in_the_middle_of_the_last_evaluation(whole: Whole, tmp_path: Pat
 def test_killed_at_any_write(whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed before its 1st write, resumed, killed before its 2nd from there, …, to the end."""
     folder, left = tmp_path / "run", 0
-    write_bytes = retain.store.write_bytes
+    replacing = retain.store.replacing
 
-    def write(path: Path, data: bytes) -> None:
+    def write(path: Path) -> AbstractContextManager[Path]:
         nonlocal left
         left -= 1
         if left < 0:
             raise KilledError(path)
-        write_bytes(path, data)
+        return replacing(path)
 
-    monkeypatch.setattr(retain.store, "write_bytes", write)
+    monkeypatch.setattr(retain.store, "replacing", write)
     for kills in count():
         left = kills
         try:

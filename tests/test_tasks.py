@@ -17,7 +17,13 @@ from retain.config import TaskConfig
 from retain.errors import RetainError
 from retain.stream import load_stream, read_task
 from retain.tasks import Example, Task
-from retain.tasks.readers import parse_row, read_long_sequence, read_rows, read_superni
+from retain.tasks.readers import (
+    parse_row,
+    read_long_sequence,
+    read_rows,
+    read_superni,
+    read_trace,
+)
 from tests.tiny import make_backbone
 
 ROWS = [{"prompt": f"p{i}", "answer": f"a{i}"} for i in range(40)]
@@ -225,6 +231,63 @@ def test_a_definition_may_be_one_text(tmp_path: Path) -> None:
     content = {"Definition": "Copy.", "Instances": [{"input": "i", "output": "i"}]}
     (folder / "train.json").write_text(json.dumps(content))
     assert read_superni(folder, "train")[0].prompt == "Copy.\n\nInput: i\nOutput:"
+
+
+def write_trace(folder: Path) -> Path:
+    folder.mkdir()
+    for split in ("train", "test"):
+        rows = [{"prompt": f" {split} {{i}}\n{i}", "answer": f"A{i} "} for i in range(12)]
+        (folder / f"{split}.json").write_text(json.dumps(rows))
+    (folder / "eval.json").write_text("never read")
+    return folder
+
+
+def test_trace(tmp_path: Path) -> None:
+    folder = write_trace(tmp_path / "Py150")
+    examples = read_trace(folder, "train")
+    assert examples == [Example(f" train {{i}}\n{i}", (f"A{i} ",)) for i in range(12)]
+    task = read_task(TaskConfig(reader="trace", path=str(folder)))
+    assert (task.name, task.metric) == ("Py150", "edit_similarity")
+    assert task.test == read_trace(folder, "test")
+    assert sorted((*task.train, *task.dev), key=str) == sorted(examples, key=str)
+
+
+@pytest.mark.parametrize(
+    ("folder", "metric", "expected"),
+    [
+        ("C-STANCE", None, "first_letter"),
+        ("20Minuten", None, "sari"),
+        ("mine", None, "exact_answer"),
+        ("C-STANCE", "exact_match", "exact_match"),
+    ],
+)
+def test_the_folder_s_name_tells_the_metric_of_trace(
+    tmp_path: Path, folder: str, metric: str | None, expected: str
+) -> None:
+    path = str(write_trace(tmp_path / folder))
+    config = TaskConfig(reader="trace", path=path, name="FOMC", metric=metric)
+    assert read_task(config).metric == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "no such file"),
+        ("{", "not readable as JSON"),
+        ('{"prompt": "p", "answer": "a"}', "must be a list"),
+        ("[]", "the task is empty"),
+        ('[{"prompt": "p", "answer": "a"}, {"prompt": "p"}]', "entry 2: no field 'answer'"),
+        ('["p"]', "entry 1: expected an object"),
+    ],
+)
+def test_bad_trace_file_is_named(tmp_path: Path, content: str | None, problem: str) -> None:
+    folder = write_trace(tmp_path / "FOMC")
+    if content is None:
+        (folder / "test.json").unlink()
+    else:
+        (folder / "test.json").write_text(content)
+    with pytest.raises(RetainError, match=f"{folder / 'test.json'}.*{problem}"):
+        read_task(TaskConfig(reader="trace", path=str(folder)))
 
 
 # -- splits

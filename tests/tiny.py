@@ -25,6 +25,7 @@ from transformers import (
 
 from retain.backbone import Backbone
 from retain.learner import Learner
+from retain.methods import METHODS
 from retain.progress import Progress
 from retain.tasks import Example, Task
 
@@ -32,10 +33,21 @@ KINDS = ("llama", "qwen3", "gpt2", "t5")
 SPECIAL = ("<pad>", "</s>", "<unk>")
 WIDTH = 32
 
+REPLAY = {"share": 0.2, "every": 1}
 OPTIONS: dict[str, dict[str, Any]] = {
     "sapt": {"router": {"hidden": 16}, "generator": {"share": 0.2, "max_new_tokens": 6}},
+    "replay": {"replay": REPLAY},
+    "derpp": {"replay": REPLAY},
+    "seekr": {"replay": REPLAY, "budget": {"heads": 0.5, "queries": 4}},
 }
 """What makes a method small; one without an entry runs with its defaults."""
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, OPTIONS.get(name, {})) for name in METHODS},
+    "seekr-lora": ("seekr", {**OPTIONS["seekr"], "tune": "lora"}),
+    "ewc-lora": ("ewc", {"tune": "lora"}),
+}
+"""What the contract tests run: each method, and those whose options change what they train."""
 
 TRAINING = {
     "max_steps": 3,  # two steps an epoch: the third is in the second epoch
@@ -119,16 +131,17 @@ def make_task(name: str) -> Task:
 
 
 def make_learner(
-    method: str,
+    variant: str,
     backbone: Backbone | Path,
     folder: Path,
     progress: Progress | None = None,
     **training: Any,
 ) -> Learner:
     """A new learner of tiny size."""
+    name, options = VARIANTS[variant]
     return Learner(
         backbone,
-        {"name": method, **OPTIONS.get(method, {})},
+        {"name": name, **options},
         folder,
         training={**TRAINING, **training},
         evaluation=EVALUATION,

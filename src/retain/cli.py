@@ -63,7 +63,9 @@ def learn(
         str | None, typer.Option(help="The task's name; the file's by default.")
     ] = None,
     test: Annotated[Path | None, typer.Option(help="Test rows; else a fifth is held out.")] = None,
-    metric: Annotated[str, typer.Option(help="exact_match or rouge_l.")] = "exact_match",
+    metric: Annotated[
+        str, typer.Option(help="exact_match, rouge_l, exact_answer, ….")
+    ] = "exact_match",
 ) -> None:
     """Add tomorrow's task to a finished run."""
     from retain.config import TaskConfig, check

@@ -12,6 +12,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     ValidationError,
     field_validator,
@@ -46,10 +47,11 @@ class TaskConfig(BaseModel):
     name: str | None = None
     test: str | None = None
     metric: str | None = None
-    reader: Literal["file", "superni", "long_sequence", "hub"] = "file"
+    reader: Literal["file", "superni", "long_sequence", "trace", "hub"] = "file"
     columns: dict[Literal["prompt", "answer"], str] = Field(default_factory=dict)
     subset: str | None = None
     train_limit: PositiveInt | None = None
+    epochs: PositiveFloat | None = None
 
     @model_validator(mode="after")
     def _used(self) -> TaskConfig:

@@ -92,13 +92,18 @@ def evaluate(
             "prompt": example.prompt,
             "references": list(example.references),
             "prediction": prediction,
-            "score": text.score(task.metric, [prediction], [example.references]),
+            "score": text.score(task.metric, [prediction], [example.references], [example.prompt]),
         }
         if weights is not None:
             row["routing"] = [round(w, 6) for w in weights[i].tolist()]
         rows.append(row)
     return Evaluation(
-        text.score(task.metric, predictions, [example.references for example in examples]),
+        text.score(
+            task.metric,
+            predictions,
+            [example.references for example in examples],
+            [example.prompt for example in examples],
+        ),
         rows,
         None if weights is None else weights.mean(0).tolist(),
     )

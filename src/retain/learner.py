@@ -20,6 +20,7 @@ from retain.evaluation import Evaluation, EvaluationConfig, answer, evaluate
 from retain.methods import METHODS
 from retain.phase import Phase
 from retain.progress import Progress
+from retain.room import check_room
 from retain.store import (
     RunDirectory,
     read_json,
@@ -33,7 +34,7 @@ from retain.store import (
 )
 from retain.tasks import Example, Task
 from retain.tasks.readers import parse_row
-from retain.training import TrainingConfig, fit, release, restore, step_count, trained_tensors
+from retain.training import TrainingConfig, batches, fit, release, restore, trained_tensors
 
 UNFINISHED = "checkpoints"
 
@@ -152,6 +153,7 @@ class Learner:
         self.run = run
         self.progress = progress or Progress()
         self.tasks: list[Task] = []
+        self._have_room: list[Task] = []
         self._interrupted = False
         self.backbone = backbone or load_backbone(experiment.backbone, experiment.prompt)
         transformers.set_seed(experiment.seed)
@@ -176,6 +178,8 @@ class Learner:
             raise RetainError(f"task '{task.name}': already learned; give the new one another name")
         if not task.train or not task.dev:
             raise RetainError(f"task '{task.name}': needs training and development examples")
+        if task not in self._have_room:
+            self.check_room([task])
         with self.run.locked():
             self._start_run()
             self._complete_row()
@@ -188,6 +192,16 @@ class Learner:
             self.tasks.append(replace(task, train=(), dev=()))
             self._complete_row()
         return list(self.scores["matrix"][-1])
+
+    def check_room(self, tasks: Sequence[Task]) -> None:
+        """Says what the method's memory will take for these tasks; `learn` asks for its own.
+
+        Raises:
+            RetainError: when it does not fit on disk or in RAM.
+        """
+        batch_size = self.experiment.training.per_device_train_batch_size
+        check_room(self.method, tasks, batch_size, self.run.path, self.progress)
+        self._have_room = list(tasks)
 
     def finish_evaluation(self) -> None:
         """Scores the last learned task's row, if a crash left it out, and renews scores.json."""
@@ -249,7 +263,7 @@ class Learner:
             "fingerprints": task.fingerprints(),
         }
         write_json(folder / "task.json", description)
-        self.run.commit_folder(folder, leave_out=UNFINISHED)
+        self.run.commit_folder(folder, UNFINISHED, self.method.latest_only)
 
     def _train_phase(
         self, phase: Phase, task: Task, folder: Path, index: int, number: int
@@ -266,24 +280,22 @@ class Learner:
             f"{group.name} {sum(p.numel() for p in group.parameters):,}" for group in phase.groups
         )
         self.progress.message(f"{task.name} · {phase.name}: trains {sizes} parameters")
-        steps = step_count(self.experiment.training, phase)
+        # The phase that learns the task sees its rows in the same order in every method.
+        seed = self._seed(index, 1 if phase.name == "learn" else 1 + number)
+        config = self.experiment.training
+        if task.epochs is not None:
+            config = config.model_copy(update={"num_train_epochs": task.epochs})
+        steps = batches(config, phase, seed).steps
         self.progress.start(f"{task.name} · {phase.name}", steps, "steps")
-        rows = fit(
-            self.backbone,
-            phase,
-            self.experiment.training,
-            folder / f"{number}-{phase.name}",
-            # The phase that learns the task sees its rows in the same order in every method.
-            self._seed(index, 1 if phase.name == "learn" else 1 + number),
-            self.progress,
-        )
+        place = folder / f"{number}-{phase.name}"
+        rows = fit(self.backbone, phase, config, place, seed, self.progress)
         self.progress.finish()
         log = [{"phase": phase.name, **row} for row in rows]
         write_json(log_path, log)
         release(self.backbone.model, phase)
         write_tensors(ended, trained_tensors(self.backbone.model))
         self.backbone.model.requires_grad_(False)
-        remove_folder(folder / f"{number}-{phase.name}")
+        remove_folder(place)
         return log
 
     def _seed(self, index: int, number: int) -> int:
@@ -299,6 +311,7 @@ class Learner:
             return
         folder = self.run.learned()[-1]
         remove_folder(folder / UNFINISHED)
+        self.run.remove_superseded(self.method.latest_only)
         result = folder / results.EVALUATION
         if self._committed(result):
             return

@@ -20,6 +20,21 @@ class ParamGroup:
 
 
 @dataclass(frozen=True)
+class Replay:
+    """Rows of older tasks, in batches of their own between the task's.
+
+    Attributes:
+        rows: what is replayed.
+        every: after so many optimizer steps on the task comes one on replayed rows, beyond the
+            phase's number of steps; None is SEEKR's published rule, which spreads one pass over
+            the rows over each epoch: batches of the task // batches of replayed rows.
+    """
+
+    rows: Sequence[Features]
+    every: int | None = None
+
+
+@dataclass(frozen=True)
 class Phase:
     """One optimisation.
 
@@ -29,6 +44,7 @@ class Phase:
         groups: exactly what may move; everything else is frozen.
         loss: a batch → named parts (scalars); their sum is minimised.
         max_steps: instead of the run's own, when not None.
+        replay: rows of older tasks to go over in between.
     """
 
     name: str
@@ -36,3 +52,4 @@ class Phase:
     groups: list[ParamGroup]
     loss: Callable[[Batch], dict[str, Tensor]]
     max_steps: int | None = None
+    replay: Replay | None = None

@@ -29,8 +29,9 @@ MANIFEST = "manifest.json"
 LOCK = ".lock"
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replaces `path` by `content`, or leaves it as it was.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary place to write; at the end `path` is replaced by it, or left as it was.
 
     Raises:
         RetainError: when the disk refuses (full, read-only, a folder in the way).
@@ -38,20 +39,29 @@ def write_bytes(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        _sync(temporary)
         os.replace(temporary, path)
-    except OSError as error:
+        _sync(path.parent)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise _unwritable(path, error) from None
+    finally:
         with suppress(OSError):
             temporary.unlink()
-        raise _unwritable(path, error) from None
-    directory = os.open(path.parent, os.O_RDONLY)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(directory)
+        os.fsync(descriptor)
     finally:
-        os.close(directory)
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces `path` by `content`, or leaves it as it was."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -71,9 +81,10 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Writes named tensors as safetensors, atomically."""
+    """Writes named tensors as safetensors, atomically, with no second copy of them in memory."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, safetensors.torch.save(plain))
+    with replacing(path) as temporary:
+        safetensors.torch.save_file(plain, temporary)
 
 
 def read_json(path: Path) -> Any:
@@ -210,8 +221,15 @@ class RunDirectory:
             )
         self.files = manifest["files"]
 
-    def commit(self, paths: Iterable[Path]) -> None:
-        """Adds files to the manifest (or renews their checksums), then writes it."""
+    def commit(self, paths: Iterable[Path], superseded: Iterable[str] = ()) -> None:
+        """Adds files to the manifest (or renews their checksums), then writes it.
+
+        Args:
+            paths: the files.
+            superseded: names of committed files that these replace: they leave the manifest.
+        """
+        for name in superseded:
+            del self.files[name]
         for path in paths:
             self.files[path.relative_to(self.path).as_posix()] = _checksum(path)
         manifest: dict[str, Any] = {"format": FORMAT, "files": dict(sorted(self.files.items()))}
@@ -247,15 +265,34 @@ class RunDirectory:
         names = (n for n in self.files if n.startswith("tasks/") and n.endswith("/task.json"))
         return [(self.path / name).parent for name in sorted(names, key=_task_number)]
 
-    def commit_folder(self, folder: Path, leave_out: str) -> None:
-        """Commits every file below a task's folder, except the subfolder `leave_out`."""
+    def commit_folder(self, folder: Path, leave_out: str, latest_only: Iterable[str] = ()) -> None:
+        """Commits every file below a task's folder, except the subfolder `leave_out`.
+
+        `latest_only` names files that only the newest task's folder keeps.
+        """
+        wanted = {
+            (old / name).relative_to(self.path).as_posix()
+            for old in self.learned()
+            for name in latest_only
+        }
         self.commit(
-            path
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-            and path.relative_to(folder).parts[0] != leave_out
-            and not path.name.startswith(".")
+            (
+                path
+                for path in sorted(folder.rglob("*"))
+                if path.is_file()
+                and path.relative_to(folder).parts[0] != leave_out
+                and not path.name.startswith(".")
+            ),
+            wanted & self.files.keys(),
         )
+
+    def remove_superseded(self, latest_only: Iterable[str]) -> None:
+        """Deletes such files where they are no longer committed; a crash may have left them."""
+        for folder in self.learned():
+            for name in latest_only:
+                path = folder / name
+                if path.relative_to(self.path).as_posix() not in self.files:
+                    path.unlink(missing_ok=True)
 
 
 def remove_folder(path: Path) -> None:
@@ -267,10 +304,9 @@ def _task_number(name: str) -> int:
     return int(name.removeprefix("tasks/").partition("-")[0])
 
 
-def _unwritable(path: Path, error: OSError) -> RetainError:
-    return RetainError(
-        f"{path}: cannot be written ({error.strerror}); free the place or choose another"
-    )
+def _unwritable(path: Path, error: OSError | safetensors.SafetensorError) -> RetainError:
+    cause = getattr(error, "strerror", None) or error
+    return RetainError(f"{path}: cannot be written ({cause}); free the place or choose another")
 
 
 def _checksum(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,25 @@ from retain import results
 from retain.config import ExperimentConfig, TaskConfig, check, refuse_changes
 from retain.errors import RetainError
 from retain.learner import Learner
+from retain.metrics import trace
 from retain.progress import Progress
 from retain.store import RunDirectory
 from retain.tasks import Example, Task
-from retain.tasks.readers import COLUMNS, read_hub, read_long_sequence, read_rows, read_superni
+from retain.tasks.readers import (
+    COLUMNS,
+    read_hub,
+    read_long_sequence,
+    read_rows,
+    read_superni,
+    read_trace,
+)
 
-FOLDER_READERS = {
-    "superni": (read_superni, "rouge_l"),
-    "long_sequence": (read_long_sequence, "exact_match"),
+FOLDER_READERS: dict[str, tuple[Callable[[Path, str], list[Example]], str, Mapping[str, str]]] = {
+    "superni": (read_superni, "rouge_l", {}),
+    "long_sequence": (read_long_sequence, "exact_match", {}),
+    "trace": (read_trace, "exact_answer", trace.TASK_METRICS),
 }
+"""The reader, the default metric, and the folders by name that have another one."""
 
 
 def load_stream(configs: Iterable[TaskConfig | Mapping[str, Any]]) -> list[Task]:
@@ -62,7 +72,9 @@ def learn_stream(
         learner = Learner.load(folder, progress)
     else:
         learner = Learner.from_config(experiment, progress)
-    for task in tasks[len(learner.tasks) :]:
+    left = tasks[len(learner.tasks) :]
+    learner.check_room(left)
+    for task in left:
         learner.learn(task)
     learner.finish_evaluation()
     return learner
@@ -73,8 +85,9 @@ def read_task(config: TaskConfig) -> Task:
     test: list[Example] | None
     columns: dict[str, str] = COLUMNS | {str(k): v for k, v in config.columns.items()}
     if config.reader in FOLDER_READERS:
-        read, metric = FOLDER_READERS[config.reader]
+        read, metric, by_name = FOLDER_READERS[config.reader]
         folder = Path(config.path)
+        metric = by_name.get(folder.name, metric)
         if not folder.is_dir():
             raise RetainError(f"{folder}: no such folder; check the path")
         name, train, test = folder.name, read(folder, "train"), read(folder, "test")
@@ -86,4 +99,11 @@ def read_task(config: TaskConfig) -> Task:
         path = Path(config.path)
         name, metric, train = path.stem, "exact_match", read_rows(path, columns)
         test = None if config.test is None else read_rows(Path(config.test), columns)
-    return Task.split(config.name or name, train, test, config.metric or metric, config.train_limit)
+    return Task.split(
+        config.name or name,
+        train,
+        test,
+        config.metric or metric,
+        config.train_limit,
+        config.epochs,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -20,10 +20,12 @@ from pydantic import (
     field_validator,
 )
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from retain.backbone import Backbone, Batch
+from retain.batches import Batches
 from retain.errors import RetainError
 from retain.phase import Phase
 from retain.progress import Progress
@@ -84,12 +86,17 @@ class _PhaseModule(nn.Module):
 class _PhaseTrainer(Trainer):
     """Trainer over parameter groups, keeping the means of the loss parts for the log."""
 
-    def __init__(self, phase: Phase, **kwargs: Any) -> None:
+    def __init__(self, phase: Phase, data: DataLoader[Batch], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.phase = phase
+        self._data = data
         self.model_accepts_loss_kwargs = False  # losses are batch means: divide by accumulation
         self._sums: dict[str, float] = {}
         self._count = 0
+
+    def get_train_dataloader(self) -> Any:
+        """The phase's batches; to Trainer all of them are one epoch."""
+        return self.accelerator.prepare(self._data)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         kind, options = self.get_optimizer_cls_and_kwargs(self.args)
@@ -179,13 +186,16 @@ def release(model: nn.Module, phase: Phase) -> None:
         parameter.requires_grad_(True)
 
 
-def step_count(config: TrainingConfig, phase: Phase) -> int:
-    """Optimizer steps of a phase."""
-    fixed = phase.max_steps or config.max_steps
-    if fixed > 0:
-        return fixed
-    per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    return max(1, math.ceil(config.num_train_epochs * -(-len(phase.data) // per_step)))
+def batches(config: TrainingConfig, phase: Phase, seed: int) -> Batches:
+    """The rows of each batch of a phase, and with them its number of optimizer steps."""
+    return Batches(
+        phase,
+        config.per_device_train_batch_size,
+        config.gradient_accumulation_steps,
+        config.num_train_epochs,
+        config.max_steps,
+        seed,
+    )
 
 
 def fit(
@@ -203,21 +213,21 @@ def fit(
         phase: what is trained, on what.
         config: the run's training settings.
         folder: where Trainer keeps its checkpoints, every `save_steps`.
-        seed: of the data order and of dropout.
+        seed: of the order of rows and of dropout.
         progress: is told of each logged step.
 
     Returns:
         The log: per logged step its number, loss, `loss_<part>`, gradient norm, learning rate.
     """
     release(backbone.model, phase)
+    order = batches(config, phase, seed)
     if config.gradient_checkpointing:
         backbone.model.activation_checkpointing_enable({"use_reentrant": False})
     options = config.model_dump(exclude={"max_steps", "gradient_checkpointing"})
     arguments = TrainingArguments(
         output_dir=str(folder),
-        max_steps=step_count(config, phase),
+        max_steps=order.steps,
         seed=seed,
-        data_seed=seed,
         save_strategy="steps",
         save_total_limit=1,
         report_to="none",
@@ -229,14 +239,14 @@ def fit(
         **options,
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # more than one GPU is for accelerate launch
-    collate: Callable[[Any], Batch] = backbone.collate
+    rows: Any = [*phase.data, *(phase.replay.rows if phase.replay else ())]
     with _quiet():
         trainer = _PhaseTrainer(
             phase,
+            DataLoader(rows, batch_sampler=order, collate_fn=backbone.collate),
             model=_PhaseModule(backbone.model, phase),
             args=arguments,
-            train_dataset=phase.data,
-            data_collator=collate,
+            train_dataset=rows,
             callbacks=[_Report(progress), _NoLastCheckpoint()],
         )
         trainer.remove_callback(transformers.PrinterCallback)

@@ -7,16 +7,23 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from retain.backbone import Backbone
 from retain.backbone.backbone import IGNORED
-from retain.layers.attention_capture import AttentionCapture
-from retain.methods.seekr.distillation import attention_loss, logit_loss
-from retain.methods.seekr.heads import forgettability, normalised, select, sensitivity
+from retain.layers.attention_capture import AttentionCapture, AttentionModule, Wanted
+from retain.methods.seekr.distillation import Attention
+from retain.methods.seekr.heads import (
+    forgettability,
+    importance,
+    normalised,
+    select,
+    sensitivity,
+)
+from retain.methods.seekr.method import SeekrConfig, replay_losses
+from retain.methods.teacher import TeacherConfig, kept, stacked
 
 FIXTURES = Path(os.environ.get("RETAIN_FIXTURES", Path(__file__).parent.parent / "fixtures"))
 
@@ -34,25 +41,28 @@ class Reference:
         self.settings = json.loads((self.folder / "settings.json").read_text())
         self.expected = load_file(self.folder / "expected.safetensors")
         self.batch = {k: self.expected[k] for k in ("input_ids", "attention_mask", "labels")}
-        layers = self.expected["importance"].shape[0]
-        self.names = [f"model.layers.{i}.self_attn" for i in range(layers)]
-        self.every_head = torch.arange(self.expected["importance"].shape[1])
+        layers, heads = self.expected["importance"].shape
+        module = AttentionModule(heads, "input_ids", "input_ids")
+        self.modules = {f"model.layers.{i}.self_attn": module for i in range(layers)}
+        length = self.batch["input_ids"].shape[1]
+        every = torch.arange(length).expand(len(self.batch["input_ids"]), -1)
+        budget = self.settings["query_budget"]
+        self.positions = self.expected["query_positions"] if budget else every
 
     def model(self, which: str) -> tuple[Backbone, AttentionCapture]:
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(self.folder))
         model.load_state_dict(load_file(self.folder / f"{which}.safetensors"))
         tokenizer = SimpleNamespace(eos_token_id=2, pad_token_id=0, chat_template=None)
         backbone = Backbone(model, tokenizer, which)
-        model.requires_grad_(True)
         capture = AttentionCapture(model)
-        positions = self.expected["query_positions"]
-        capture.positions = positions if self.settings["query_budget"] else None
+        assert capture.modules() == self.modules
         capture.on()
         return backbone, capture
 
     def weights(self, which: str) -> dict[str, Tensor]:
         backbone, capture = self.model(which)
-        capture.heads = dict.fromkeys(self.names, self.every_head)
+        for name, module in self.modules.items():
+            capture.wanted[name] = Wanted(torch.arange(module.heads), self.positions)
         with torch.no_grad():
             backbone.answer_logits(self.batch)
         return capture.weights
@@ -63,51 +73,59 @@ def reference(request: pytest.FixtureRequest) -> Reference:
     return Reference(request.param)
 
 
-def importance(reference: Reference) -> tuple[Tensor, Tensor]:
-    before, after = reference.weights("before"), reference.weights("after")
-    counts = reference.batch["attention_mask"]
-    moved = torch.stack([forgettability(before[n], after[n], counts) for n in reference.names])
-    backbone, capture = reference.model("after")
-    return normalised(sensitivity(backbone, capture, reference.batch)), moved
-
-
 def test_importance_and_selection(reference: Reference) -> None:
-    sensitive, moved = importance(reference)
+    options = SeekrConfig(profile="reference")
+    before, after = reference.weights("before"), reference.weights("after")
+    real = reference.batch["attention_mask"]
+    moved = torch.stack(
+        [forgettability(before[n], after[n], real, options.change) for n in reference.modules]
+    )
+    backbone, capture = reference.model("after")
+    measured = sensitivity(backbone, capture, reference.modules, reference.batch, options.gradient)
+    sensitive = normalised(measured)
+    total = importance([sensitive], [moved], options.accumulate)
     close(sensitive, reference.expected["sensitivity"])
     close(moved, reference.expected["forgettability"])
-    close(sensitive * moved, reference.expected["importance"])
+    close(total, reference.expected["importance"])
     budgets = reference.settings["layer_budget"], reference.settings["head_budget"]
-    chosen = select(sensitive * moved, *budgets)
-    assert torch.equal(chosen, reference.expected["selected_heads"])
+    assert torch.equal(select(total, *budgets), reference.expected["selected_heads"])
 
 
 def test_losses_and_gradients(reference: Reference) -> None:
+    """The whole loss as the method computes it on a replay batch."""
     expected, settings = reference.expected, reference.settings
-    selected = expected["selected_heads"]
-    heads = {
-        name: row.nonzero()[:, 0]
-        for name, row in zip(reference.names, selected, strict=True)
-        if row.any()
-    }
-    after = reference.weights("after")
-    teacher = {name: after[name][:, indices] for name, indices in heads.items()}
+    after, rows = reference.weights("after"), expected["selected_heads"]
+    samples = [
+        {
+            name: Attention(row.nonzero()[:, 0], positions, after[name][i][row])
+            for (name, row) in zip(reference.modules, rows, strict=True)
+            if row.any()
+        }
+        for i, positions in enumerate(reference.positions)
+    ]
     backbone, capture = reference.model("student")
-    capture.heads = heads
-    logits, targets = backbone.answer_logits(reference.batch)
-    replay = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
-    attention = attention_loss(capture.weights, teacher, reference.batch["attention_mask"])
-    # The published code compares logits where the label stands, without the next-token shift.
-    unshifted = backbone.model(input_ids=reference.batch["input_ids"]).logits
-    distilled = logit_loss(unshifted, expected["teacher_logits"], reference.batch["labels"])
+    backbone.model.requires_grad_(True)
+    labelled = reference.batch["labels"] != IGNORED
+    everything = TeacherConfig(top_k=None, dtype="float32")
+    teacher = stacked([kept(expected["teacher_logits"][labelled], everything)])
+    options = SeekrConfig(
+        profile="reference",
+        logit_weight=settings["logits_weight"],
+        attention_weight=settings["attention_weight"],
+    )
+    parts = replay_losses(
+        backbone, capture, reference.modules, reference.batch, teacher, samples, options
+    )
     share = settings["logits_weight"]
-    loss = (1 - share) * replay + share * distilled + settings["attention_weight"] * attention
-    close(replay, expected["replay_loss"])
-    close(distilled, expected["logits_distill_loss"])
+    close(parts["replay"] / (1 - share), expected["replay_loss"])
+    close(parts["logits"] / share, expected["logits_distill_loss"])
+    attention = parts["attention"] / settings["attention_weight"]
     close(attention, expected["attention_distill_loss"])
+    loss = torch.stack(list(parts.values())).sum()
     close(loss, expected["loss"])
     loss.backward()
     gradients = {f"grad.{name}": p.grad for name, p in backbone.model.named_parameters()}
     checked = [key for key in expected if key.startswith("grad.")]
-    assert len(checked) == 4 * len(reference.names)
+    assert len(checked) == 4 * len(reference.modules)
     for key in checked:
         close(gradients[key], expected[key])

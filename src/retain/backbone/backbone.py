@@ -21,10 +21,16 @@ from retain.errors import RetainError
 from retain.tasks import Example
 
 Features = dict[str, list[int]]
-"""Token ids of one example: `input_ids`, `labels` (the answer's, −100 elsewhere), `route_ids`."""
+"""Token ids of one example: `input_ids`, `labels` (the answer's, −100 elsewhere), `route_ids`.
+
+A row that has teacher signals on disk also has their number, as `teacher` (a list of one).
+"""
 
 Batch = dict[str, Tensor]
-"""Padded features: each (B, S), with `attention_mask` and `route_mask` (1 = a token)."""
+"""Padded features: each (B, S), with `attention_mask` and `route_mask` (1 = a token).
+
+`teacher` is (B, 1), in batches of rows that have teacher signals.
+"""
 
 IGNORED = -100
 PROMPT_KEYS = ("input_ids", "attention_mask")
@@ -150,6 +156,8 @@ class Backbone:
         ):
             if key in rows[0]:
                 batch[key] = _pad([row[key] for row in rows], filler, left and key != "route_ids")
+        if "teacher" in rows[0]:
+            batch["teacher"] = torch.tensor([row["teacher"] for row in rows])
         batch["attention_mask"] = _pad([[1] * len(r["input_ids"]) for r in rows], 0, left)
         batch["route_mask"] = _pad([[1] * len(r["route_ids"]) for r in rows], 0, False)
         return {key: value.to(self.device) for key, value in batch.items()}
@@ -194,6 +202,15 @@ class Backbone:
 
         K spans the batch's answers: a decoder-only model's last K positions, or all of a decoder's.
         """
+        logits, targets = self.logits_and_targets(batch)
+        return logits[:, : targets.shape[1]], targets
+
+    def logits_and_targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """As `answer_logits`, with the logits at a decoder-only model's last position too.
+
+        Its logits are (B, K + 1, V): the first K predict the targets, the last K stand where the
+        targets stand. An encoder-decoder's are (B, K, V), and do both.
+        """
         inputs = {key: batch[key] for key in PROMPT_KEYS}
         if self.is_encoder_decoder:
             # Each architecture shifts answers in its own way (T5 and mBART differ).
@@ -210,7 +227,7 @@ class Backbone:
             logits = self.model(**inputs, logits_to_keep=kept, use_cache=False).logits
         else:
             logits = self.model(**inputs, use_cache=False).logits[:, -k - 1 :]
-        return logits[:, :-1], batch["labels"][:, -k:]
+        return logits, batch["labels"][:, -k:]
 
     def answer_loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy over the batch's answer tokens, a scalar."""

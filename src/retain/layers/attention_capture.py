@@ -7,7 +7,9 @@ compute softmax(q kᵀ), so the (S × S) matrices of all heads never exist.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,32 @@ IMPLEMENTATION = "retain_capture"
 ATTRIBUTE = "_retain_capture"
 
 
+Side = Literal["input_ids", "labels"]
+"""Which of a batch's sequences queries or keys stand for; decoder-only models know one."""
+
+
+@dataclass(frozen=True)
+class AttentionModule:
+    """One attention module of a model: how many heads, and over which sequences."""
+
+    heads: int
+    queries: Side
+    keys: Side
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to capture of one attention module.
+
+    Attributes:
+        heads: their indices (h,).
+        positions: query positions (B, Q) within the batch's sequences; None takes all.
+    """
+
+    heads: Tensor
+    positions: Tensor | None = None
+
+
 class AttentionCapture:
     """Captures attention in a model while it is on.
 
@@ -29,8 +57,9 @@ class AttentionCapture:
     capture on until `backward` has run: gradient checkpointing recomputes the forward then.
 
     Attributes:
-        heads: of each attention module to capture, by name, its head indices (h,).
-        positions: query positions (B, Q) within the batch's sequences; None takes all.
+        wanted: what to capture, by the attention module's name.
+        consume: is given name and weights as soon as they are computed, instead of keeping them:
+            then one layer's are in memory at a time.
         weights: after a forward, of each such module the weights (B, h, Q, S), with their graph.
         outputs: after a forward with `keep_outputs`, of each module its output per head
             (B, S, H, d) and its values (B, H_kv, S, d).
@@ -47,8 +76,8 @@ class AttentionCapture:
                 "interface; choose a method that does not look at attention"
             )
         self.model = model
-        self.heads: dict[str, Tensor] = {}
-        self.positions: Tensor | None = None
+        self.wanted: dict[str, Wanted] = {}
+        self.consume: Callable[[str, Tensor], None] | None = None
         self.keep_outputs = False
         self.weights: dict[str, Tensor] = {}
         self.outputs: dict[str, tuple[Tensor, Tensor]] = {}
@@ -63,17 +92,44 @@ class AttentionCapture:
             self.model.set_attn_implementation(IMPLEMENTATION)
 
     def off(self) -> None:
-        """Ends, and leaves the model as it was."""
+        """Ends, wants nothing any more, and leaves the model as it was."""
         if self._before is not None:
             self.model.set_attn_implementation(self._before)
             for module in self.model.modules():
                 delattr(module, ATTRIBUTE)
             self._before = None
+        self.wanted, self.consume = {}, None
         self.clear()
 
     def clear(self) -> None:
         """Lets go of what was captured."""
         self.weights, self.outputs = {}, {}
+
+    def modules(self) -> dict[str, AttentionModule]:
+        """The model's attention modules by name, in the order in which it calls them.
+
+        Found by a forward on three tokens, and two for a decoder, whose lengths tell the sides.
+        """
+        ids = torch.ones(1, 3, dtype=torch.long, device=self.model.device)
+        inputs = {"input_ids": ids}
+        if self.model.config.is_encoder_decoder:
+            inputs["decoder_input_ids"] = ids[:, :2]
+        was_off = self._before is None
+        self.on()
+        self.clear()
+        self.keep_outputs = True
+        with torch.no_grad():
+            self.model(**inputs, use_cache=False)
+        self.keep_outputs = False
+        sides: dict[int, Side] = {3: "input_ids", 2: "labels"}
+        found = {
+            name: AttentionModule(output.shape[2], sides[output.shape[1]], sides[value.shape[2]])
+            for name, (output, value) in self.outputs.items()
+        }
+        self.clear()
+        if was_off:
+            self.off()
+        return found
 
 
 def attention_weights(
@@ -171,20 +227,24 @@ def _attend(
             )
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     capture, name = _installed(module)
-    if name in capture.heads:
+    wanted = capture.wanted.get(name)
+    if wanted is not None:
         weights = attention_weights(
             module,
             query,
             key,
             attention_mask,
             options.get("scaling"),
-            capture.heads[name],
-            capture.positions,
+            wanted.heads,
+            wanted.positions,
             options.get("is_causal"),
             options.get("position_bias"),
         )
-        # Gradient checkpointing comes here again during backward; the first weights are in use.
-        capture.weights.setdefault(name, weights)
+        if capture.consume is not None:
+            capture.consume(name, weights)
+        else:
+            # Gradient checkpointing comes here again during backward; the first are in use.
+            capture.weights.setdefault(name, weights)
     if capture.keep_outputs:
         capture.outputs[name] = (output, value)
     return output, None

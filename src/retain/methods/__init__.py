@@ -1,13 +1,24 @@
 """The methods by name. A new one is a file and a line here; the contract tests then cover it."""
 
 from retain.methods.base import Method, MethodConfig, ParamGroup, Phase
+from retain.methods.derpp import DerPp
+from retain.methods.ewc import Ewc
+from retain.methods.lwf import Lwf
 from retain.methods.pertask import PerTask
+from retain.methods.replay import Replay
 from retain.methods.sapt import Sapt
-from retain.methods.seqlora import SeqLora
+from retain.methods.seekr import Seekr
+from retain.methods.sequential import SeqFt, SeqLora
 
 METHODS: dict[str, type[Method]] = {
     "sapt": Sapt,
+    "seekr": Seekr,
+    "seqft": SeqFt,
     "seqlora": SeqLora,
+    "replay": Replay,
+    "derpp": DerPp,
+    "lwf": Lwf,
+    "ewc": Ewc,
     "pertask": PerTask,
 }
 

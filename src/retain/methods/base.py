@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch
-from retain.phase import ParamGroup, Phase
+from retain.phase import ParamGroup, Phase, Replay
 from retain.tasks import Task
 
 
@@ -19,6 +20,33 @@ class MethodConfig(BaseModel):
     """Base of every method's options: unknown keys are refused, values are checked."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+def filled_in(values: Any, preset: Mapping[str, Any]) -> Any:
+    """Options as given, with those of a preset where none is given; for a `before` validator."""
+    if not isinstance(values, Mapping):
+        return values
+    filled = dict(values)
+    for key, default in preset.items():
+        given = values.get(key, {} if isinstance(default, Mapping) else default)
+        both = isinstance(default, Mapping) and isinstance(given, Mapping)
+        filled[key] = {**default, **given} if both else given
+    return filled
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a method needs for one task beside the model and its training, in bytes.
+
+    Attributes:
+        kept: on disk, for good.
+        passing: on disk, while the task is learned.
+        ram: in memory, while it is learned.
+    """
+
+    kept: int = 0
+    passing: int = 0
+    ram: int = 0
 
 
 class Method(ABC):
@@ -30,6 +58,8 @@ class Method(ABC):
         needs_task_id: whether inference has to be told the task.
         needs_old_data: whether training rereads earlier tasks' examples.
         forgets: False where an old task's answers cannot change, so they are not decoded again.
+        lowers_footprint: which options make its memory smaller.
+        latest_only: names of files of which only the newest task's are kept: whole models.
     """
 
     Config: ClassVar[type[MethodConfig]]
@@ -38,10 +68,16 @@ class Method(ABC):
     needs_task_id: ClassVar[bool] = False
     needs_old_data: ClassVar[bool] = False
     forgets: ClassVar[bool] = True
+    lowers_footprint: ClassVar[str] = "nothing: its options do not change it"
+    latest_only: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def __init__(self, backbone: Backbone, config: Any) -> None:
         """Freezes the backbone and installs what the method adds to it."""
+
+    def footprint(self, task: Task, batch_size: int) -> Footprint:
+        """What learning a task will take, estimated before anything is trained."""
+        return Footprint()
 
     @abstractmethod
     def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
@@ -73,4 +109,4 @@ class Method(ABC):
         """Adds one saved task; called for each, oldest first."""
 
 
-__all__ = ["Method", "MethodConfig", "ParamGroup", "Phase"]
+__all__ = ["Footprint", "Method", "MethodConfig", "ParamGroup", "Phase", "Replay"]

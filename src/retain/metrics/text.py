@@ -1,4 +1,4 @@
-"""Metrics of single answers, as the Super-NaturalInstructions scorer computes them."""
+"""Metrics of single answers: those of the Super-NaturalInstructions scorer, and a table of all."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from functools import cache
 from typing import Any
 
 from retain.errors import RetainError
+from retain.metrics import trace
 
-Metric = Callable[[str, Sequence[str]], float]
+Metric = Callable[[str, Sequence[str], str], float]
+"""Prediction, references and prompt → 0 to 1."""
 
 
 def normalise(text: str) -> str:
@@ -18,7 +20,7 @@ def normalise(text: str) -> str:
     return " ".join(kept.split())
 
 
-def exact_match(prediction: str, references: Sequence[str]) -> float:
+def exact_match(prediction: str, references: Sequence[str], prompt: str) -> float:
     """1 if the normalised prediction equals one of the normalised references, else 0.
 
     Punctuation does not count: "3.14" equals "314".
@@ -26,7 +28,7 @@ def exact_match(prediction: str, references: Sequence[str]) -> float:
     return float(any(normalise(prediction) == normalise(reference) for reference in references))
 
 
-def rouge_l(prediction: str, references: Sequence[str]) -> float:
+def rouge_l(prediction: str, references: Sequence[str], prompt: str) -> float:
     """F-measure of the longest common subsequence of stemmed words, best over the references.
 
     The scorer's words are of the Latin letters and digits; other scripts score 0.
@@ -37,7 +39,15 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
     )
 
 
-METRICS: dict[str, Metric] = {"exact_match": exact_match, "rouge_l": rouge_l}
+METRICS: dict[str, Metric] = {
+    "exact_match": exact_match,
+    "rouge_l": rouge_l,
+    "first_letter": trace.first_letter,
+    "exact_answer": trace.exact_answer,
+    "rouge_l_union": trace.rouge_l_union,
+    "edit_similarity": trace.edit_similarity,
+    "sari": trace.sari,
+}
 
 
 def check_metric(metric: str, where: str) -> None:
@@ -48,9 +58,15 @@ def check_metric(metric: str, where: str) -> None:
         )
 
 
-def score(metric: str, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+def score(
+    metric: str,
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    prompts: Sequence[str],
+) -> float:
     """Mean of a metric over examples, 0 to 100."""
-    values = [METRICS[metric](p, r) for p, r in zip(predictions, references, strict=True)]
+    examples = zip(predictions, references, prompts, strict=True)
+    values = [METRICS[metric](*example) for example in examples]
     return 100.0 * sum(values) / len(values)
 
 

@@ -108,6 +108,17 @@ def read_long_sequence(folder: Path, split: str) -> list[Example]:
     )
 
 
+def read_trace(folder: Path, split: str) -> list[Example]:
+    """TRACE: a list of `prompt` and `answer`; the prompt stands as it is."""
+    path = folder / f"{split}.json"
+    rows = read_json(path)
+    if not isinstance(rows, list):
+        raise RetainError(f"{path}: must be a list of 'prompt' and 'answer' objects; correct it")
+    if not rows:
+        raise RetainError(f"{path}: the task is empty; give it at least one entry")
+    return [parse_row(row, f"{path}, entry {number}") for number, row in enumerate(rows, 1)]
+
+
 def read_hub(
     name: str, split: str, subset: str | None, columns: Mapping[str, str] = COLUMNS
 ) -> list[Example]:

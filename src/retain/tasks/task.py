@@ -20,9 +20,10 @@ TEST_SHARE, TEST_LIMIT = 0.2, 200
 
 @dataclass(frozen=True)
 class Task:
-    """A name, train/dev/test examples, and a metric (`exact_match` or `rouge_l`).
+    """A name, train/dev/test examples, and a metric (one of `retain.metrics.text.METRICS`).
 
     The test examples are read by evaluation only; methods that need held-out inputs use `dev`.
+    `epochs` is for this task, instead of training.num_train_epochs, when not None.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Task:
     dev: Sequence[Example]
     test: Sequence[Example]
     metric: str = "exact_match"
+    epochs: float | None = None
 
     def __post_init__(self) -> None:
         if not self.name.strip():
@@ -46,6 +48,7 @@ class Task:
         test: Sequence[Example] | None = None,
         metric: str = "exact_match",
         train_limit: int | None = None,
+        epochs: float | None = None,
         seed: int = 0,
     ) -> Task:
         """Carves what is missing off the training examples, fixed by `seed`.
@@ -66,7 +69,7 @@ class Task:
         if not rows or not test:
             empty = "training" if not rows else "test"
             raise RetainError(f"task '{name}': no {empty} examples; give it more lines")
-        return cls(name, rows[:train_limit], dev, list(test), metric)
+        return cls(name, rows[:train_limit], dev, list(test), metric, epochs)
 
     @classmethod
     def from_jsonl(

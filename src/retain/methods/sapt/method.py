@@ -17,7 +17,7 @@ from torch import Tensor
 
 from retain.backbone import Backbone, Batch, Features
 from retain.errors import RetainError
-from retain.methods.base import MethodConfig, ParamGroup, Phase
+from retain.methods.base import MethodConfig, ParamGroup, Phase, filled_in
 from retain.methods.lora import LoraMethod, LoraMethodConfig
 from retain.methods.sapt.reflection import Reflection
 from retain.methods.sapt.router import Router, generic_centre
@@ -78,13 +78,8 @@ class SaptConfig(LoraMethodConfig):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return values
-        filled = dict(values)
-        for key, preset in PRESETS.get(str(values.get("preset")), {}).items():
-            given = values.get(key, {})
-            filled[key] = {**preset, **given} if isinstance(given, Mapping) else given
-        return filled
+        chosen = values.get("preset") if isinstance(values, Mapping) else None
+        return filled_in(values, PRESETS.get(str(chosen), {}))
 
 
 class Sapt(LoraMethod):

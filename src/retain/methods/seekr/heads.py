@@ -6,49 +6,77 @@ modules.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch
 from retain.backbone.backbone import IGNORED
-from retain.layers.attention_capture import AttentionCapture, squared_gradient
+from retain.layers.attention_capture import (
+    AttentionCapture,
+    AttentionModule,
+    Side,
+    squared_gradient,
+)
+
+Measure = Literal["squares", "norms"]
+"""How a sample's mean square counts: as it is, or its root."""
 
 
-def sensitivity(backbone: Backbone, capture: AttentionCapture, batch: Batch) -> Tensor:
-    """Mean squared gradient of a sample's loss with respect to a head's attention weights.
+def real_tokens(batch: Batch, side: Side) -> Tensor:
+    """1 where a sequence of the batch has a token, 0 at padding, (B, S)."""
+    return batch["attention_mask"] if side == "input_ids" else (batch["labels"] != IGNORED).long()
+
+
+def sensitivity(
+    backbone: Backbone,
+    capture: AttentionCapture,
+    modules: Mapping[str, AttentionModule],
+    batch: Batch,
+    measure: Measure = "squares",
+) -> Tensor:
+    """How strongly a sample's loss depends on a head's attention weights, mean over samples.
 
     The gradient is taken sample by sample, in one backward pass (a sample's loss depends on its own
-    attention only), and averaged over all S × S entries of a sample, masked ones included, then
-    over samples. Padding does not count.
+    attention only); its square is averaged over all entries of a sample, masked ones included.
+    Padding does not count.
 
     Args:
-        backbone: a decoder-only model.
+        backbone: its parameters may be frozen.
         capture: switched on.
+        modules: the backbone's attention modules.
         batch: prompts with answers.
+        measure: whether a sample counts with that mean square or with its root.
 
     Returns:
         (layers, heads), not yet normalised.
     """
     capture.clear()
     capture.keep_outputs = True
+    embedding = backbone.embedding.weight
+    frozen = not embedding.requires_grad
+    embedding.requires_grad_(True)  # so that there is a graph from the first layer on
     with torch.enable_grad():
         logits, targets = backbone.answer_logits(batch)
         tokens = F.cross_entropy(
             logits.transpose(1, 2).float(), targets, ignore_index=IGNORED, reduction="none"
         )
         loss = (tokens.sum(1) / (targets != IGNORED).sum(1)).sum()
-        outputs = list(capture.outputs.values())
+        outputs = [capture.outputs[name] for name in modules]
         gradients = torch.autograd.grad(loss, [output for output, _ in outputs])
+    embedding.requires_grad_(not frozen)
     capture.keep_outputs = False
     capture.clear()
-    real = batch["attention_mask"]
-    entries = real.sum(1).square()[:, None]  # (B, 1)
     found = []
-    for gradient, (_, value) in zip(gradients, outputs, strict=True):
-        value = value.detach() * real[:, None, :, None]
-        squares = squared_gradient(gradient.float(), value.float())
-        found.append((squares / entries).mean(0))
+    for module, gradient, (_, value) in zip(modules.values(), gradients, outputs, strict=True):
+        keys = real_tokens(batch, module.keys)
+        entries = real_tokens(batch, module.queries).sum(1) * keys.sum(1)  # (B,)
+        values = value.detach().float() * keys[:, None, :, None]
+        squares = squared_gradient(gradient.float(), values) / entries[:, None]
+        found.append(_measured(squares, measure).mean(0))
     return torch.stack(found)
 
 
@@ -57,37 +85,54 @@ def normalised(per_head: Tensor) -> Tensor:
     return per_head / per_head.sum(1, keepdim=True)
 
 
-def forgettability(before: Tensor, after: Tensor, counts: Tensor) -> Tensor:
-    """Mean squared change of attention weights while a task was learned.
+def forgettability(
+    before: Tensor, after: Tensor, real: Tensor, measure: Measure = "squares"
+) -> Tensor:
+    """How far attention weights moved while a task was learned.
 
     Args:
         before: weights of one layer, (B, H, Q, S).
         after: the same after the task.
-        counts: which keys of a sample are real, (B, S).
+        real: which keys of a sample are real, (B, S).
+        measure: whether a sample counts with its mean square change or with the root of it.
 
     Returns:
-        (H,), averaged over queries and real keys of a sample, then over samples.
+        (H,): the mean over queries and real keys of a sample, then over samples.
     """
-    change = (after - before).square() * counts[:, None, None]
-    per_sample = change.sum((2, 3)) / (before.shape[2] * counts.sum(1))[:, None]
-    return per_sample.mean(0)
+    change = (after - before).square() * real[:, None, None]
+    per_sample = change.sum((2, 3)) / (before.shape[2] * real.sum(1))[:, None]
+    return _measured(per_sample, measure).mean(0)
 
 
-def select(importance: Tensor, layer_budget: int, head_budget: int) -> Tensor:
-    """The top layers by summed importance, then the top heads over these layers together.
+def _measured(mean_squares: Tensor, measure: Measure) -> Tensor:
+    return mean_squares if measure == "squares" else mean_squares.sqrt()
+
+
+def importance(
+    sensitivities: Sequence[Tensor],
+    forgettabilities: Sequence[Tensor],
+    accumulate: Literal["sum_of_products", "product_of_sums"],
+) -> Tensor:
+    """Importance over the tasks so far: Σ_t S_t F_t, or (Σ_t S_t)(Σ_t F_t); (layers, heads)."""
+    s, f = torch.stack(list(sensitivities)), torch.stack(list(forgettabilities))
+    return (s * f).sum(0) if accumulate == "sum_of_products" else s.sum(0) * f.sum(0)
+
+
+def select(scores: Tensor, layer_budget: int, head_budget: int) -> Tensor:
+    """The top layers by summed score, then the top heads over these layers together.
 
     Args:
-        importance: (layers, heads).
+        scores: (layers, heads).
         layer_budget: how many layers.
         head_budget: how many heads in all.
 
     Returns:
         Boolean (layers, heads).
     """
-    layers = importance.sum(1).topk(min(layer_budget, len(importance))).indices
-    within = torch.full_like(importance, float("-inf"))
-    within[layers] = importance[layers]
-    count = min(head_budget, len(layers) * importance.shape[1])
-    chosen = torch.zeros(importance.numel(), dtype=torch.bool, device=importance.device)
+    layers = scores.sum(1).topk(min(layer_budget, len(scores))).indices
+    within = torch.full_like(scores, float("-inf"))
+    within[layers] = scores[layers]
+    count = min(head_budget, len(layers) * scores.shape[1])
+    chosen = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
     chosen[within.flatten().topk(count).indices] = True
-    return chosen.view_as(importance)
+    return chosen.view_as(scores)

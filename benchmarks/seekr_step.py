@@ -1,0 +1,157 @@
+"""Cost of a SEEKR replay step: beside a plain replay step, and beside eager attention.
+
+    python benchmarks/seekr_step.py
+
+A LLaMA of width 1024 (MLP 2816, 4 layers, 8 heads, vocabulary 8192), full fine-tuning with AdamW,
+batch 2 x 1024 with all positions labelled, a quarter of the heads at 100 queries, top-64 teacher
+logits from disk. `eager` is the same loss as the papers' code takes it: eager attention with every
+layer's weights returned. Times are interleaved in one process, the first round is not counted;
+ratios are medians over rounds. Peak memory is the peak resident size of a fresh process that makes
+three steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from retain.backbone import Backbone
+from retain.methods.seekr import Seekr
+from retain.methods.seekr.distillation import attention_loss, wanted
+from retain.methods.seekr.method import SeekrConfig, sample_of
+from retain.methods.teacher import soft_cross_entropy, stacked
+
+ROWS, LENGTH = 2, 1024
+KINDS = ("plain", "seekr", "eager")
+
+
+class Bench:
+    """The bench model with a memory of two rows."""
+
+    def __init__(self, folder: Path) -> None:
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=8192,
+            hidden_size=1024,
+            intermediate_size=2816,
+            num_hidden_layers=4,
+            num_attention_heads=8,
+            max_position_embeddings=LENGTH,
+            eos_token_id=1,
+            bos_token_id=None,
+            pad_token_id=0,
+        )
+        tokenizer: Any = SimpleNamespace(eos_token_id=1, pad_token_id=0, chat_template=None)
+        self.backbone = Backbone(LlamaForCausalLM(config), tokenizer, "bench")
+        options = SeekrConfig.model_validate({"budget": {"heads": 0.25, "layers": 1.0}})
+        self.method = Seekr(self.backbone, options)
+        ids = torch.randint(2, 8192, (ROWS, LENGTH)).tolist()
+        rows = [{"input_ids": r, "labels": [-100, *r[1:]], "route_ids": r} for r in ids]
+        self.method.capture.on()
+        self.method.write_before(rows, folder / "before")
+        for parameter in self.backbone.model.parameters():
+            parameter.data += 0.01 * torch.randn_like(parameter)
+        self.method.write_signals(rows, folder)
+        self.method.signals = sorted((folder / "teacher").iterdir())
+        self.batch = self.backbone.collate([{**row, "teacher": [i]} for i, row in enumerate(rows)])
+        self.backbone.model.requires_grad_(True).train()
+        self.optimizer = torch.optim.AdamW(self.backbone.model.parameters(), lr=1e-5)
+        self.losses: dict[str, Callable[[], Any]] = {
+            "plain": lambda: self.backbone.answer_loss(self.batch),
+            "seekr": self._seekr,
+            "eager": self._eager,
+        }
+
+    def step(self, kind: str) -> None:
+        implementation = "eager" if kind == "eager" else "sdpa"
+        if kind == "seekr":
+            self.method.capture.on()
+        else:
+            self.backbone.model.set_attn_implementation(implementation)
+        self.losses[kind]().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.method.capture.off()
+
+    def _seekr(self) -> Tensor:
+        return torch.stack(list(self.method._loss(self.batch).values())).sum()
+
+    def _eager(self) -> Tensor:
+        """The same loss from whole attention matrices."""
+        method = self.method
+        files = method.read_signals(self.batch)
+        samples = [sample_of(file, method.modules) for file in files]
+        output = self.backbone.model(
+            input_ids=self.batch["input_ids"], use_cache=False, output_attentions=True
+        )
+        captured = wanted(samples, self.batch, method.modules)
+        matrices = dict(zip(method.modules, output.attentions, strict=True))
+        weights = {}
+        for name, want in captured.items():
+            assert want.positions is not None
+            chosen = matrices[name][:, want.heads]
+            index = want.positions[:, None, :, None].expand(-1, chosen.shape[1], -1, LENGTH)
+            weights[name] = chosen.gather(2, index)
+        attention = attention_loss(weights, samples, self.batch, method.modules, captured)
+        logits, targets = output.logits[:, :-1].flatten(0, 1), self.batch["labels"][:, 1:].flatten()
+        replay = torch.nn.functional.cross_entropy(logits, targets)
+        return 0.5 * replay + 0.5 * soft_cross_entropy(logits, stacked(files)) + 1000 * attention
+
+
+def peak_memory(kind: str) -> float:
+    """Peak resident megabytes of a fresh process."""
+    command = [sys.executable, __file__, "--memory", kind]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--memory", choices=KINDS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if options.memory:
+            bench = Bench(Path(folder))
+            for _ in range(3):
+                bench.step(options.memory)
+            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+            return
+        peaks = {kind: peak_memory(kind) for kind in KINDS}
+        bench = Bench(Path(folder))
+        times: dict[str, list[float]] = {kind: [] for kind in KINDS}
+        for _ in range(options.rounds + 1):
+            for kind in KINDS:
+                began = time.perf_counter()
+                bench.step(kind)
+                times[kind].append(time.perf_counter() - began)
+    print("| key | median | quartiles |")
+    print("|---|---|---|")
+    for key, a, b in (
+        ("seekr_step_vs_plain", "seekr", "plain"),
+        ("eager_vs_seekr", "eager", "seekr"),
+    ):
+        ratios = [x / y for x, y in zip(times[a][1:], times[b][1:], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        print(f"| {key} | {middle:.3f} | {low:.3f} to {high:.3f} |")
+    print(f"| seekr_memory_vs_plain | {peaks['seekr'] / peaks['plain']:.3f} | |")
+    print(f"| eager memory vs seekr | {peaks['eager'] / peaks['seekr']:.3f} | |")
+    medians = {kind: statistics.median(values[1:]) for kind, values in times.items()}
+    print("step, s: " + ", ".join(f"{kind} {value:.2f}" for kind, value in medians.items()))
+    print("peak, MB: " + ", ".join(f"{kind} {value:.0f}" for kind, value in peaks.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""DER++: dark experience replay (Buzzega et al., arXiv 2004.07211, eq. 6)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from pydantic import NonNegativeFloat
+from torch import Tensor
+
+from retain.backbone import Backbone, Batch
+from retain.backbone.backbone import IGNORED
+from retain.methods.teacher import TaughtConfig, TaughtMethod, squared_error, stacked
+
+
+class DerPpConfig(TaughtConfig):
+    """The paper's α (squared error of logits) and β (cross-entropy on kept examples)."""
+
+    logit_weight: NonNegativeFloat = 0.5
+    replay_weight: NonNegativeFloat = 0.5
+
+
+class DerPp(TaughtMethod):
+    """α ‖logits then − logits now‖² + β cross-entropy, both on the same replay batch.
+
+    The paper draws a batch for each of the two terms; one serves both here.
+    """
+
+    Config = DerPpConfig
+    idea = "replay, and the logits that the model gave when it had just learned the example"
+    stores = "a share of its examples with their logits; the newest weights of the backbone"
+
+    def __init__(self, backbone: Backbone, config: DerPpConfig) -> None:
+        super().__init__(backbone, config)
+        self.options = config
+
+    def _loss(self, batch: Batch) -> dict[str, Tensor]:
+        if "teacher" not in batch:
+            return super()._loss(batch)
+        self.route(batch)
+        logits, targets = self.backbone.answer_logits(batch)
+        labelled = targets != IGNORED
+        replay = F.cross_entropy(logits[labelled].float(), targets[labelled])
+        error = squared_error(logits[labelled], stacked(self.read_signals(batch)))
+        return {
+            "replay": self.options.replay_weight * replay,
+            "logits": self.options.logit_weight * error,
+        }

@@ -1,0 +1,103 @@
+"""EWC: elastic weight consolidation (Kirkpatrick et al., arXiv 1612.00796), in its online form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from pydantic import NonNegativeFloat, PositiveInt
+from torch import Tensor
+
+from retain.backbone import Backbone, Batch
+from retain.methods.base import Footprint, Phase
+from retain.methods.sequential import Sequential, SequentialConfig
+from retain.methods.weights import MODEL
+from retain.store import read_tensors, write_tensors
+from retain.tasks import Task
+
+FISHER = "fisher.safetensors"
+
+
+class EwcConfig(SequentialConfig):
+    """λ of the penalty, and how many of a task's examples its Fisher information is taken over."""
+
+    weight: NonNegativeFloat = 400.0
+    fisher_examples: PositiveInt = 64
+
+
+class Ewc(Sequential):
+    """Cross-entropy + λ/2 Σ_k F_k (θ_k − θ*_k)².
+
+    F_k sums over tasks the mean squared gradient of an example's loss, θ* are the weights after the
+    latest task (Schwarz et al., arXiv 1805.06370, with γ = 1): what is stored does not grow.
+    """
+
+    Config = EwcConfig
+    idea = "weights that mattered to older tasks are held in place by a quadratic penalty"
+    stores = "nothing; the newest weights of the backbone and one importance for each"
+    lowers_footprint = "the number of weights that learn, with method.tune: lora"
+    latest_only = (MODEL, FISHER)
+
+    def __init__(self, backbone: Backbone, config: EwcConfig) -> None:
+        super().__init__(backbone, config)
+        self.options = config
+        self._fisher: dict[str, Tensor] = {}
+        self._anchor: dict[str, Tensor] = {}
+
+    def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
+        """One phase; the weights as they are now are the anchor."""
+        for phase in super().phases(task, folder):
+            if self._fisher:
+                named = self.weights.named_parameters()
+                self._anchor = {name: p.detach().clone() for name, p in named.items()}
+            yield phase
+        self._anchor = {}
+
+    def _loss(self, batch: Batch) -> dict[str, Tensor]:
+        parts = super()._loss(batch)
+        if self._anchor:
+            named = self.weights.named_parameters()
+            terms = [
+                (self._fisher[name] * (named[name] - anchor).square()).sum()
+                for name, anchor in self._anchor.items()
+            ]
+            parts["penalty"] = self.options.weight / 2 * torch.stack(terms).sum()
+        return parts
+
+    def finish(self, task: Task, folder: Path) -> None:
+        """Adds the task's Fisher information to that of the older ones."""
+        named = self.weights.named_parameters()
+        fisher = self._fisher or {name: torch.zeros_like(p) for name, p in named.items()}
+        examples = task.train[: self.options.fisher_examples]
+        parameters = list(named.values())
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        for example in examples:
+            batch = self.backbone.collate([self.backbone.encode(example)])
+            self.route(batch)
+            with torch.enable_grad():
+                gradients = torch.autograd.grad(self.backbone.answer_loss(batch), parameters)
+            for name, gradient in zip(named, gradients, strict=True):
+                fisher[name] += gradient.square() / len(examples)
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        self._fisher = fisher
+
+    def save(self, folder: Path) -> None:
+        """Writes the weights and their importance."""
+        write_tensors(folder / FISHER, self._fisher)
+        super().save(folder)
+
+    def load(self, folder: Path) -> None:
+        """Takes over a later task's weights and importance; an older one's are gone."""
+        super().load(folder)
+        path = folder / FISHER
+        if path.exists():
+            device = self.backbone.device
+            self._fisher = {name: tensor.to(device) for name, tensor in read_tensors(path).items()}
+
+    def footprint(self, task: Task, batch_size: int) -> Footprint:
+        """Importance on disk, the old until the new is there; importance and anchor in memory."""
+        size = self.weights.size()
+        return Footprint(passing=2 * size, ram=2 * size)

@@ -1,0 +1,97 @@
+"""LwF: learning without forgetting (Li and Hoiem, arXiv 1606.09282)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch.nn.functional as F
+from pydantic import Field, NonNegativeFloat, PositiveFloat
+from torch import Tensor
+
+from retain.backbone import Backbone, Batch
+from retain.backbone.backbone import IGNORED
+from retain.methods.base import Footprint, Phase
+from retain.methods.sequential import Sequential, SequentialConfig
+from retain.methods.teacher import (
+    SIGNALS,
+    TeacherConfig,
+    bytes_per_position,
+    file_of,
+    soft_cross_entropy,
+    stacked,
+    write_logits,
+)
+from retain.store import read_tensors
+from retain.tasks import Task
+
+
+class LwfConfig(SequentialConfig):
+    """λ of the distillation, its temperature, and how the old model's logits are kept meanwhile."""
+
+    weight: NonNegativeFloat = 1.0
+    temperature: PositiveFloat = 2.0
+    teacher: TeacherConfig = Field(default_factory=TeacherConfig)
+
+
+class Lwf(Sequential):
+    """Cross-entropy + λ · soft cross-entropy with the old model's answers to the new task's inputs.
+
+    The old model's logits are written before the task is learned, and deleted after it, so that
+    there is one model in memory.
+    """
+
+    Config = LwfConfig
+    idea = "the old model's answers to the new task's inputs are kept in place by distillation"
+    stores = "nothing; the newest weights of the backbone"
+    lowers_footprint = "method.teacher.top_k"
+
+    def __init__(self, backbone: Backbone, config: LwfConfig) -> None:
+        super().__init__(backbone, config)
+        self.options = config
+        self._learned = 0
+        self._signals = Path()
+
+    def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
+        """One phase, after the old model has answered its rows."""
+        self._signals = folder / SIGNALS
+        for phase in super().phases(task, folder):
+            if self._learned:
+                options = self.options
+                write_logits(
+                    self.backbone, phase.data, self._signals, options.teacher, options.temperature
+                )
+                rows = [{**row, "teacher": [i]} for i, row in enumerate(phase.data)]
+                phase = replace(phase, data=rows)
+            yield phase
+
+    def finish(self, task: Task, folder: Path) -> None:
+        """Deletes the old model's answers."""
+        shutil.rmtree(folder / SIGNALS, ignore_errors=True)
+        self._learned += 1
+
+    def _loss(self, batch: Batch) -> dict[str, Tensor]:
+        if "teacher" not in batch:
+            return super()._loss(batch)
+        self.route(batch)
+        logits, targets = self.backbone.answer_logits(batch)
+        labelled = targets != IGNORED
+        task = F.cross_entropy(logits[labelled].float(), targets[labelled])
+        paths = [file_of(self._signals, number) for number in batch["teacher"][:, 0].tolist()]
+        teacher = stacked([read_tensors(path) for path in paths])
+        soft = soft_cross_entropy(logits[labelled] / self.options.temperature, teacher)
+        return {"task": task, "distillation": self.options.weight * soft}
+
+    def load(self, folder: Path) -> None:
+        """Takes over the weights of a later task."""
+        super().load(folder)
+        self._learned += 1
+
+    def footprint(self, task: Task, batch_size: int) -> Footprint:
+        """The old model's logits on all of the task's rows, and on a batch."""
+        rows = [self.backbone.encode(example)["labels"] for example in task.train]
+        labelled = sum(label != IGNORED for row in rows for label in row)
+        each = bytes_per_position(self.backbone.model.config.vocab_size, self.options.teacher)
+        return Footprint(passing=labelled * each, ram=labelled * each * batch_size // len(rows))

@@ -1,0 +1,96 @@
+"""Memory: a share of each task's examples, kept and replayed while later tasks are learned."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, PositiveInt
+
+from retain.backbone import Backbone, Features
+from retain.methods.base import MethodConfig, ParamGroup, Phase, Replay
+from retain.methods.sequential import Sequential, SequentialConfig
+from retain.store import read_jsonl, write_jsonl
+from retain.tasks import Example, Task
+from retain.tasks.readers import parse_row
+
+EXAMPLES = "memory.jsonl"
+
+
+class MemoryConfig(MethodConfig):
+    """What is kept and how often it is replayed.
+
+    `share` of a task's examples, at least one; drawn at `random`, or the `first`. After `every`
+    optimizer steps comes one on kept examples; `reference` is SEEKR's published rule (see
+    `retain.phase.Replay`), which in a run of few steps hardly replays at all.
+    """
+
+    share: Annotated[float, Field(gt=0, le=1)] = 0.01
+    select: Literal["random", "first"] = "random"
+    every: PositiveInt | Literal["reference"] = "reference"
+
+
+class ReplayConfig(SequentialConfig):
+    """Options of the methods with a memory."""
+
+    replay: MemoryConfig = Field(default_factory=MemoryConfig)
+
+
+class MemoryMethod(Sequential):
+    """What the methods with a memory share: choosing, keeping and replaying examples.
+
+    Kept rows are numbered through all tasks by their feature `teacher`.
+    """
+
+    Config = ReplayConfig
+    needs_old_data = True
+
+    def __init__(self, backbone: Backbone, config: ReplayConfig) -> None:
+        super().__init__(backbone, config)
+        self.replay = config.replay
+        self.memory: list[Features] = []
+
+    def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
+        """One phase on the task's own examples, with those of older tasks in between."""
+        self.weights.begin()
+        rows = [self.backbone.encode(example) for example in task.train]
+        every = None if self.replay.every == "reference" else self.replay.every
+        yield Phase(
+            "learn",
+            rows,
+            [ParamGroup("weights", self.parameters())],
+            self._loss,
+            replay=Replay(self.memory, every) if self.memory else None,
+        )
+
+    def finish(self, task: Task, folder: Path) -> None:
+        """Keeps a share of the task's examples."""
+        examples = self.choose(task)
+        write_jsonl(folder / EXAMPLES, [example.as_row() for example in examples])
+        self.memory += self.numbered(examples)
+
+    def choose(self, task: Task) -> list[Example]:
+        """The examples to keep: the same ones whenever it is called under the task's seed."""
+        count = self.kept(task)
+        if self.replay.select == "first":
+            return list(task.train[:count])
+        return random.Random(torch.initial_seed()).sample(list(task.train), count)
+
+    def kept(self, task: Task) -> int:
+        """How many examples of a task are kept."""
+        return max(1, int(self.replay.share * len(task.train)))
+
+    def numbered(self, examples: list[Example]) -> list[Features]:
+        """Tokens of examples that follow those in memory, each with its number."""
+        rows = [self.backbone.encode(example) for example in examples]
+        return [{**row, "teacher": [len(self.memory) + i]} for i, row in enumerate(rows)]
+
+    def load(self, folder: Path) -> None:
+        """Takes over a later task's weights, and adds what was kept of it."""
+        super().load(folder)
+        path = folder / EXAMPLES
+        examples = [parse_row(row, str(path)) for row in read_jsonl(path)]
+        self.memory += self.numbered(examples)

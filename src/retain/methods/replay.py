@@ -1,0 +1,12 @@
+"""Replay: kept examples of older tasks are learned again. The baseline of the replay family."""
+
+from __future__ import annotations
+
+from retain.methods.memory import MemoryMethod
+
+
+class Replay(MemoryMethod):
+    """Cross-entropy on the task and, in batches of their own, on kept examples."""
+
+    idea = "kept examples of older tasks are learned again between batches of the new one"
+    stores = "a share of its examples; the newest weights of the backbone"

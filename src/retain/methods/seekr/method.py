@@ -1,0 +1,362 @@
+"""SEEKR: replay, with distillation of the logits and of the attention heads that matter most.
+
+Per task: the attention on the examples that will be kept is written down, the task is learned with
+replayed batches in between, then the heads are rated by how much the loss depends on them and how
+far they moved, and the model's logits and chosen attention rows are kept with the examples.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from torch import Tensor
+
+from retain.backbone import Backbone, Batch, Features
+from retain.backbone.backbone import IGNORED
+from retain.layers.attention_capture import AttentionCapture, AttentionModule, Side, Wanted
+from retain.methods.base import Footprint, MethodConfig, Phase, filled_in
+from retain.methods.seekr.distillation import Attention, Sample, attention_loss, wanted
+from retain.methods.seekr.heads import (
+    Measure,
+    forgettability,
+    importance,
+    normalised,
+    real_tokens,
+    select,
+    sensitivity,
+)
+from retain.methods.teacher import (
+    DTYPES,
+    SIGNALS,
+    TaughtConfig,
+    TaughtMethod,
+    TeacherLogits,
+    file_of,
+    kept,
+    soft_cross_entropy,
+    stacked,
+)
+from retain.store import read_json, read_tensors, write_json, write_tensors
+from retain.tasks import Task
+
+HEADS = "heads.json"
+BEFORE = "before"
+"""Folder of the attention before a task was learned; deleted when it is learned."""
+
+Budget = PositiveInt | Annotated[float, Field(gt=0, le=1)]
+"""A count (a whole number) or a share (a fraction, or 1.0 for all)."""
+
+
+class BudgetConfig(MethodConfig):
+    """How much attention is distilled: attention modules, heads in all, queries of a sample.
+
+    Each a count, or a share of what the model or the sample has.
+    """
+
+    layers: Budget = 0.75
+    heads: Budget = 0.125
+    queries: Budget = 100
+
+
+PROFILES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "reference": {
+        "gradient": "squares",
+        "change": "squares",
+        "accumulate": "sum_of_products",
+        "logit_positions": "standing",
+        "replay": {"select": "first"},
+    },
+}
+
+
+class SeekrConfig(TaughtConfig):
+    """SEEKR's options. `profile: reference` fills in what the published code does.
+
+    `logit_weight` is λ1 and `attention_weight` λ2. `gradient` and `change` say whether a sample
+    counts with its mean square or the root of it; `logit_positions`, whether logits are compared
+    where they predict the answer's tokens or where these stand. `score` rates heads; all but
+    importance are for ablation.
+    """
+
+    profile: Literal["default", "reference"] = "default"
+    budget: BudgetConfig = Field(default_factory=BudgetConfig)
+    logit_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    attention_weight: NonNegativeFloat = 1000.0
+    score: Literal["importance", "sensitivity", "forgettability", "random"] = "importance"
+    gradient: Measure = "norms"
+    change: Measure = "norms"
+    accumulate: Literal["sum_of_products", "product_of_sums"] = "product_of_sums"
+    logit_positions: Literal["predicting", "standing"] = "predicting"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        chosen = values.get("profile") if isinstance(values, Mapping) else None
+        return filled_in(values, PROFILES.get(str(chosen), {}))
+
+
+class Seekr(TaughtMethod):
+    """(1 − λ1) replay + λ1 logits + λ2 attention on a replay batch (arXiv 2411.06171)."""
+
+    Config = SeekrConfig
+    idea = "replay, with distillation of the attention heads that matter and forget most"
+    stores = "a share of its examples with logits and attention; the newest weights"
+    lowers_footprint = "method.replay.share, method.budget.heads or method.budget.queries"
+
+    def __init__(self, backbone: Backbone, config: SeekrConfig) -> None:
+        super().__init__(backbone, config)
+        self.options = config
+        self.capture = AttentionCapture(backbone.model)
+        self.modules = self.capture.modules()
+        self.sensitivities: list[Tensor] = []  # of each task, (layers, heads)
+        self.forgettabilities: list[Tensor] = []
+
+    # -- learning
+
+    def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
+        """One phase; before it, the attention that it will move is written down."""
+        self.capture.on()
+        rows = [self.backbone.encode(example) for example in self.choose(task)]
+        self.write_before(rows, folder / BEFORE)
+        yield from super().phases(task, folder)
+        self.capture.off()
+
+    def _loss(self, batch: Batch) -> dict[str, Tensor]:
+        self.capture.wanted = {}
+        if "teacher" not in batch:
+            return super()._loss(batch)
+        self.route(batch)
+        files = self.read_signals(batch)
+        samples = [sample_of(file, self.modules) for file in files]
+        return replay_losses(
+            self.backbone, self.capture, self.modules, batch, stacked(files), samples, self.options
+        )
+
+    def write_before(self, rows: Sequence[Features], folder: Path) -> None:
+        """Writes the attention of every head at the rows' queries, a layer at a time."""
+        numbers = {name: number for number, name in enumerate(self.modules)}
+        dtype = DTYPES[self.teacher.dtype]
+        for row_number, row in enumerate(rows):
+
+            def write(name: str, weights: Tensor, row_number: int = row_number) -> None:
+                path = folder / f"{row_number:04d}-{numbers[name]:03d}.safetensors"
+                write_tensors(path, {"weights": weights.to(dtype)})
+
+            self._look(row, row_number, write)
+
+    def _look(self, row: Features, number: int, consume: Any) -> None:
+        """One forward that hands over the attention of every head at the row's queries."""
+        batch = self.backbone.collate([row])
+        positions = self._positions(batch, number)
+        self.capture.wanted = {
+            name: Wanted(torch.arange(module.heads), positions[module.queries][None])
+            for name, module in self.modules.items()
+        }
+        self.capture.consume = consume
+        self.route(batch)
+        with torch.no_grad():
+            self.backbone.answer_logits(batch)
+        self.capture.consume = None
+        self.capture.wanted = {}
+
+    def _positions(self, batch: Batch, number: int) -> dict[Side, Tensor]:
+        """A row's queries, (Q,) of each side: the same whenever asked for under a task's seed."""
+        generator = torch.Generator().manual_seed(torch.initial_seed() + number)
+        found: dict[Side, Tensor] = {}
+        for side in dict.fromkeys(module.queries for module in self.modules.values()):
+            length = int(real_tokens(batch, side).sum())
+            count = budget(self.options.budget.queries, length)
+            chosen = torch.randperm(length, generator=generator)[:count].sort().values
+            found[side] = chosen.to(self.backbone.device)
+        return found
+
+    # -- what a task leaves
+
+    def write_signals(self, rows: Sequence[Features], folder: Path) -> None:
+        """Rates the heads, chooses among them, and writes the teacher's logits and attention."""
+        self.capture.on()
+        self.sensitivities.append(self._sensitivity(rows))
+        self.forgettabilities.append(self._forgettability(rows, folder / BEFORE))
+        scores = self._scores()
+        sizes = self.options.budget
+        chosen = select(
+            scores, budget(sizes.layers, len(scores)), budget(sizes.heads, scores.numel())
+        )
+        found = {
+            "sensitivity": self.sensitivities[-1],
+            "forgettability": self.forgettabilities[-1],
+            "score": scores,
+            "selected": chosen.int(),
+        }
+        lists = {key: tensor.tolist() for key, tensor in found.items()}
+        write_json(folder / HEADS, {"modules": list(self.modules), **lists})
+        heads = {
+            name: row.nonzero()[:, 0]
+            for name, row in zip(self.modules, chosen, strict=True)
+            if row.any()
+        }
+        for number, row in enumerate(rows):
+            path = file_of(folder / SIGNALS, number)
+            write_tensors(path, self._signals(row, number, heads))
+        self.capture.off()
+        shutil.rmtree(folder / BEFORE, ignore_errors=True)
+
+    def _sensitivity(self, rows: Sequence[Features]) -> Tensor:
+        found = []
+        for row in rows:
+            batch = self.backbone.collate([row])
+            self.route(batch)
+            found.append(
+                sensitivity(self.backbone, self.capture, self.modules, batch, self.options.gradient)
+            )
+        return normalised(torch.stack(found).mean(0)).cpu()
+
+    def _forgettability(self, rows: Sequence[Features], folder: Path) -> Tensor:
+        changes: dict[str, list[Tensor]] = {name: [] for name in self.modules}
+        numbers = {name: number for number, name in enumerate(self.modules)}
+        for row_number, row in enumerate(rows):
+
+            def compare(name: str, weights: Tensor, row_number: int = row_number) -> None:
+                path = folder / f"{row_number:04d}-{numbers[name]:03d}.safetensors"
+                before = read_tensors(path)["weights"].to(weights)
+                real = torch.ones(1, weights.shape[3], device=weights.device)
+                changes[name].append(forgettability(before, weights, real, self.options.change))
+
+            self._look(row, row_number, compare)
+        return torch.stack([torch.stack(found).mean(0) for found in changes.values()]).cpu()
+
+    def _scores(self) -> Tensor:
+        """What heads are chosen by, over the tasks so far, (layers, heads)."""
+        s, f = self.sensitivities, self.forgettabilities
+        if self.options.score == "sensitivity":
+            return torch.stack(s).sum(0)
+        if self.options.score == "forgettability":
+            return torch.stack(f).sum(0)
+        if self.options.score == "random":
+            generator = torch.Generator().manual_seed(torch.initial_seed())
+            return torch.rand(s[0].shape, generator=generator)
+        return importance(s, f, self.options.accumulate)
+
+    def _signals(
+        self, row: Features, number: int, heads: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """What is written of one row: logits, queries, and of the chosen heads their attention."""
+        batch = self.backbone.collate([row])
+        positions = self._positions(batch, number)
+        self.capture.clear()
+        self.capture.wanted = {
+            name: Wanted(indices, positions[self.modules[name].queries][None])
+            for name, indices in heads.items()
+        }
+        self.route(batch)
+        with torch.no_grad():
+            logits, targets = self.backbone.logits_and_targets(batch)
+        compared = _compared(logits, targets, self.options)[targets != IGNORED]
+        tensors = kept(compared, self.teacher)
+        tensors |= {f"positions.{side}": tensor for side, tensor in positions.items()}
+        for index, name in enumerate(self.modules):
+            if name in heads:
+                tensors[f"heads.{index}"] = heads[name]
+                weights = self.capture.weights[name][0]
+                tensors[f"attention.{index}"] = weights.to(DTYPES[self.teacher.dtype])
+        self.capture.wanted = {}
+        self.capture.clear()
+        return tensors
+
+    def load(self, folder: Path) -> None:
+        """Takes over a later task's weights, and adds its memory and its heads' ratings."""
+        super().load(folder)
+        stored = read_json(folder / HEADS)
+        self.sensitivities.append(torch.tensor(stored["sensitivity"]))
+        self.forgettabilities.append(torch.tensor(stored["forgettability"]))
+
+    def footprint(self, task: Task, batch_size: int) -> Footprint:
+        """Logits and chosen attention kept; the attention of all heads while a task is learned."""
+        logits = super().footprint(task, batch_size)
+        value = DTYPES[self.teacher.dtype].itemsize
+        rows = [self.backbone.encode(example) for example in task.train]
+        entries = [
+            sum(self._entries(row, module) * module.heads for row in rows) / len(rows)
+            for module in self.modules.values()
+        ]
+        total = sum(module.heads for module in self.modules.values())
+        share = budget(self.options.budget.heads, total) / total
+        count = self.kept(task)
+        chosen = share * sum(entries)
+        return Footprint(
+            kept=logits.kept + int(count * chosen * value),
+            passing=int(count * sum(entries) * value),
+            ram=logits.ram + int(max(batch_size * chosen, max(entries)) * 4),
+        )
+
+    def _entries(self, row: Features, module: AttentionModule) -> int:
+        """Queries × keys that one head of a module has in a row."""
+        queries = len(row[module.queries])
+        return budget(self.options.budget.queries, queries) * len(row[module.keys])
+
+
+def budget(value: float, total: int) -> int:
+    """A count within `total`: a whole number is one, a fraction is a share of it."""
+    return min(total, value if isinstance(value, int) else max(1, round(value * total)))
+
+
+def replay_losses(
+    backbone: Backbone,
+    capture: AttentionCapture,
+    modules: Mapping[str, AttentionModule],
+    batch: Batch,
+    teacher: TeacherLogits,
+    samples: Sequence[Sample],
+    options: SeekrConfig,
+) -> dict[str, Tensor]:
+    """The three weighted parts of the loss of a replay batch.
+
+    Args:
+        backbone: the student.
+        capture: switched on.
+        modules: the student's attention modules.
+        batch: replayed rows.
+        teacher: logits at their labelled positions.
+        samples: attention of the heads that each row's task chose.
+        options: the weights λ1 and λ2, and where logits are compared.
+    """
+    capture.clear()
+    capture.wanted = wanted(samples, batch, modules)
+    logits, targets = backbone.logits_and_targets(batch)
+    labelled = targets != IGNORED
+    predicting = logits[:, : targets.shape[1]][labelled].float()
+    replay = F.cross_entropy(predicting, targets[labelled])
+    soft = soft_cross_entropy(_compared(logits, targets, options)[labelled], teacher)
+    attention = attention_loss(capture.weights, samples, batch, modules, capture.wanted)
+    capture.clear()
+    return {
+        "replay": (1 - options.logit_weight) * replay,
+        "logits": options.logit_weight * soft,
+        "attention": options.attention_weight * attention,
+    }
+
+
+def _compared(logits: Tensor, targets: Tensor, options: SeekrConfig) -> Tensor:
+    """Logits (B, K, V) where student and teacher are compared."""
+    k = targets.shape[1]
+    return logits[:, :k] if options.logit_positions == "predicting" else logits[:, -k:]
+
+
+def sample_of(file: Mapping[str, Tensor], modules: Mapping[str, AttentionModule]) -> Sample:
+    """The attention in a row's file of signals."""
+    return {
+        name: Attention(
+            file[f"heads.{index}"],
+            file[f"positions.{module.queries}"],
+            file[f"attention.{index}"],
+        )
+        for index, (name, module) in enumerate(modules.items())
+        if f"heads.{index}" in file
+    }

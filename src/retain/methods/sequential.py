@@ -1,0 +1,77 @@
+"""Sequential training: one set of weights learns every task in turn. The baselines that forget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from retain.backbone import Backbone, Batch
+from retain.methods.base import Method, ParamGroup, Phase
+from retain.methods.lora import LoraMethodConfig
+from retain.methods.weights import MODEL, FullWeights, LoraWeights, Weights
+from retain.tasks import Task
+
+
+class SequentialConfig(LoraMethodConfig):
+    """`tune: full` moves the whole backbone; `lora` one LoRA, which the other options shape."""
+
+    tune: Literal["full", "lora"] = "full"
+
+
+class Sequential(Method):
+    """What the methods with one set of weights share: learning, routing, disk."""
+
+    latest_only: ClassVar[tuple[str, ...]] = (MODEL,)
+
+    def __init__(self, backbone: Backbone, config: LoraMethodConfig) -> None:
+        self.backbone = backbone
+        self.weights: Weights
+        if isinstance(config, SequentialConfig) and config.tune == "full":
+            self.weights = FullWeights(backbone)
+        else:
+            self.weights = LoraWeights(backbone, config.target_modules, config.rank, config.alpha)
+
+    def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
+        """One phase on the task's own examples."""
+        self.weights.begin()
+        rows = [self.backbone.encode(example) for example in task.train]
+        yield Phase("learn", rows, [ParamGroup("weights", self.parameters())], self._loss)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What learns."""
+        return list(self.weights.named_parameters().values())
+
+    def _loss(self, batch: Batch) -> dict[str, Tensor]:
+        self.route(batch)
+        return {"task": self.backbone.answer_loss(batch)}
+
+    def route(self, batch: Batch, task: str | None = None) -> None:
+        """There is nothing to choose: the weights are always on."""
+        self.weights.use(len(batch["input_ids"]))
+
+    def save(self, folder: Path) -> None:
+        """Writes the weights as they are after this task."""
+        self.weights.save(folder)
+
+    def load(self, folder: Path) -> None:
+        """Takes over the weights of a later task."""
+        self.weights.load(folder)
+
+
+class SeqLora(Sequential):
+    """Sequential LoRA."""
+
+    Config = LoraMethodConfig
+    idea = "one LoRA learns every task in turn, with nothing against forgetting"
+    stores = "the LoRA as it was after the task"
+
+
+class SeqFt(Sequential):
+    """Sequential fine-tuning of the whole backbone."""
+
+    Config = SequentialConfig
+    idea = "the whole backbone learns every task in turn, with nothing against forgetting"
+    stores = "nothing; the newest weights of the backbone"

@@ -1,0 +1,205 @@
+"""Kept logits against the whole ones, and what the methods with a memory write and read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from retain.backbone.backbone import IGNORED
+from retain.errors import RetainError
+from retain.learner import Learner
+from retain.methods.ewc import Ewc
+from retain.methods.memory import MemoryMethod
+from retain.methods.teacher import (
+    TeacherConfig,
+    bytes_per_position,
+    kept,
+    soft_cross_entropy,
+    squared_error,
+    stacked,
+)
+from retain.progress import Progress
+from tests.tiny import make_backbone, make_learner, make_task, read_files
+
+FIRST, SECOND = make_task("copy"), make_task("constant")
+FULL = {"top_k": None, "dtype": "float32"}
+
+
+def logits_pair(positions: int, vocabulary: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = 3 * torch.randn(2, positions, vocabulary, generator=generator)
+    return student, teacher
+
+
+@given(positions=st.integers(1, 5), vocabulary=st.integers(2, 12), k=st.integers(1, 12))
+def test_soft_cross_entropy_of_the_kept_logits(positions: int, vocabulary: int, k: int) -> None:
+    """The naive formula: probabilities of the k likeliest words, and one word for all others."""
+    student, teacher = logits_pair(positions, vocabulary)
+    found = soft_cross_entropy(
+        student, stacked([kept(teacher, TeacherConfig(top_k=k, dtype="float32"))])
+    )
+    p, q = teacher.softmax(-1), student.softmax(-1)
+    expected = 0.0
+    for row_p, row_q in zip(p.tolist(), q.tolist(), strict=True):
+        likeliest = sorted(range(vocabulary), key=lambda v: -row_p[v])[:k]
+        pairs = [(row_p[v], row_q[v]) for v in likeliest]
+        rest = 1 - sum(a for a, _ in pairs), 1 - sum(b for _, b in pairs)
+        if k < vocabulary:
+            pairs.append(rest)
+        expected -= sum(a * torch.tensor(b).log().item() for a, b in pairs) / positions
+    torch.testing.assert_close(found.item(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_half_precision_is_close() -> None:
+    student, teacher = logits_pair(20, 60)
+    exact = soft_cross_entropy(student, stacked([kept(teacher, TeacherConfig(**FULL))]))
+    half = soft_cross_entropy(student, stacked([kept(teacher, TeacherConfig(top_k=None))]))
+    torch.testing.assert_close(half, exact, rtol=1e-3, atol=0)
+
+
+def test_squared_error_of_all_logits_is_that_of_the_logits() -> None:
+    student, teacher = logits_pair(4, 9)
+    found = squared_error(student, stacked([kept(teacher, TeacherConfig(**FULL))]))
+    torch.testing.assert_close(found, torch.nn.functional.mse_loss(student, teacher))
+
+
+def test_squared_error_of_the_likeliest() -> None:
+    student, teacher = logits_pair(4, 9)
+    config = TeacherConfig(top_k=3, dtype="float32")
+    found = squared_error(student, stacked([kept(teacher, config)]))
+    index = teacher.topk(3, 1).indices
+    expected = (student - teacher).square().gather(1, index).mean()
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("top_k", [None, 5])
+def test_bytes_per_position(top_k: int | None) -> None:
+    config = TeacherConfig(top_k=top_k)
+    tensors = kept(torch.randn(1, 50), config)
+    written = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    assert written == bytes_per_position(50, config)
+
+
+class Messages(Progress):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.fixture
+def seekr(tmp_path: Path) -> Learner:
+    learner = make_learner("seekr", make_backbone("llama"), tmp_path / "run", Messages())
+    learner.learn(FIRST)
+    return learner
+
+
+def test_the_memory_is_as_large_as_foretold(seekr: Learner) -> None:
+    """The attention on a short row may be more or less than the mean; the logits are exact."""
+    foretold = seekr.method.footprint(FIRST, 6)
+    files = list(seekr.run.path.glob("tasks/01-*/teacher/*.safetensors"))
+    assert len(files) == 2  # a fifth of 12
+    written = sum(
+        tensor.numel() * tensor.element_size()
+        for path in files
+        for name, tensor in load_file(path).items()
+        if not name.startswith(("heads", "positions"))
+    )
+    assert 0.8 * written < foretold.kept < 1.25 * written
+    attention = sum(
+        tensor.numel() * tensor.element_size()
+        for path in files
+        for name, tensor in load_file(path).items()
+        if name.startswith("attention")
+    )
+    passing = 2 * attention  # of all heads, not of half of them
+    assert 0.8 * passing < foretold.passing < 1.25 * passing
+    assert isinstance(seekr.progress, Messages)
+    assert any(text.startswith("memory: about") for text in seekr.progress.said)
+
+
+def test_a_memory_that_does_not_fit_is_refused(
+    seekr: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        free = 1000
+
+    before = read_files(seekr.run.path)
+    with monkeypatch.context() as patch:
+        patch.setattr("retain.room.shutil.disk_usage", lambda path: Full())
+        with pytest.raises(RetainError, match=r"memory needs .* on the disk .* lower method\."):
+            seekr.learn(SECOND)
+    monkeypatch.setattr(
+        "retain.room.psutil.virtual_memory", lambda: type("M", (), {"available": 9})
+    )
+    with pytest.raises(RetainError, match="in RAM"):
+        seekr.learn(SECOND)
+    assert read_files(seekr.run.path) == before
+    monkeypatch.undo()
+    seekr.learn(SECOND)  # nothing was lost
+
+
+def test_passing_files_are_gone(seekr: Learner) -> None:
+    folder = seekr.run.learned()[0]
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"teacher", "predictions"}
+
+
+def test_lwf_keeps_no_answers_of_the_old_model(tmp_path: Path) -> None:
+    learner = make_learner("lwf", make_backbone("llama"), tmp_path / "run")
+    learner.learn(FIRST)
+    learner.learn(SECOND)
+    assert not list(tmp_path.rglob("teacher"))
+
+
+def test_only_the_newest_weights_are_kept(tmp_path: Path) -> None:
+    learner = make_learner("seqft", make_backbone("llama"), tmp_path / "run")
+    for task in (FIRST, SECOND):
+        learner.learn(task)
+    assert [path.parent.name for path in tmp_path.rglob("model.safetensors")] == ["02-constant"]
+    assert learner.run.damaged() == []
+
+
+@pytest.mark.parametrize("select", ["random", "first"])
+def test_a_share_of_the_examples_is_kept(tmp_path: Path, select: str) -> None:
+    learner = Learner(
+        make_backbone("llama"),
+        {"name": "replay", "replay": {"share": 0.25, "select": select}},
+        tmp_path / "run",
+        training={"max_steps": 1},
+    )
+    learner.learn(FIRST)
+    assert isinstance(learner.method, MemoryMethod)
+    rows = [learner.backbone.encode(example) for example in FIRST.train]
+    places = [
+        rows.index({k: v for k, v in row.items() if k != "teacher"})
+        for row in learner.method.memory
+    ]
+    assert len(set(places)) == 3
+    assert (places == [0, 1, 2]) == (select == "first")
+
+
+def test_fisher_information_is_the_mean_squared_gradient(tmp_path: Path) -> None:
+    learner = make_learner("ewc", make_backbone("llama"), tmp_path / "run")
+    learner.learn(FIRST)
+    method, backbone = learner.method, learner.backbone
+    assert isinstance(method, Ewc)
+    backbone.model.requires_grad_(True)
+    expected = torch.zeros_like(backbone.embedding.weight)
+    for example in FIRST.train:
+        row = backbone.encode(example)
+        ids = torch.tensor([row["input_ids"]])
+        labels = torch.tensor([row["labels"]])
+        logits = backbone.model(ids).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED
+        )
+        (gradient,) = torch.autograd.grad(loss, [backbone.embedding.weight])
+        expected += gradient.square() / len(FIRST.train)
+    found = load_file(learner.run.learned()[0] / "fisher.safetensors")["model.embed_tokens.weight"]
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-8)
