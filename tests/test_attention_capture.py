@@ -4,7 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BertConfig, BertModel, PreTrainedModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+)
 
 from retain.errors import RetainError
 from retain.layers.attention_capture import AttentionCapture, Wanted, squared_gradient
@@ -93,6 +99,77 @@ def test_equals_eager_attention(kind: str, side: str) -> None:
             rows = rows.where(counts, 0)
             capture.weights[name] = capture.weights[name].where(counts, 0)
         torch.testing.assert_close(capture.weights[name], rows, rtol=1e-4, atol=1e-6)
+    capture.off()
+
+
+def test_sliding_windows() -> None:
+    """Mistral's queries see the last three tokens only."""
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+        sliding_window=3,
+    )
+    model = MistralForCausalLM(config).eval()
+    inputs = inputs_of(model, "left")
+    expected = eager(model, inputs)
+    assert (expected[0][0, 0, 6] > 0).sum() == 3
+    capture = AttentionCapture(model)
+    capture.wanted = dict.fromkeys(capture.modules(), Wanted(torch.tensor([3, 1])))
+    capture.on()
+    model(**inputs, use_cache=False)
+    real = inputs["attention_mask"].bool()[:, None, :, None]
+    for weights, matrix in zip(capture.weights.values(), expected.values(), strict=True):
+        rows = matrix[:, [3, 1]].where(real, 0)
+        torch.testing.assert_close(weights.where(real, 0), rows, rtol=1e-4, atol=1e-6)
+    capture.off()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast(kind: str) -> None:
+    """In bfloat16 the weights are those of float32 to its three digits, and still sum to 1."""
+    model = make_backbone(kind).model
+    inputs = inputs_of(model, "left")
+    capture = AttentionCapture(model)
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        capture.wanted = dict.fromkeys(capture.modules(), Wanted(torch.tensor([3, 1])))
+        capture.on()
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32), torch.no_grad():
+            model(**inputs, use_cache=False)
+        found.append(torch.cat([w[0, :, :5, :5].flatten() for w in capture.weights.values()]))
+        assert all(weights.dtype == torch.float32 for weights in capture.weights.values())
+        capture.off()
+    assert 0 < (found[0] - found[1]).abs().max() < 0.1
+
+
+def test_modules_of_an_encoder_decoder() -> None:
+    modules = AttentionCapture(make_backbone("t5").model).modules()
+    sides = [(module.queries, module.keys) for module in modules.values()]
+    encoder, decoder, cross = (
+        ("input_ids", "input_ids"),
+        ("labels", "labels"),
+        ("labels", "input_ids"),
+    )
+    assert sides == [encoder, encoder, decoder, cross, decoder, cross]
+    assert {module.heads for module in modules.values()} == {4}
+
+
+def test_consumed_weights_are_not_kept() -> None:
+    model = make_backbone("llama").model
+    capture, seen = AttentionCapture(model), []
+    modules = capture.modules()
+    capture.wanted = dict.fromkeys(modules, Wanted(torch.tensor([0])))
+    capture.consume = lambda name, weights: seen.append((name, weights.shape[1]))
+    capture.on()
+    model(**inputs_of(model, "left"), use_cache=False)
+    assert capture.weights == {}
+    assert seen == [(name, 1) for name in modules]
     capture.off()
 
 
