@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retain.backbone import Backbone
+from retain.backbone import Backbone, Features
 from retain.learner import Learner
-from retain.methods.seekr.heads import importance, normalised, select
+from retain.methods.seekr.heads import Measure, importance, normalised, select, sensitivity
 from retain.methods.seekr.method import Seekr, SeekrConfig, budget
 from tests.tiny import KINDS, make_backbone, make_learner, make_task
 
@@ -56,6 +56,25 @@ def test_a_batch_gives_the_mean_of_its_samples(learned: Learner) -> None:
         each = torch.stack([parts[part] for parts in alone])
         expected = (each * counts).sum() / counts.sum()
         torch.testing.assert_close(together[part], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("measure", ["squares", "norms"])
+def test_sensitivity_of_a_batch_is_the_mean_of_its_samples(
+    learned: Learner, measure: Measure
+) -> None:
+    method, backbone = method_of(learned), learned.backbone
+    rows = method.memory
+    method.capture.on()
+
+    def of(chosen: list[Features]) -> torch.Tensor:
+        batch = backbone.collate(chosen)
+        return sensitivity(backbone, method.capture, method.modules, batch, measure)
+
+    together, alone = of(rows), torch.stack([of([row]) for row in rows])
+    method.capture.off()
+    assert not backbone.embedding.weight.requires_grad
+    assert (together > 0).any()
+    torch.testing.assert_close(together, alone.mean(0), rtol=1e-3, atol=1e-9)
 
 
 def test_the_teacher_agrees_with_itself(tmp_path: Path) -> None:

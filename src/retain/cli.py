@@ -155,6 +155,24 @@ def report(
 
 
 @app.command()
+def inspect(
+    run: Run,
+    picture: Annotated[Path | None, typer.Option(help="Also write the head maps as a PNG.")] = None,
+) -> None:
+    """Show which attention heads a SEEKR run chose, and how large its memory is."""
+    from retain.report import heads
+
+    maps = heads.read_heads(run)
+    if picture is not None:
+        heads.heads_png(maps, picture)
+    console.print(heads.tables(maps))
+    _say(heads.depth_sentence(maps))
+    if picture is not None:
+        _say(f"wrote {picture}")
+    _say(heads.memory_sentence(maps))
+
+
+@app.command()
 def verify(run: Run) -> None:
     """Read and check every file of a run."""
     from retain.results import open_run

@@ -24,13 +24,13 @@ from retain.store import write_bytes
 # glyphs, because the font that shows an SVG is chosen by the reader's browser.
 _CELL = 0.58
 _GAP = 0.03
-_CHARACTER = 0.08
+CHARACTER = 0.08
 _TITLE_CHARACTER = 0.11
-_TITLE_HEIGHT = 0.5
-_MARGIN = 0.15
+TITLE_HEIGHT = 0.5
+MARGIN = 0.15
 _LABEL_CELLS = 24  # longest label, in terminal cells (a CJK character takes two)
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "svg.fonttype": "none",
     "svg.hashsalt": "retain",
@@ -63,33 +63,33 @@ class _Panel:
     @property
     def slant(self) -> float:
         """Width and height of the longest column label at 45 degrees."""
-        return math.sqrt(0.5) * _CHARACTER * max(map(cell_len, self.columns))
+        return math.sqrt(0.5) * CHARACTER * max(map(cell_len, self.columns))
 
     @property
     def left(self) -> float:
         """Room left of the cells."""
-        return max(_CHARACTER * max(map(cell_len, self.rows)), self.slant - _CELL / 2) + _MARGIN
+        return max(CHARACTER * max(map(cell_len, self.rows)), self.slant - _CELL / 2) + MARGIN
 
     @property
     def width(self) -> float:
         cells = self.left + _CELL * len(self.columns)
-        return max(cells, _TITLE_CHARACTER * cell_len(self.title)) + 2 * _MARGIN
+        return max(cells, _TITLE_CHARACTER * cell_len(self.title)) + 2 * MARGIN
 
     @property
     def height(self) -> float:
-        return _TITLE_HEIGHT + _CELL * len(self.rows) + self.slant + 2 * _MARGIN
+        return TITLE_HEIGHT + _CELL * len(self.rows) + self.slant + 2 * MARGIN
 
     def draw(self, axes: Axes, offset: float) -> None:
         """Draw with the left edge at `offset` inches on axes whose units are inches, y downwards.
 
         Text outside the cells is black, which SVG leaves out: it then takes the page's colour.
         """
-        axes.text(offset + _MARGIN, _TITLE_HEIGHT / 2, self.title, fontsize=11, va="center")
-        x0, y0 = offset + self.left, _TITLE_HEIGHT
+        axes.text(offset + MARGIN, TITLE_HEIGHT / 2, self.title, fontsize=11, va="center")
+        x0, y0 = offset + self.left, TITLE_HEIGHT
         for i, label in enumerate(self.rows):
             y = y0 + (i + 0.5) * _CELL
-            axes.text(x0 - _MARGIN / 2, y, label, fontsize=9, ha="right", va="center")
-        foot = y0 + len(self.rows) * _CELL + _MARGIN
+            axes.text(x0 - MARGIN / 2, y, label, fontsize=9, ha="right", va="center")
+        foot = y0 + len(self.rows) * _CELL + MARGIN
         for j, label in enumerate(self.columns):
             axes.text(
                 x0 + (j + 0.6) * _CELL,
@@ -136,9 +136,9 @@ def heat_map(
     background is transparent, labels have the text colour of the page, and long ones are cut.
     Equal input gives equal output. Raises ValueError for an empty matrix or wrong label counts.
     """
-    panel = _panel(matrix, row_labels, column_labels, title, vmax)
+    panel = new_panel(matrix, row_labels, column_labels, title, vmax)
     buffer = io.StringIO()
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         # The browser draws the text with its own fonts, so a glyph missing here does no harm.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         metadata = dict.fromkeys(["Creator", "Date", "Format", "Type"])
@@ -159,24 +159,26 @@ def matrices_png(summaries: Sequence[RunSummary], path: Path) -> None:
         if not summary.matrix:
             raise RetainError(f"{summary.label}: no scores to draw yet; let it finish a task")
     buffer = io.BytesIO()
-    panels = [_panel(s.matrix, s.row_labels, s.tasks, s.label, 100.0) for s in summaries]
-    with matplotlib.rc_context(_STYLE):
+    panels = [new_panel(s.matrix, s.row_labels, s.tasks, s.label, 100.0) for s in summaries]
+    with matplotlib.rc_context(STYLE):
         _figure(panels).savefig(buffer, format="png", dpi=150, facecolor="white")
     write_bytes(path, buffer.getvalue())
 
 
-def _panel(
+def new_panel(
     matrix: Sequence[Sequence[float | None]],
     row_labels: Sequence[str],
     column_labels: Sequence[str],
     title: str,
     vmax: float,
 ) -> _Panel:
-    rows, columns = [_short(label) for label in row_labels], [_short(c) for c in column_labels]
+    """A heat map in inches, ready to be drawn; ValueError for labels that do not fit."""
+    rows, columns = [short(label) for label in row_labels], [short(c) for c in column_labels]
     return _Panel(matrix, rows, columns, " ".join(title.split()), vmax)
 
 
-def _short(label: str) -> str:
+def short(label: str) -> str:
+    """A label cut to the room that it has."""
     label = " ".join(label.split())
     if cell_len(label) <= _LABEL_CELLS:
         return label

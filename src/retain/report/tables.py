@@ -22,7 +22,7 @@ def score_table(summary: RunSummary, columns: range | None = None) -> Table:
     the table to these task indices and to the rows that reach them; None shows all.
     """
     columns = columns if columns is not None else range(len(summary.tasks))
-    table = _table(summary.label, [summary.tasks[j] for j in columns])
+    table = new_table(summary.label, [summary.tasks[j] for j in columns])
     for label, row in zip(summary.row_labels, summary.matrix, strict=True):
         cells = [score_text(row[j]) if j < len(row) else "" for j in columns]
         if any(cells):
@@ -32,7 +32,7 @@ def score_table(summary: RunSummary, columns: range | None = None) -> Table:
 
 def metrics_table(summaries: Sequence[RunSummary]) -> Table:
     """A row per metric, a column per run; values in points, "–" when unknown."""
-    table = _table("Metrics", [summary.label for summary in summaries])
+    table = new_table("Metrics", [summary.label for summary in summaries])
     for key, words in METRIC_LABELS.items():
         table.add_row(words, *(score_text(summary.metrics.get(key)) for summary in summaries))
     return table
@@ -68,7 +68,8 @@ def markdown(summaries: Sequence[RunSummary]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _table(title: str, columns: Sequence[str]) -> Table:
+def new_table(title: str, columns: Sequence[str]) -> Table:
+    """An empty table with a column of row labels before the others."""
     # Text, not str: rich would read "[...]" in a name as markup.
     table = Table(title=Text(title, style="bold"), title_justify="left", box=SIMPLE_HEAD)
     table.add_column("", overflow="fold")
