@@ -143,7 +143,9 @@ def test_autocast(kind: str) -> None:
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32), torch.no_grad():
             model(**inputs, use_cache=False)
         found.append(torch.cat([w[0, :, :5, :5].flatten() for w in capture.weights.values()]))
-        assert all(weights.dtype == torch.float32 for weights in capture.weights.values())
+        for weights in capture.weights.values():
+            assert weights.dtype == torch.float32
+            torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
         capture.off()
     assert 0 < (found[0] - found[1]).abs().max() < 0.1
 

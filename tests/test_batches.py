@@ -6,6 +6,7 @@ from collections import Counter
 from itertools import chain
 
 import pytest
+from accelerate.data_loader import SeedableRandomSampler
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,6 +46,9 @@ def test_replay_comes_in_steps_of_its_own(
     assert set(seen) <= set(range(replayed))
     counts = [seen[row] for row in range(replayed)]
     assert max(counts) - min(counts) <= 1  # one pass after another
+    for number in range(every, len(by_step), every + 1):  # and no more of it than a step needs
+        rows_in_step = sum(map(len, by_step[number]))
+        assert rows_in_step < min(replayed, size * accumulation) + accumulation
 
 
 @given(rows=st.integers(1, 40), size=st.integers(1, 9), epochs=st.integers(1, 4))
@@ -61,6 +65,27 @@ def test_the_published_rule_spreads_one_pass_over_an_epoch() -> None:
     batches = list(Batches(phase_of(80, 12), 8, 1, 1.0, -1, seed=0))  # 10 and 2 batches
     assert [batch[0] >= 80 for batch in batches] == ([False] * 5 + [True]) * 2
     assert sorted(chain(*batches)) == list(range(92))
+
+
+def test_with_accumulation_too_every_epoch_has_a_replay_step() -> None:
+    """A memory of 5 rows beside steps of 4 x 4 rows: a micro-batch has two of them at most."""
+    order = Batches(phase_of(64, 5), 4, 4, 2.0, -1, seed=0)  # epochs of 4 steps
+    assert order.steps == 10
+    batches = list(order)
+    replayed = [i for i, batch in enumerate(batches) if batch[0] >= 64]
+    assert replayed == [16, 17, 18, 19, 36, 37, 38, 39]
+    assert max(len(batches[i]) for i in replayed) == 2
+
+
+def test_the_task_comes_in_the_order_of_trainers_own_sampler() -> None:
+    rows = list(range(21))
+    sampler = SeedableRandomSampler(rows, data_seed=7)
+    expected = []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        order = list(sampler)
+        expected += [order[i : i + 4] for i in range(0, 21, 4)]
+    assert list(Batches(phase_of(21), 4, 1, 3.0, -1, seed=7)) == expected
 
 
 def test_more_memory_than_task_is_replayed_at_every_step() -> None:

@@ -16,10 +16,9 @@ import retain.learner
 import retain.store
 from retain import RetainError, results
 from retain.learner import Learner
-from retain.methods import METHODS
 from retain.progress import Progress
 from retain.store import read_jsonl
-from tests.tiny import make_backbone, make_learner, make_task, read_files
+from tests.tiny import VARIANTS, make_backbone, make_learner, make_task, read_files
 
 KIND = "llama"
 FIRST, SECOND = make_task("copy"), make_task("constant")
@@ -99,7 +98,7 @@ class Whole:
             learner.learn(SECOND)
 
 
-@pytest.fixture(scope="module", params=METHODS)
+@pytest.fixture(scope="module", params=VARIANTS)
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     folder = tmp_path_factory.mktemp("whole") / "run"
     record = Record()

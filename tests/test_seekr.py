@@ -39,6 +39,7 @@ def test_a_batch_gives_the_mean_of_its_samples(learned: Learner) -> None:
     rows = method.memory
     assert len({len(row["input_ids"]) for row in rows}) > 1
     assert len(rows) == 4
+    learned_weights = {name: p.clone() for name, p in backbone.model.state_dict().items()}
     for parameter in backbone.model.parameters():  # the student is no longer the teacher
         parameter.data += 0.02 * torch.randn(
             parameter.shape, generator=torch.Generator().manual_seed(1)
@@ -48,6 +49,7 @@ def test_a_batch_gives_the_mean_of_its_samples(learned: Learner) -> None:
         together = method._loss(backbone.collate(rows))
         alone = [method._loss(backbone.collate([row])) for row in rows]
     method.capture.off()
+    backbone.model.load_state_dict(learned_weights)
     mean = torch.stack([parts["attention"] for parts in alone]).mean()
     assert mean > 0
     torch.testing.assert_close(together["attention"], mean, rtol=1e-4, atol=1e-5)
@@ -89,6 +91,19 @@ def test_the_teacher_agrees_with_itself(tmp_path: Path) -> None:
     assert parts["attention"].abs() < 1e-3 * method.options.attention_weight
 
 
+def test_checkpointing_keeps_no_weights_that_it_computed_again(learned: Learner) -> None:
+    method, backbone = method_of(learned), learned.backbone
+    model = backbone.model.requires_grad_(True).train()
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    method.capture.on()
+    parts = method._loss(backbone.collate(method.memory))
+    torch.stack(list(parts.values())).sum().backward()
+    assert method.capture.weights == {}
+    method.capture.off()
+    model.activation_checkpointing_disable()
+    model.requires_grad_(False).eval().zero_grad()
+
+
 def whole_matrices(backbone: Backbone, row: dict[str, list[int]]) -> torch.Tensor:
     """(layers, heads, S, S) by eager attention."""
     backbone.model.set_attn_implementation("eager")
@@ -112,7 +127,7 @@ def test_forgettability_is_the_change_of_the_matrices(tmp_path: Path, measure: s
     rows = [backbone.encode(example) for example in FIRST.train]
     before = {json.dumps(row): whole_matrices(backbone, row) for row in rows}
     learner.learn(FIRST)
-    kept = [{k: v for k, v in row.items() if k != "teacher"} for row in method_of(learner).memory]
+    kept = [{k: v for k, v in row.items() if k != "number"} for row in method_of(learner).memory]
     assert len(kept) == 3
     squares = torch.stack(
         [
@@ -169,6 +184,7 @@ def test_budgets_are_counts_or_shares(value: float, total: int, expected: int) -
 
 def test_a_profile_fills_in_what_is_not_given() -> None:
     options = SeekrConfig.model_validate({"profile": "reference", "gradient": "norms"})
+    assert (options.teacher.top_k, options.teacher.dtype) == (None, "float32")
     assert (options.gradient, options.change) == ("norms", "squares")
     assert options.replay.select == "first"
     assert SeekrConfig().replay.select == "random"

@@ -45,6 +45,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, OPTIONS.get(name, {})) for name in METHODS},
     "seekr-lora": ("seekr", {**OPTIONS["seekr"], "tune": "lora"}),
+    "derpp-lora": ("derpp", {**OPTIONS["derpp"], "tune": "lora"}),
+    "lwf-lora": ("lwf", {"tune": "lora"}),
     "ewc-lora": ("ewc", {"tune": "lora"}),
 }
 """What the contract tests run: each method, and those whose options change what they train."""

@@ -41,9 +41,12 @@ class Batches(Sampler[list[int]]):
         fixed = phase.max_steps or max_steps
         self._own = fixed if fixed > 0 else max(1, math.ceil(epochs * in_epoch / accumulation))
         self._replayed = len(phase.replay.rows) if phase.replay else 0
+        # A small memory is spread over the micro-batches of a step, not gone over many times.
+        step = size * accumulation
+        self._replay_size = max(1, -(-min(self._replayed, step) // accumulation))
         self._every = 0
         if phase.replay and self._replayed:
-            published = in_epoch // -(-self._replayed // size)
+            published = -(-len(phase.data) // step) // -(-self._replayed // step)
             self._every = phase.replay.every or max(1, published)
         self.steps = self._own + (self._own // self._every if self._every else 0)
 
@@ -52,7 +55,7 @@ class Batches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         own = _endless(self._rows, self._size, self._seed)
-        replayed = _endless(self._replayed, self._size, self._seed + REPLAY_SEED)
+        replayed = _endless(self._replayed, self._replay_size, self._seed + REPLAY_SEED)
         for step in range(1, self._own + 1):
             yield from islice(own, self._accumulation)
             if self._every and step % self._every == 0:

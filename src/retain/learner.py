@@ -6,6 +6,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,15 @@ from retain.store import (
 )
 from retain.tasks import Example, Task
 from retain.tasks.readers import parse_row
-from retain.training import TrainingConfig, batches, fit, release, restore, trained_tensors
+from retain.training import (
+    TrainingConfig,
+    as_trained,
+    batches,
+    fit,
+    release,
+    restore,
+    trained_tensors,
+)
 
 UNFINISHED = "checkpoints"
 
@@ -200,7 +209,7 @@ class Learner:
             RetainError: when it does not fit on disk or in RAM.
         """
         batch_size = self.experiment.training.per_device_train_batch_size
-        check_room(self.method, tasks, batch_size, self.run.path, self.progress)
+        check_room(self.method, tasks, batch_size, self.run, self.progress)
         self._have_room = list(tasks)
 
     def finish_evaluation(self) -> None:
@@ -248,11 +257,16 @@ class Learner:
         index = len(self.tasks)
         log: list[dict[str, Any]] = []
         self._seed(index, 0)
-        phase: Phase
-        for number, phase in enumerate(self.method.phases(task, folder), start=1):
+        phases = self.method.phases(task, folder)
+        for number in count(1):
+            with as_trained(self.backbone, self.experiment.training):
+                phase = next(phases, None)
+            if phase is None:
+                break
             log += self._train_phase(phase, task, folder / UNFINISHED, index, number)
             self._seed(index, 0)
-        self.method.finish(task, folder)
+        with as_trained(self.backbone, self.experiment.training):
+            self.method.finish(task, folder)
         self.method.save(folder)
         write_jsonl(folder / "training.jsonl", log)
         write_jsonl(folder / "test.jsonl", (example.as_row() for example in task.test))

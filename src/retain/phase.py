@@ -26,8 +26,8 @@ class Replay:
     Attributes:
         rows: what is replayed.
         every: after so many optimizer steps on the task comes one on replayed rows, beyond the
-            phase's number of steps; None is SEEKR's published rule, which spreads one pass over
-            the rows over each epoch: batches of the task // batches of replayed rows.
+            phase's number of steps; None is SEEKR's published rule, one pass over the rows in each
+            epoch: steps of the task's epoch // steps that the replayed rows fill.
     """
 
     rows: Sequence[Features]

@@ -1,50 +1,58 @@
-"""What a method's memory will take, told and checked before anything is trained."""
+"""What a method will take beside the model, told and checked before anything is trained."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 
 import psutil
 
 from retain.errors import RetainError
 from retain.methods import Method
 from retain.progress import Progress
+from retain.store import RunDirectory
 from retain.tasks import Task
 
 
 def check_room(
-    method: Method, tasks: Sequence[Task], batch_size: int, folder: Path, progress: Progress
+    method: Method,
+    tasks: Sequence[Task],
+    batch_size: int,
+    run: RunDirectory,
+    progress: Progress,
 ) -> None:
-    """Says what learning these tasks takes beside the model.
+    """Says what learning these tasks takes beside the model and its training.
 
     Args:
         method: estimates it, task by task.
         tasks: what is to be learned.
         batch_size: rows of a batch that are in memory at once.
-        folder: the run's.
+        run: where it is kept; unfinished work there makes room for what follows.
         progress: is told.
 
     Raises:
         RetainError: when it does not fit on the disk of the run, or in memory.
     """
-    needs = [method.footprint(task, batch_size) for task in tasks]
+    needs = [method.footprint(task, batch_size) for task in tasks if task.train]
     disk = sum(need.kept for need in needs) + max((need.passing for need in needs), default=0)
     ram = max((need.ram for need in needs), default=0)
     if not disk and not ram:
         return
-    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
-    progress.message(f"memory: about {size(disk)} on disk, {size(ram)} in RAM")
-    for need, free, where in (
-        (disk, shutil.disk_usage(place).free, f"on the disk of {folder}"),
-        (ram, psutil.virtual_memory().available, "in RAM"),
+    place = run.path.absolute()
+    place = next(path for path in (place, *place.parents) if path.is_dir())
+    usage = shutil.disk_usage(place)
+    # Where there is no disk (/proc), the first write says so.
+    free = usage.free + run.unfinished() if usage.total else disk
+    for need, there, where, advice in (
+        (disk, free, f"on the disk of {run.path}", method.lowers_disk),
+        (ram, psutil.virtual_memory().available, "in RAM", method.lowers_ram),
     ):
-        if need > free:
+        if need > there:
             raise RetainError(
-                f"method: its memory needs about {size(need)} {where}, but {size(free)} are free; "
-                f"lower {method.lowers_footprint}"
+                f"method: it needs about {size(need)} {where}, but {size(there)} are free; "
+                f"lower {advice}"
             )
+    progress.message(f"takes about {size(disk)} on disk, {size(ram)} in RAM, beside the model")
 
 
 def size(count: float) -> str:

@@ -81,7 +81,7 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Writes named tensors as safetensors, atomically, with no second copy of them in memory."""
+    """Writes named tensors as safetensors, atomically; those on the CPU are not copied."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
         safetensors.torch.save_file(plain, temporary)
@@ -264,6 +264,17 @@ class RunDirectory:
         """The folders of the tasks whose learning is committed, oldest first."""
         names = (n for n in self.files if n.startswith("tasks/") and n.endswith("/task.json"))
         return [(self.path / name).parent for name in sorted(names, key=_task_number)]
+
+    def unfinished(self) -> int:
+        """Bytes of unfinished work on tasks."""
+        learned = self.learned()
+        return sum(
+            path.stat().st_size
+            for folder in (self.path / "tasks").glob("*")
+            if folder not in learned
+            for path in folder.rglob("*")
+            if path.is_file()
+        )
 
     def commit_folder(self, folder: Path, leave_out: str, latest_only: Iterable[str] = ()) -> None:
         """Commits every file below a task's folder, except the subfolder `leave_out`.

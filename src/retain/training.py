@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -91,8 +93,7 @@ class _PhaseTrainer(Trainer):
         self.phase = phase
         self._data = data
         self.model_accepts_loss_kwargs = False  # losses are batch means: divide by accumulation
-        self._sums: dict[str, float] = {}
-        self._count = 0
+        self._seen: dict[str, list[float]] = {}  # of each part, since the last log
 
     def get_train_dataloader(self) -> Any:
         """The phase's batches; to Trainer all of them are one epoch."""
@@ -118,17 +119,16 @@ class _PhaseTrainer(Trainer):
             if not math.isfinite(number):
                 raise RetainError(
                     f"phase '{self.phase.name}', step {self.state.global_step + 1}: "
-                    f"the loss '{name}' is {number}; lower training.learning_rate, then resume "
-                    "from the last checkpoint or start again"
+                    f"the loss '{name}' is {number}; start again in another --output with a lower "
+                    "training.learning_rate"
                 )
-            self._sums[name] = self._sums.get(name, 0.0) + number
-        self._count += 1
+            self._seen.setdefault(name, []).append(number)
         return loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if self._count and "loss" in logs:
-            logs = {**logs, **{f"loss_{k}": v / self._count for k, v in self._sums.items()}}
-            self._sums, self._count = {}, 0
+        if "loss" in logs:
+            logs = {**logs, **{f"loss_{k}": fmean(v) for k, v in self._seen.items()}}
+            self._seen = {}
         super().log(logs, *args, **kwargs)
 
 
@@ -219,6 +219,8 @@ def fit(
     Returns:
         The log: per logged step its number, loss, `loss_<part>`, gradient norm, learning rate.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RetainError("training: several processes are not supported yet; start one")
     release(backbone.model, phase)
     order = batches(config, phase, seed)
     if config.gradient_checkpointing:
@@ -257,6 +259,11 @@ def fit(
     backbone.model.requires_grad_(False).eval()
     # Sorted, as the rows that were read from a checkpoint are.
     return [dict(sorted(row.items())) for row in trainer.state.log_history if "loss" in row]
+
+
+def as_trained(backbone: Backbone, config: TrainingConfig) -> AbstractContextManager[None]:
+    """Forward passes outside of `fit` in the precision of those in it."""
+    return torch.autocast(backbone.device.type, torch.bfloat16, enabled=config.bf16)
 
 
 def _last_checkpoint(folder: Path) -> str | None:

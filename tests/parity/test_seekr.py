@@ -23,7 +23,7 @@ from retain.methods.seekr.heads import (
     sensitivity,
 )
 from retain.methods.seekr.method import SeekrConfig, replay_losses
-from retain.methods.teacher import TeacherConfig, kept, stacked
+from retain.methods.teacher import compressed, stacked
 
 FIXTURES = Path(os.environ.get("RETAIN_FIXTURES", Path(__file__).parent.parent / "fixtures"))
 
@@ -106,13 +106,12 @@ def test_losses_and_gradients(reference: Reference) -> None:
     backbone, capture = reference.model("student")
     backbone.model.requires_grad_(True)
     labelled = reference.batch["labels"] != IGNORED
-    everything = TeacherConfig(top_k=None, dtype="float32")
-    teacher = stacked([kept(expected["teacher_logits"][labelled], everything)])
     options = SeekrConfig(
         profile="reference",
         logit_weight=settings["logits_weight"],
         attention_weight=settings["attention_weight"],
     )
+    teacher = stacked([compressed(expected["teacher_logits"][labelled], options.teacher)])
     parts = replay_losses(
         backbone, capture, reference.modules, reference.batch, teacher, samples, options
     )

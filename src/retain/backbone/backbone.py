@@ -23,13 +23,13 @@ from retain.tasks import Example
 Features = dict[str, list[int]]
 """Token ids of one example: `input_ids`, `labels` (the answer's, −100 elsewhere), `route_ids`.
 
-A row that has teacher signals on disk also has their number, as `teacher` (a list of one).
+A row of a memory, or with signals on disk, also has its `number` there (a list of one).
 """
 
 Batch = dict[str, Tensor]
 """Padded features: each (B, S), with `attention_mask` and `route_mask` (1 = a token).
 
-`teacher` is (B, 1), in batches of rows that have teacher signals.
+`number` is (B, 1), in batches of numbered rows.
 """
 
 IGNORED = -100
@@ -156,8 +156,8 @@ class Backbone:
         ):
             if key in rows[0]:
                 batch[key] = _pad([row[key] for row in rows], filler, left and key != "route_ids")
-        if "teacher" in rows[0]:
-            batch["teacher"] = torch.tensor([row["teacher"] for row in rows])
+        if "number" in rows[0]:
+            batch["number"] = torch.tensor([row["number"] for row in rows])
         batch["attention_mask"] = _pad([[1] * len(r["input_ids"]) for r in rows], 0, left)
         batch["route_mask"] = _pad([[1] * len(r["route_ids"]) for r in rows], 0, False)
         return {key: value.to(self.device) for key, value in batch.items()}
@@ -231,10 +231,7 @@ class Backbone:
 
     def answer_loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy over the batch's answer tokens, a scalar."""
-        logits, targets = self.answer_logits(batch)
-        return F.cross_entropy(
-            logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED
-        )
+        return cross_entropy(*self.answer_logits(batch))
 
     def pooled_embedding(self, batch: Batch) -> Tensor:
         """e (B, d): the maximum over the prompt's frozen token embeddings (SAPT, section 3.2).
@@ -257,6 +254,11 @@ class Backbone:
             output = output[:, batch["input_ids"].shape[1] :]
         texts = self.tokenizer.batch_decode(output, skip_special_tokens=True)
         return [text.strip() for text in texts]
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Of logits (B, K, V) and targets (B, K), the mean over all that are not −100."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
 
 
 def _pad(rows: list[list[int]], filler: int, left: bool) -> Tensor:

@@ -167,7 +167,9 @@ def attention_weights(
     index = positions[:, None, :, None]  # (B, 1, Q, 1)
     q = query[:, heads].gather(2, index.expand(-1, len(heads), -1, width))  # (B, h, Q, d)
     k = key[:, heads // groups]  # (B, h, S, d)
-    scores = (q @ k.transpose(2, 3)).float() * (width**-0.5 if scaling is None else scaling)
+    with torch.autocast(query.device.type, enabled=False):
+        scores = q.float() @ k.float().transpose(2, 3)  # (B, h, Q, S)
+    scores = scores * (width**-0.5 if scaling is None else scaling)
     if position_bias is not None:
         scores = scores + _rows(position_bias, heads, index, batch).float()
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal

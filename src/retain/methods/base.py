@@ -48,6 +48,9 @@ class Footprint:
     passing: int = 0
     ram: int = 0
 
+    def __add__(self, other: Footprint) -> Footprint:
+        return Footprint(self.kept + other.kept, self.passing + other.passing, self.ram + other.ram)
+
 
 class Method(ABC):
     """How a learner avoids forgetting. Constructing one installs its layers in the backbone.
@@ -58,7 +61,7 @@ class Method(ABC):
         needs_task_id: whether inference has to be told the task.
         needs_old_data: whether training rereads earlier tasks' examples.
         forgets: False where an old task's answers cannot change, so they are not decoded again.
-        lowers_footprint: which options make its memory smaller.
+        lowers_disk, lowers_ram: which settings make its footprint smaller.
         latest_only: names of files of which only the newest task's are kept: whole models.
     """
 
@@ -68,7 +71,8 @@ class Method(ABC):
     needs_task_id: ClassVar[bool] = False
     needs_old_data: ClassVar[bool] = False
     forgets: ClassVar[bool] = True
-    lowers_footprint: ClassVar[str] = "nothing: its options do not change it"
+    lowers_disk: ClassVar[str] = "nothing in the settings"
+    lowers_ram: ClassVar[str] = "nothing in the settings"
     latest_only: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod

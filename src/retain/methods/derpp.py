@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch
-from retain.backbone.backbone import IGNORED
+from retain.backbone.backbone import IGNORED, cross_entropy
 from retain.methods.teacher import TaughtConfig, TaughtMethod, squared_error, stacked
 
 
@@ -33,14 +32,13 @@ class DerPp(TaughtMethod):
         self.options = config
 
     def _loss(self, batch: Batch) -> dict[str, Tensor]:
-        if "teacher" not in batch:
+        if "number" not in batch:
             return super()._loss(batch)
         self.route(batch)
         logits, targets = self.backbone.answer_logits(batch)
-        labelled = targets != IGNORED
-        replay = F.cross_entropy(logits[labelled].float(), targets[labelled])
-        error = squared_error(logits[labelled], stacked(self.read_signals(batch)))
+        teacher = stacked(self.read_signals(batch))
+        error = squared_error(logits[targets != IGNORED], teacher)
         return {
-            "replay": self.options.replay_weight * replay,
+            "replay": self.options.replay_weight * cross_entropy(logits, targets),
             "logits": self.options.logit_weight * error,
         }

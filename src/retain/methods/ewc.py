@@ -36,7 +36,7 @@ class Ewc(Sequential):
     Config = EwcConfig
     idea = "weights that mattered to older tasks are held in place by a quadratic penalty"
     stores = "nothing; the newest weights of the backbone and one importance for each"
-    lowers_footprint = "the number of weights that learn, with method.tune: lora"
+    lowers_ram = Sequential.lowers_disk
     latest_only = (MODEL, FISHER)
 
     def __init__(self, backbone: Backbone, config: EwcConfig) -> None:
@@ -68,7 +68,9 @@ class Ewc(Sequential):
     def finish(self, task: Task, folder: Path) -> None:
         """Adds the task's Fisher information to that of the older ones."""
         named = self.weights.named_parameters()
-        fisher = self._fisher or {name: torch.zeros_like(p) for name, p in named.items()}
+        fisher = self._fisher or {
+            name: torch.zeros_like(p, dtype=torch.float32) for name, p in named.items()
+        }
         examples = task.train[: self.options.fisher_examples]
         parameters = list(named.values())
         for parameter in parameters:
@@ -77,9 +79,11 @@ class Ewc(Sequential):
             batch = self.backbone.collate([self.backbone.encode(example)])
             self.route(batch)
             with torch.enable_grad():
-                gradients = torch.autograd.grad(self.backbone.answer_loss(batch), parameters)
+                loss = self.backbone.answer_loss(batch)
+                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
             for name, gradient in zip(named, gradients, strict=True):
-                fisher[name] += gradient.square() / len(examples)
+                if gradient is not None:
+                    fisher[name] += gradient.float().square() / len(examples)
         for parameter in parameters:
             parameter.requires_grad_(False)
         self._fisher = fisher
@@ -100,4 +104,4 @@ class Ewc(Sequential):
     def footprint(self, task: Task, batch_size: int) -> Footprint:
         """Importance on disk, the old until the new is there; importance and anchor in memory."""
         size = self.weights.size()
-        return Footprint(passing=2 * size, ram=2 * size)
+        return super().footprint(task, batch_size) + Footprint(passing=2 * size, ram=2 * size)

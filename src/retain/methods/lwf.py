@@ -7,18 +7,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch
-from retain.backbone.backbone import IGNORED
+from retain.backbone.backbone import IGNORED, cross_entropy
 from retain.methods.base import Footprint, Phase
 from retain.methods.sequential import Sequential, SequentialConfig
 from retain.methods.teacher import (
+    COPIES,
     SIGNALS,
     TeacherConfig,
-    bytes_per_position,
+    bytes_of_logits,
     file_of,
     soft_cross_entropy,
     stacked,
@@ -46,7 +46,8 @@ class Lwf(Sequential):
     Config = LwfConfig
     idea = "the old model's answers to the new task's inputs are kept in place by distillation"
     stores = "nothing; the newest weights of the backbone"
-    lowers_footprint = "method.teacher.top_k"
+    lowers_disk = "method.teacher.top_k"
+    lowers_ram = "training.per_device_train_batch_size, or method.teacher.top_k"
 
     def __init__(self, backbone: Backbone, config: LwfConfig) -> None:
         super().__init__(backbone, config)
@@ -60,10 +61,8 @@ class Lwf(Sequential):
         for phase in super().phases(task, folder):
             if self._learned:
                 options = self.options
-                write_logits(
-                    self.backbone, phase.data, self._signals, options.teacher, options.temperature
-                )
-                rows = [{**row, "teacher": [i]} for i, row in enumerate(phase.data)]
+                write_logits(self, phase.data, self._signals, options.teacher, options.temperature)
+                rows = [{**row, "number": [i]} for i, row in enumerate(phase.data)]
                 phase = replace(phase, data=rows)
             yield phase
 
@@ -73,16 +72,17 @@ class Lwf(Sequential):
         self._learned += 1
 
     def _loss(self, batch: Batch) -> dict[str, Tensor]:
-        if "teacher" not in batch:
+        if "number" not in batch:
             return super()._loss(batch)
         self.route(batch)
         logits, targets = self.backbone.answer_logits(batch)
-        labelled = targets != IGNORED
-        task = F.cross_entropy(logits[labelled].float(), targets[labelled])
-        paths = [file_of(self._signals, number) for number in batch["teacher"][:, 0].tolist()]
+        paths = [file_of(self._signals, number) for number in batch["number"][:, 0].tolist()]
         teacher = stacked([read_tensors(path) for path in paths])
-        soft = soft_cross_entropy(logits[labelled] / self.options.temperature, teacher)
-        return {"task": task, "distillation": self.options.weight * soft}
+        softened = logits[targets != IGNORED] / self.options.temperature
+        return {
+            "task": cross_entropy(logits, targets),
+            "distillation": self.options.weight * soft_cross_entropy(softened, teacher),
+        }
 
     def load(self, folder: Path) -> None:
         """Takes over the weights of a later task."""
@@ -90,8 +90,7 @@ class Lwf(Sequential):
         self._learned += 1
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:
-        """The old model's logits on all of the task's rows, and on a batch."""
-        rows = [self.backbone.encode(example)["labels"] for example in task.train]
-        labelled = sum(label != IGNORED for row in rows for label in row)
-        each = bytes_per_position(self.backbone.model.config.vocab_size, self.options.teacher)
-        return Footprint(passing=labelled * each, ram=labelled * each * batch_size // len(rows))
+        """The old model's logits on all of the task's rows, and on a batch of the longest."""
+        each = bytes_of_logits(self.backbone, self.encoded(task), self.options.teacher)
+        own = Footprint(passing=sum(each), ram=COPIES * batch_size * max(each))
+        return super().footprint(task, batch_size) + own

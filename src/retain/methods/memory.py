@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import (
+    Field,
+    PositiveInt,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
 
 from retain.backbone import Backbone, Features
-from retain.methods.base import MethodConfig, ParamGroup, Phase, Replay
+from retain.methods.base import MethodConfig, Phase, Replay
 from retain.methods.sequential import Sequential, SequentialConfig
 from retain.store import read_jsonl, write_jsonl
 from retain.tasks import Example, Task
@@ -23,14 +30,24 @@ EXAMPLES = "memory.jsonl"
 class MemoryConfig(MethodConfig):
     """What is kept and how often it is replayed.
 
-    `share` of a task's examples, at least one; drawn at `random`, or the `first`. After `every`
-    optimizer steps comes one on kept examples; `reference` is SEEKR's published rule (see
-    `retain.phase.Replay`), which in a run of few steps hardly replays at all.
+    `share` of a task's examples, at least one; drawn at `random`, or the `first` of those that are
+    trained on. After `every` optimizer steps comes one on kept examples; `reference` is SEEKR's
+    published rule (see `retain.phase.Replay`), which in a run of few steps hardly replays at all.
     """
 
     share: Annotated[float, Field(gt=0, le=1)] = 0.01
     select: Literal["random", "first"] = "random"
     every: PositiveInt | Literal["reference"] = "reference"
+
+    @field_validator("every", mode="wrap")
+    @classmethod
+    def _every(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return check(value)
+        except ValidationError:
+            raise ValueError(
+                "Input should be a number of steps, 1 or more, or 'reference'"
+            ) from None
 
 
 class ReplayConfig(SequentialConfig):
@@ -42,7 +59,7 @@ class ReplayConfig(SequentialConfig):
 class MemoryMethod(Sequential):
     """What the methods with a memory share: choosing, keeping and replaying examples.
 
-    Kept rows are numbered through all tasks by their feature `teacher`.
+    Kept rows are numbered through all tasks.
     """
 
     Config = ReplayConfig
@@ -55,16 +72,9 @@ class MemoryMethod(Sequential):
 
     def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
         """One phase on the task's own examples, with those of older tasks in between."""
-        self.weights.begin()
-        rows = [self.backbone.encode(example) for example in task.train]
         every = None if self.replay.every == "reference" else self.replay.every
-        yield Phase(
-            "learn",
-            rows,
-            [ParamGroup("weights", self.parameters())],
-            self._loss,
-            replay=Replay(self.memory, every) if self.memory else None,
-        )
+        for phase in super().phases(task, folder):
+            yield replace(phase, replay=Replay(self.memory, every)) if self.memory else phase
 
     def finish(self, task: Task, folder: Path) -> None:
         """Keeps a share of the task's examples."""
@@ -81,12 +91,12 @@ class MemoryMethod(Sequential):
 
     def kept(self, task: Task) -> int:
         """How many examples of a task are kept."""
-        return max(1, int(self.replay.share * len(task.train)))
+        return max(1, int(self.replay.share * len(task.train) + 1e-9))
 
     def numbered(self, examples: list[Example]) -> list[Features]:
         """Tokens of examples that follow those in memory, each with its number."""
         rows = [self.backbone.encode(example) for example in examples]
-        return [{**row, "teacher": [len(self.memory) + i]} for i, row in enumerate(rows)]
+        return [{**row, "number": [len(self.memory) + i]} for i, row in enumerate(rows)]
 
     def load(self, folder: Path) -> None:
         """Takes over a later task's weights, and adds what was kept of it."""

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from retain.backbone import Backbone, Batch
-from retain.methods.base import Method, ParamGroup, Phase
+from retain.backbone import Backbone, Batch, Features
+from retain.methods.base import Footprint, Method, ParamGroup, Phase
 from retain.methods.lora import LoraMethodConfig
 from retain.methods.weights import MODEL, FullWeights, LoraWeights, Weights
 from retain.tasks import Task
@@ -24,6 +24,7 @@ class SequentialConfig(LoraMethodConfig):
 class Sequential(Method):
     """What the methods with one set of weights share: learning, routing, disk."""
 
+    lowers_disk = "the number of weights that learn, with method.tune: lora"
     latest_only: ClassVar[tuple[str, ...]] = (MODEL,)
 
     def __init__(self, backbone: Backbone, config: LoraMethodConfig) -> None:
@@ -37,16 +38,20 @@ class Sequential(Method):
     def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
         """One phase on the task's own examples."""
         self.weights.begin()
-        rows = [self.backbone.encode(example) for example in task.train]
-        yield Phase("learn", rows, [ParamGroup("weights", self.parameters())], self._loss)
+        weights = ParamGroup("weights", list(self.weights.named_parameters().values()))
+        yield Phase("learn", self.encoded(task), [weights], self._loss)
 
-    def parameters(self) -> list[nn.Parameter]:
-        """What learns."""
-        return list(self.weights.named_parameters().values())
+    def encoded(self, task: Task) -> list[Features]:
+        """The task's training rows."""
+        return [self.backbone.encode(example) for example in task.train]
 
     def _loss(self, batch: Batch) -> dict[str, Tensor]:
         self.route(batch)
         return {"task": self.backbone.answer_loss(batch)}
+
+    def footprint(self, task: Task, batch_size: int) -> Footprint:
+        """On disk: old and new weights, the phase's result, and a checkpoint with two moments."""
+        return Footprint(passing=6 * self.weights.size())
 
     def route(self, batch: Batch, task: str | None = None) -> None:
         """There is nothing to choose: the weights are always on."""
@@ -67,6 +72,7 @@ class SeqLora(Sequential):
     Config = LoraMethodConfig
     idea = "one LoRA learns every task in turn, with nothing against forgetting"
     stores = "the LoRA as it was after the task"
+    lowers_disk = "method.rank"
 
 
 class SeqFt(Sequential):

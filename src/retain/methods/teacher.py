@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Literal
 
 import torch
@@ -20,11 +21,11 @@ from retain.backbone import Backbone, Batch, Features
 from retain.backbone.backbone import IGNORED
 from retain.methods.base import Footprint, MethodConfig
 from retain.methods.memory import MemoryMethod, ReplayConfig
+from retain.methods.sequential import Sequential
 from retain.store import read_tensors, write_tensors
 from retain.tasks import Task
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
-SMALLEST = 1e-8
 SIGNALS = "teacher"
 """The folder of a task's signals, in the task's own."""
 
@@ -65,7 +66,7 @@ class TeacherLogits:
         )
 
 
-def kept(logits: Tensor, config: TeacherConfig) -> dict[str, Tensor]:
+def compressed(logits: Tensor, config: TeacherConfig) -> dict[str, Tensor]:
     """What is written of logits (N, V). Taking the largest off first costs least in float16."""
     logits = logits.float()
     largest = logits.amax(1)
@@ -89,18 +90,20 @@ def file_of(folder: Path, number: int) -> Path:
 
 
 def write_logits(
-    backbone: Backbone,
+    method: Sequential,
     rows: Sequence[Features],
     folder: Path,
     config: TeacherConfig,
     temperature: float = 1.0,
 ) -> None:
-    """Writes each row's logits at the positions that predict its answer, over `temperature`."""
+    """Writes the method's logits where each row's answer is predicted, over `temperature`."""
     for number, row in enumerate(rows):
+        batch = method.backbone.collate([row])
+        method.route(batch)
         with torch.no_grad():
-            logits, targets = backbone.answer_logits(backbone.collate([row]))
+            logits, targets = method.backbone.answer_logits(batch)
         found = logits[targets != IGNORED] / temperature
-        write_tensors(file_of(folder, number), kept(found, config))
+        write_tensors(file_of(folder, number), compressed(found, config))
 
 
 def stacked(files: Sequence[Mapping[str, Tensor]]) -> TeacherLogits:
@@ -126,9 +129,9 @@ def soft_cross_entropy(student: Tensor, teacher: TeacherLogits) -> Tensor:
     p = (teacher.logits - whole[:, None]).exp()
     if teacher.index is None:
         return -(p * log_q).sum(1).mean()
-    log_q = log_q.gather(1, teacher.index)
-    others = (1 - log_q.exp().sum(1)).clamp(min=SMALLEST).log()
-    return -((p * log_q).sum(1) + (teacher.rest - whole).exp() * others).mean()
+    others = log_q.scatter(1, teacher.index, float("-inf")).logsumexp(1)
+    p_rest = (teacher.rest - whole).exp()
+    return -((p * log_q.gather(1, teacher.index)).sum(1) + p_rest * others).mean()
 
 
 def squared_error(student: Tensor, teacher: TeacherLogits) -> Tensor:
@@ -137,6 +140,18 @@ def squared_error(student: Tensor, teacher: TeacherLogits) -> Tensor:
     target = teacher.logits + teacher.largest[:, None]
     same = student if teacher.index is None else student.gather(1, teacher.index)
     return F.mse_loss(same.float(), target)
+
+
+COPIES = 6
+"""What a loss makes of the signals that it reads: in float32, beside the student's, and between."""
+
+
+def bytes_of_logits(
+    backbone: Backbone, rows: Sequence[Features], config: TeacherConfig
+) -> list[int]:
+    """What each row's logits take on disk."""
+    each = bytes_per_position(backbone.model.config.vocab_size, config)
+    return [each * sum(label != IGNORED for label in row["labels"]) for row in rows]
 
 
 def bytes_per_position(vocabulary: int, config: TeacherConfig) -> int:
@@ -160,7 +175,8 @@ class TaughtMethod(MemoryMethod):
     """
 
     Config = TaughtConfig
-    lowers_footprint = "method.replay.share or method.teacher.top_k"
+    lowers_disk = "method.replay.share, or method.teacher.top_k"
+    lowers_ram = "training.per_device_train_batch_size, or method.teacher.top_k"
 
     def __init__(self, backbone: Backbone, config: TaughtConfig) -> None:
         super().__init__(backbone, config)
@@ -176,11 +192,11 @@ class TaughtMethod(MemoryMethod):
 
     def write_signals(self, rows: Sequence[Features], folder: Path) -> None:
         """Writes a file for each of a task's rows."""
-        write_logits(self.backbone, rows, folder / SIGNALS, self.teacher)
+        write_logits(self, rows, folder / SIGNALS, self.teacher)
 
     def read_signals(self, batch: Batch) -> list[dict[str, Tensor]]:
         """The files of a replay batch's rows."""
-        return [read_tensors(self.signals[number]) for number in batch["teacher"][:, 0].tolist()]
+        return [read_tensors(self.signals[number]) for number in batch["number"][:, 0].tolist()]
 
     def load(self, folder: Path) -> None:
         """Takes over a later task's weights, and adds what was kept of it."""
@@ -192,8 +208,9 @@ class TaughtMethod(MemoryMethod):
         self.signals += [file_of(folder / SIGNALS, number) for number in range(count)]
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:
-        """The logits of the examples that will be kept, and of a replay batch."""
-        rows = [self.backbone.encode(example)["labels"] for example in task.train]
-        labelled = sum(label != IGNORED for row in rows for label in row) / len(rows)
-        each = labelled * bytes_per_position(self.backbone.model.config.vocab_size, self.teacher)
-        return Footprint(kept=int(self.kept(task) * each), ram=int(batch_size * each))
+        """The logits of the examples that will be kept, and of a batch of the longest."""
+        each = bytes_of_logits(self.backbone, self.encoded(task), self.teacher)
+        own = Footprint(
+            kept=int(self.kept(task) * fmean(each)), ram=COPIES * batch_size * max(each)
+        )
+        return super().footprint(task, batch_size) + own

@@ -81,8 +81,9 @@ def sensitivity(
 
 
 def normalised(per_head: Tensor) -> Tensor:
-    """Divides each layer's values by their sum, so that layers compare."""
-    return per_head / per_head.sum(1, keepdim=True)
+    """Divides each layer's values by their sum, so that layers compare; where it is 0, evenly."""
+    total = per_head.sum(1, keepdim=True)
+    return torch.where(total > 0, per_head / total, 1 / per_head.shape[1])
 
 
 def forgettability(

@@ -8,17 +8,17 @@ far they moved, and the model's logits and chosen attention rows are kept with t
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any, Literal
 
 import torch
-import torch.nn.functional as F
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeFloat, model_validator
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch, Features
-from retain.backbone.backbone import IGNORED
+from retain.backbone.backbone import IGNORED, cross_entropy
 from retain.layers.attention_capture import AttentionCapture, AttentionModule, Side, Wanted
 from retain.methods.base import Footprint, MethodConfig, Phase, filled_in
 from retain.methods.seekr.distillation import Attention, Sample, attention_loss, wanted
@@ -32,13 +32,14 @@ from retain.methods.seekr.heads import (
     sensitivity,
 )
 from retain.methods.teacher import (
+    COPIES,
     DTYPES,
     SIGNALS,
     TaughtConfig,
     TaughtMethod,
     TeacherLogits,
+    compressed,
     file_of,
-    kept,
     soft_cross_entropy,
     stacked,
 )
@@ -49,7 +50,15 @@ HEADS = "heads.json"
 BEFORE = "before"
 """Folder of the attention before a task was learned; deleted when it is learned."""
 
-Budget = PositiveInt | Annotated[float, Field(gt=0, le=1)]
+
+def _count_or_share(value: Any) -> Any:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    if whole or (isinstance(value, float) and 0 < value <= 1):
+        return value
+    raise ValueError("Input should be a whole number, 1 or more, or a share over 0, at most 1.0")
+
+
+Budget = Annotated[int | float, BeforeValidator(_count_or_share)]
 """A count (a whole number) or a share (a fraction, or 1.0 for all)."""
 
 
@@ -72,6 +81,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "accumulate": "sum_of_products",
         "logit_positions": "standing",
         "replay": {"select": "first"},
+        "teacher": {"top_k": None, "dtype": "float32"},
     },
 }
 
@@ -82,7 +92,7 @@ class SeekrConfig(TaughtConfig):
     `logit_weight` is λ1 and `attention_weight` λ2. `gradient` and `change` say whether a sample
     counts with its mean square or the root of it; `logit_positions`, whether logits are compared
     where they predict the answer's tokens or where these stand. `score` rates heads; all but
-    importance are for ablation.
+    importance are for ablation, and sensitivity chooses no layers, since it is 1 in each.
     """
 
     profile: Literal["default", "reference"] = "default"
@@ -108,7 +118,8 @@ class Seekr(TaughtMethod):
     Config = SeekrConfig
     idea = "replay, with distillation of the attention heads that matter and forget most"
     stores = "a share of its examples with logits and attention; the newest weights"
-    lowers_footprint = "method.replay.share, method.budget.heads or method.budget.queries"
+    lowers_disk = "method.replay.share, method.budget.heads or method.budget.queries"
+    lowers_ram = "training.per_device_train_batch_size, or method.budget"
 
     def __init__(self, backbone: Backbone, config: SeekrConfig) -> None:
         super().__init__(backbone, config)
@@ -130,7 +141,7 @@ class Seekr(TaughtMethod):
 
     def _loss(self, batch: Batch) -> dict[str, Tensor]:
         self.capture.wanted = {}
-        if "teacher" not in batch:
+        if "number" not in batch:
             return super()._loss(batch)
         self.route(batch)
         files = self.read_signals(batch)
@@ -141,17 +152,19 @@ class Seekr(TaughtMethod):
 
     def write_before(self, rows: Sequence[Features], folder: Path) -> None:
         """Writes the attention of every head at the rows' queries, a layer at a time."""
-        numbers = {name: number for number, name in enumerate(self.modules)}
         dtype = DTYPES[self.teacher.dtype]
-        for row_number, row in enumerate(rows):
+        for number, row in enumerate(rows):
 
-            def write(name: str, weights: Tensor, row_number: int = row_number) -> None:
-                path = folder / f"{row_number:04d}-{numbers[name]:03d}.safetensors"
+            def write(name: str, weights: Tensor, number: int = number) -> None:
+                path = self._before(folder, number, name)
                 write_tensors(path, {"weights": weights.to(dtype)})
 
-            self._look(row, row_number, write)
+            self._look(row, number, write)
 
-    def _look(self, row: Features, number: int, consume: Any) -> None:
+    def _before(self, folder: Path, row: int, name: str) -> Path:
+        return folder / f"{row:04d}-{list(self.modules).index(name):03d}.safetensors"
+
+    def _look(self, row: Features, number: int, consume: Callable[[str, Tensor], None]) -> None:
         """One forward that hands over the attention of every head at the row's queries."""
         batch = self.backbone.collate([row])
         positions = self._positions(batch, number)
@@ -180,15 +193,24 @@ class Seekr(TaughtMethod):
     # -- what a task leaves
 
     def write_signals(self, rows: Sequence[Features], folder: Path) -> None:
-        """Rates the heads, chooses among them, and writes the teacher's logits and attention."""
+        """Chooses heads, and writes the teacher's logits and their attention."""
         self.capture.on()
+        heads = self._choose_heads(rows, folder)
+        for number, row in enumerate(rows):
+            path = file_of(folder / SIGNALS, number)
+            write_tensors(path, self._signals(row, number, heads))
+        self.capture.off()
+        shutil.rmtree(folder / BEFORE, ignore_errors=True)
+
+    def _choose_heads(self, rows: Sequence[Features], folder: Path) -> dict[str, Tensor]:
+        """Rates the heads and writes `heads.json`; the indices of the chosen ones by module."""
         self.sensitivities.append(self._sensitivity(rows))
         self.forgettabilities.append(self._forgettability(rows, folder / BEFORE))
         scores = self._scores()
-        sizes = self.options.budget
-        chosen = select(
-            scores, budget(sizes.layers, len(scores)), budget(sizes.heads, scores.numel())
-        )
+        layers, heads = self.options.budget.layers, self.options.budget.heads
+        if self.options.score == "sensitivity":  # is 1 in every layer: there is none to prefer
+            layers = 1.0
+        chosen = select(scores, budget(layers, len(scores)), budget(heads, scores.numel()))
         found = {
             "sensitivity": self.sensitivities[-1],
             "forgettability": self.forgettabilities[-1],
@@ -197,16 +219,11 @@ class Seekr(TaughtMethod):
         }
         lists = {key: tensor.tolist() for key, tensor in found.items()}
         write_json(folder / HEADS, {"modules": list(self.modules), **lists})
-        heads = {
+        return {
             name: row.nonzero()[:, 0]
             for name, row in zip(self.modules, chosen, strict=True)
             if row.any()
         }
-        for number, row in enumerate(rows):
-            path = file_of(folder / SIGNALS, number)
-            write_tensors(path, self._signals(row, number, heads))
-        self.capture.off()
-        shutil.rmtree(folder / BEFORE, ignore_errors=True)
 
     def _sensitivity(self, rows: Sequence[Features]) -> Tensor:
         found = []
@@ -220,16 +237,16 @@ class Seekr(TaughtMethod):
 
     def _forgettability(self, rows: Sequence[Features], folder: Path) -> Tensor:
         changes: dict[str, list[Tensor]] = {name: [] for name in self.modules}
-        numbers = {name: number for number, name in enumerate(self.modules)}
-        for row_number, row in enumerate(rows):
+        dtype = DTYPES[self.teacher.dtype]
+        for number, row in enumerate(rows):
 
-            def compare(name: str, weights: Tensor, row_number: int = row_number) -> None:
-                path = folder / f"{row_number:04d}-{numbers[name]:03d}.safetensors"
-                before = read_tensors(path)["weights"].to(weights)
+            def compare(name: str, weights: Tensor, number: int = number) -> None:
+                before = read_tensors(self._before(folder, number, name))["weights"].to(weights)
+                after = weights.to(dtype).float()  # rounded alike, or peaked heads seem to move
                 real = torch.ones(1, weights.shape[3], device=weights.device)
-                changes[name].append(forgettability(before, weights, real, self.options.change))
+                changes[name].append(forgettability(before, after, real, self.options.change))
 
-            self._look(row, row_number, compare)
+            self._look(row, number, compare)
         return torch.stack([torch.stack(found).mean(0) for found in changes.values()]).cpu()
 
     def _scores(self) -> Tensor:
@@ -259,7 +276,7 @@ class Seekr(TaughtMethod):
         with torch.no_grad():
             logits, targets = self.backbone.logits_and_targets(batch)
         compared = _compared(logits, targets, self.options)[targets != IGNORED]
-        tensors = kept(compared, self.teacher)
+        tensors = compressed(compared, self.teacher)
         tensors |= {f"positions.{side}": tensor for side, tensor in positions.items()}
         for index, name in enumerate(self.modules):
             if name in heads:
@@ -279,27 +296,25 @@ class Seekr(TaughtMethod):
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:
         """Logits and chosen attention kept; the attention of all heads while a task is learned."""
-        logits = super().footprint(task, batch_size)
-        value = DTYPES[self.teacher.dtype].itemsize
-        rows = [self.backbone.encode(example) for example in task.train]
-        entries = [
-            sum(self._entries(row, module) * module.heads for row in rows) / len(rows)
-            for module in self.modules.values()
-        ]
+        value, count = DTYPES[self.teacher.dtype].itemsize, self.kept(task)
+        every = [self._entries(row) for row in self.encoded(task)]  # of all heads
         total = sum(module.heads for module in self.modules.values())
         share = budget(self.options.budget.heads, total) / total
-        count = self.kept(task)
-        chosen = share * sum(entries)
-        return Footprint(
-            kept=logits.kept + int(count * chosen * value),
-            passing=int(count * sum(entries) * value),
-            ram=logits.ram + int(max(batch_size * chosen, max(entries)) * 4),
+        own = Footprint(
+            kept=int(count * share * fmean(every) * value),
+            passing=int(count * fmean(every) * value),
+            ram=int(COPIES * batch_size * share * max(every) * 4),
         )
+        return super().footprint(task, batch_size) + own
 
-    def _entries(self, row: Features, module: AttentionModule) -> int:
-        """Queries × keys that one head of a module has in a row."""
-        queries = len(row[module.queries])
-        return budget(self.options.budget.queries, queries) * len(row[module.keys])
+    def _entries(self, row: Features) -> int:
+        """Attention weights that are looked at in a row: heads × queries × keys of all modules."""
+        return sum(
+            module.heads
+            * budget(self.options.budget.queries, len(row[module.queries]))
+            * len(row[module.keys])
+            for module in self.modules.values()
+        )
 
 
 def budget(value: float, total: int) -> int:
@@ -328,14 +343,16 @@ def replay_losses(
         options: the weights λ1 and λ2, and where logits are compared.
     """
     capture.clear()
+    capture.consume = None
     capture.wanted = wanted(samples, batch, modules)
     logits, targets = backbone.logits_and_targets(batch)
-    labelled = targets != IGNORED
-    predicting = logits[:, : targets.shape[1]][labelled].float()
-    replay = F.cross_entropy(predicting, targets[labelled])
-    soft = soft_cross_entropy(_compared(logits, targets, options)[labelled], teacher)
+    compared = _compared(logits, targets, options)[targets != IGNORED]
+    soft = soft_cross_entropy(compared, teacher)
     attention = attention_loss(capture.weights, samples, batch, modules, capture.wanted)
     capture.clear()
+    # Gradient checkpointing computes the weights again during backward: they are not to be kept.
+    capture.consume = lambda name, weights: None
+    replay = cross_entropy(logits[:, : targets.shape[1]], targets)
     return {
         "replay": (1 - options.logit_weight) * replay,
         "logits": options.logit_weight * soft,
