@@ -163,6 +163,7 @@ class Learner:
         self.progress = progress or Progress()
         self.tasks: list[Task] = []
         self._have_room: list[Task] = []
+        self._takes = ""
         self._interrupted = False
         self.backbone = backbone or load_backbone(experiment.backbone, experiment.prompt)
         transformers.set_seed(experiment.seed)
@@ -191,6 +192,9 @@ class Learner:
             self.check_room([task])
         with self.run.locked():
             self._start_run()
+            if self._takes:
+                self.progress.message(self._takes)
+                self._takes = ""
             self._complete_row()
             folder = self.run.task_folder(len(self.tasks), task.name)
             self._continue_or_clear(folder, task)
@@ -203,13 +207,13 @@ class Learner:
         return list(self.scores["matrix"][-1])
 
     def check_room(self, tasks: Sequence[Task]) -> None:
-        """Says what the method's memory will take for these tasks; `learn` asks for its own.
+        """Estimates what these tasks take beside the model; `learn` asks for its own, and says it.
 
         Raises:
             RetainError: when it does not fit on disk or in RAM.
         """
         batch_size = self.experiment.training.per_device_train_batch_size
-        check_room(self.method, tasks, batch_size, self.run, self.progress)
+        self._takes = check_room(self.method, tasks, batch_size, self.run)
         self._have_room = list(tasks)
 
     def finish_evaluation(self) -> None:

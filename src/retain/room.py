@@ -9,7 +9,6 @@ import psutil
 
 from retain.errors import RetainError
 from retain.methods import Method
-from retain.progress import Progress
 from retain.store import RunDirectory
 from retain.tasks import Task
 
@@ -19,16 +18,14 @@ def check_room(
     tasks: Sequence[Task],
     batch_size: int,
     run: RunDirectory,
-    progress: Progress,
-) -> None:
-    """Says what learning these tasks takes beside the model and its training.
+) -> str:
+    """What learning these tasks takes beside the model, in a sentence; empty if it is nothing.
 
     Args:
         method: estimates it, task by task.
         tasks: what is to be learned.
         batch_size: rows of a batch that are in memory at once.
         run: where it is kept; unfinished work there makes room for what follows.
-        progress: is told.
 
     Raises:
         RetainError: when it does not fit on the disk of the run, or in memory.
@@ -37,7 +34,7 @@ def check_room(
     disk = sum(need.kept for need in needs) + max((need.passing for need in needs), default=0)
     ram = max((need.ram for need in needs), default=0)
     if not disk and not ram:
-        return
+        return ""
     place = run.path.absolute()
     place = next(path for path in (place, *place.parents) if path.is_dir())
     usage = shutil.disk_usage(place)
@@ -52,7 +49,7 @@ def check_room(
                 f"method: it needs about {size(need)} {where}, but {size(there)} are free; "
                 f"lower {advice}"
             )
-    progress.message(f"takes about {size(disk)} on disk, {size(ram)} in RAM, beside the model")
+    return f"takes about {size(disk)} on disk, {size(ram)} in RAM, beside the model"
 
 
 def size(count: float) -> str:
