@@ -34,22 +34,23 @@ from retain.methods.seekr.distillation import attention_loss, wanted
 from retain.methods.seekr.method import SeekrConfig, sample_of
 from retain.methods.teacher import soft_cross_entropy, stacked
 
-ROWS, LENGTH = 2, 1024
+ROWS = 2
 KINDS = ("plain", "seekr", "eager")
 
 
 class Bench:
-    """The bench model with a memory of two rows."""
+    """The bench model with a memory of two rows; smaller for its test."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, width: int = 1024, length: int = 1024) -> None:
         torch.manual_seed(0)
+        self.length = length
         config = LlamaConfig(
             vocab_size=8192,
-            hidden_size=1024,
-            intermediate_size=2816,
+            hidden_size=width,
+            intermediate_size=11 * width // 4,
             num_hidden_layers=4,
             num_attention_heads=8,
-            max_position_embeddings=LENGTH,
+            max_position_embeddings=length,
             eos_token_id=1,
             bos_token_id=None,
             pad_token_id=0,
@@ -58,7 +59,7 @@ class Bench:
         self.backbone = Backbone(LlamaForCausalLM(config), tokenizer, "bench")
         options = SeekrConfig.model_validate({"budget": {"heads": 0.25, "layers": 1.0}})
         self.method = Seekr(self.backbone, options)
-        ids = torch.randint(2, 8192, (ROWS, LENGTH)).tolist()
+        ids = torch.randint(2, 8192, (ROWS, length)).tolist()
         rows = [{"input_ids": r, "labels": [-100, *r[1:]], "route_ids": r} for r in ids]
         self.method.capture.on()
         self.method.write_before(rows, folder / "before")
@@ -66,7 +67,7 @@ class Bench:
             parameter.data += 0.01 * torch.randn_like(parameter)
         self.method.write_signals(rows, folder)
         self.method.signals = sorted((folder / "teacher").iterdir())
-        self.batch = self.backbone.collate([{**row, "teacher": [i]} for i, row in enumerate(rows)])
+        self.batch = self.backbone.collate([{**row, "number": [i]} for i, row in enumerate(rows)])
         self.backbone.model.requires_grad_(True).train()
         self.optimizer = torch.optim.AdamW(self.backbone.model.parameters(), lr=1e-5)
         self.losses: dict[str, Callable[[], Any]] = {
@@ -75,16 +76,16 @@ class Bench:
             "eager": self._eager,
         }
 
-    def step(self, kind: str) -> None:
-        implementation = "eager" if kind == "eager" else "sdpa"
+    def step(self, kind: str) -> float:
+        self.backbone.model.set_attn_implementation("eager" if kind == "eager" else "sdpa")
         if kind == "seekr":
             self.method.capture.on()
-        else:
-            self.backbone.model.set_attn_implementation(implementation)
-        self.losses[kind]().backward()
+        loss = self.losses[kind]()
+        loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.method.capture.off()
+        return float(loss.detach())
 
     def _seekr(self) -> Tensor:
         return torch.stack(list(self.method._loss(self.batch).values())).sum()
@@ -103,7 +104,7 @@ class Bench:
         for name, want in captured.items():
             assert want.positions is not None
             chosen = matrices[name][:, want.heads]
-            index = want.positions[:, None, :, None].expand(-1, chosen.shape[1], -1, LENGTH)
+            index = want.positions[:, None, :, None].expand(-1, chosen.shape[1], -1, self.length)
             weights[name] = chosen.gather(2, index)
         attention = attention_loss(weights, samples, self.batch, method.modules, captured)
         logits, targets = output.logits[:, :-1].flatten(0, 1), self.batch["labels"][:, 1:].flatten()
