@@ -36,6 +36,12 @@ WIDTH = 32
 REPLAY = {"share": 0.2, "every": 1}
 OPTIONS: dict[str, dict[str, Any]] = {
     "sapt": {"router": {"hidden": 16}, "generator": {"share": 0.2, "max_new_tokens": 6}},
+    "sapt-prompt": {
+        "router": {"hidden": 16},
+        "generator": {"share": 0.2, "max_new_tokens": 6},
+        "length": 3,
+        "rate": 1.0,
+    },
     "replay": {"replay": REPLAY},
     "derpp": {"replay": REPLAY},
     "seekr": {"replay": REPLAY, "budget": {"heads": 0.5, "queries": 4}},

@@ -81,6 +81,7 @@ class Backbone:
         self.name = name = self.source.name
         self.prompt = prompt or PromptConfig()
         self.is_encoder_decoder: bool = model.config.is_encoder_decoder
+        self.virtual_tokens = 0  # ids −1, −2, … before each prompt, for a soft prompt
         if self.prompt.chat_template and not tokenizer.chat_template:
             raise RetainError(
                 f"backbone '{name}': its tokenizer has no chat template; "
@@ -134,6 +135,7 @@ class Backbone:
         prompt = self._prompt_text(example)
         special = not self.prompt.chat_template  # a template writes its own
         ids = self._shorten(self._ids(prompt, special=special))
+        ids = [*range(-1, -1 - self.virtual_tokens, -1), *ids]
         route_ids = self._shorten(self._ids(example.prompt))
         features = {"input_ids": ids, "route_ids": route_ids or [self.pad_id]}
         if not with_answer:

@@ -228,7 +228,7 @@ class LoraPool:
             tensors[f"{PREFIX}{name}.lora_A.weight"] = layer.A
             tensors[f"{PREFIX}{name}.lora_B.weight"] = layer.B
         write_tensors(folder / "adapter_model.safetensors", tensors)
-        write_json(folder / "adapter_config.json", _plain(config))
+        write_json(folder / "adapter_config.json", plain(config))
         self.freeze()
 
     def load_block(self, folder: Path, name: str) -> None:
@@ -267,7 +267,7 @@ class LoraPool:
             self.layers[layer_name].push(A, B)
 
 
-def _plain(config: dict[str, object]) -> dict[str, object]:
+def plain(config: dict[str, object]) -> dict[str, object]:
     """peft's config as JSON values."""
     return {
         key: sorted(value) if isinstance(value, set) else getattr(value, "value", value)

@@ -6,12 +6,13 @@ from retain.methods.ewc import Ewc
 from retain.methods.lwf import Lwf
 from retain.methods.pertask import PerTask
 from retain.methods.replay import Replay
-from retain.methods.sapt import Sapt
+from retain.methods.sapt import Sapt, SaptPrompt
 from retain.methods.seekr import Seekr
 from retain.methods.sequential import SeqFt, SeqLora
 
 METHODS: dict[str, type[Method]] = {
     "sapt": Sapt,
+    "sapt-prompt": SaptPrompt,
     "seekr": Seekr,
     "seqft": SeqFt,
     "seqlora": SeqLora,

@@ -1,5 +1,5 @@
 """SAPT: Shared Attentive Learning and Selection (arXiv 2401.08295)."""
 
-from retain.methods.sapt.method import Sapt
+from retain.methods.sapt.method import Sapt, SaptPrompt
 
-__all__ = ["Sapt"]
+__all__ = ["Sapt", "SaptPrompt"]

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from retain.backbone import Backbone, Batch, Features
 from retain.errors import RetainError
-from retain.methods.base import MethodConfig, ParamGroup, Phase, filled_in
-from retain.methods.lora import LoraMethod, LoraMethodConfig
+from retain.layers.pooled_linear import LoraPool
+from retain.layers.soft_prompt import PromptPool
+from retain.methods.base import Method, MethodConfig, ParamGroup, Phase, filled_in
+from retain.methods.lora import LoraMethodConfig
 from retain.methods.sapt.reflection import Reflection
 from retain.methods.sapt.router import Router, generic_centre
 from retain.store import read_json, read_jsonl, read_tensors, write_jsonl, write_tensors
@@ -66,14 +68,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-class SaptConfig(LoraMethodConfig):
-    """SAPT's options. A preset fills in what is not given; `paper` is the published router."""
+class RoutedConfig(MethodConfig):
+    """What both kinds of SAPT take. A preset fills in what is not given; `paper` is the published
+    router."""
 
     preset: Literal["default", "paper"] = "default"
     router: RouterConfig = Field(default_factory=RouterConfig)
     generator: GeneratorConfig = Field(default_factory=GeneratorConfig)
     reflection: ReflectionConfig = Field(default_factory=ReflectionConfig)
-    old_block_gradient: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -82,16 +84,31 @@ class SaptConfig(LoraMethodConfig):
         return filled_in(values, PRESETS.get(str(chosen), {}))
 
 
-class Sapt(LoraMethod):
-    """W x + Σ_i a_i (α/r) B_i A_i x with a = router(prompt) (arXiv 2401.08295, eq. 6)."""
+class SaptConfig(RoutedConfig, LoraMethodConfig):
+    """SAPT-LoRA's options."""
 
-    Config = SaptConfig
-    idea = "attention over a pool of LoRA blocks guides both learning and selection"
-    stores = "one LoRA, one key, the router's projection, pseudo-samples"
+    old_block_gradient: bool = False
 
-    def __init__(self, backbone: Backbone, config: SaptConfig) -> None:
-        super().__init__(backbone, config, config.old_block_gradient)
-        self.options: SaptConfig = config
+
+class SaptPromptConfig(RoutedConfig):
+    """SAPT-Prompt's options: rows of a prompt, and its rate, times training.learning_rate."""
+
+    length: PositiveInt = 10
+    rate: PositiveFloat = 30.0
+
+
+class Routed(Method):
+    """What both kinds of SAPT share: all but the kind of block."""
+
+    stores = "one block, one key, the router's projection, pseudo-samples"
+
+    def __init__(
+        self, backbone: Backbone, config: RoutedConfig, pool: LoraPool | PromptPool, rate: float
+    ) -> None:
+        self.backbone = backbone
+        self.pool = pool
+        self.rate = rate  # of the blocks
+        self.options = config
         centre = torch.zeros(backbone.width, device=backbone.device)
         if config.router.centre == "generic":
             centre = generic_centre(backbone)
@@ -115,7 +132,11 @@ class Sapt(LoraMethod):
         yield Phase(
             "generator",
             [self.backbone.encode(prompt, answer_limit=longest) for prompt in prompts],
-            [ParamGroup("generator", self.pool.parameters(), self.options.generator.rate)],
+            [
+                ParamGroup(
+                    "generator", self.pool.parameters(), self.rate * self.options.generator.rate
+                )
+            ],
             self._generator_loss,
             self.options.generator.max_steps,
         )
@@ -128,7 +149,7 @@ class Sapt(LoraMethod):
             "learn",
             [self.backbone.encode(example) for example in task.train],
             [
-                ParamGroup("block", self.pool.parameters()),
+                ParamGroup("block", self.pool.parameters(), self.rate),
                 ParamGroup("router", self._router_parameters(), self.options.router.rate),
             ],
             self._loss,
@@ -227,3 +248,30 @@ class Sapt(LoraMethod):
         self.router.grow(tensors["key"].to(self.router.centre))
         pseudo = [row["prompt"] for row in read_jsonl(folder / "pseudo.jsonl")]
         self.reflection.add(self._embed(pseudo), tensors["attention"].to(self.router.centre))
+
+
+class Sapt(Routed):
+    """W x + Σ_i a_i (α/r) B_i A_i x with a = router(prompt) (arXiv 2401.08295, eq. 6)."""
+
+    Config = SaptConfig
+    idea = "attention over a pool of LoRA blocks guides both learning and selection"
+
+    def __init__(self, backbone: Backbone, config: SaptConfig) -> None:
+        pool = LoraPool(
+            backbone.model,
+            config.target_modules,
+            config.rank,
+            config.alpha,
+            config.old_block_gradient,
+        )
+        super().__init__(backbone, config, pool, rate=1.0)
+
+
+class SaptPrompt(Routed):
+    """Σ_i a_i P_i before the prompt's tokens, with a = router(prompt) (arXiv 2401.08295)."""
+
+    Config = SaptPromptConfig
+    idea = "the same attention and reflection over a pool of soft prompts"
+
+    def __init__(self, backbone: Backbone, config: SaptPromptConfig) -> None:
+        super().__init__(backbone, config, PromptPool(backbone, config.length), config.rate)

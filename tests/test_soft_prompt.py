@@ -1,0 +1,92 @@
+"""Soft prompts: the mixture against the paper's formula, the saved block against peft."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import PeftModel
+from torch import nn
+
+from retain.layers.pooled_linear import Mixture
+from retain.layers.soft_prompt import PromptedEmbedding, PromptPool
+from tests.tiny import KINDS, make_backbone, make_task
+
+TASK = make_task("copy")
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    count=st.integers(1, 6),
+    length=st.integers(1, 4),
+    beams=st.integers(1, 2),
+    words=st.integers(0, 3),
+    seed=st.integers(0, 100),
+)
+def test_virtual_tokens_are_the_mixture(
+    count: int, length: int, beams: int, words: int, seed: int
+) -> None:
+    """Σ_i a_i P_i before the words, forward and backward; the word's own embeddings otherwise."""
+    torch.manual_seed(seed)
+    table = nn.Embedding(9, 5).requires_grad_(False)
+    mixture = Mixture()
+    layer = PromptedEmbedding(table, length, mixture)
+    prompts = torch.randn(count, length, 5)
+    for prompt in prompts[:-1]:
+        layer.push(prompt)
+    layer.restart()
+    assert layer.prompt is not None
+    layer.prompt.data.copy_(prompts[-1])
+    weights = torch.rand(2, count, requires_grad=True)
+    mixture.weights = weights
+    ids = torch.cat([-1 - torch.arange(length).expand(2, -1), torch.randint(9, (2, words))], 1)
+    y = layer(ids.repeat_interleave(beams, 0))
+    newest = prompts[-1].clone().requires_grad_(True)
+    again = weights.detach().clone().requires_grad_(True)
+    every = [*prompts[:-1], newest]
+    expected = torch.stack(
+        [
+            torch.cat([sum(a * p for a, p in zip(row, every, strict=True)), table(own[length:])])
+            for row, own in zip(again, ids, strict=True)
+        ]
+    ).repeat_interleave(beams, 0)
+    torch.testing.assert_close(y, expected)
+    slope = torch.randn_like(y)
+    found = torch.autograd.grad((y * slope).sum(), [layer.prompt, weights])
+    wanted = torch.autograd.grad((expected * slope).sum(), [newest, again])
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft's
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_prompt_loads_with_plain_peft(kind: str, tmp_path: Path) -> None:
+    backbone, fresh = make_backbone(kind), make_backbone(kind)
+    pool = PromptPool(backbone, 3)
+    pool.grow("block")
+    pool.layer.prompt.data.normal_(std=0.5)
+    pool.save_block(tmp_path, backbone.name)
+    plain = PeftModel.from_pretrained(fresh.model, tmp_path)
+    for example in TASK.test:
+        row, bare = backbone.encode(example), fresh.encode(example)
+        assert row["input_ids"] == [-1, -2, -3, *bare["input_ids"]]
+        pool.use_block(1, 0)
+        with torch.no_grad():
+            actual, targets = backbone.answer_logits(backbone.collate([row]))
+            batch = fresh.collate([bare])
+            inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+            expected = plain(**inputs, labels=batch["labels"]).logits
+        if not backbone.is_encoder_decoder:
+            expected = expected[:, -targets.shape[1] - 1 : -1]
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
+
+
+def test_without_a_block_there_are_no_virtual_tokens() -> None:
+    backbone = make_backbone("llama")
+    before = backbone.encode(TASK.test[0])
+    pool = PromptPool(backbone, 4)
+    assert backbone.encode(TASK.test[0]) == before
+    pool.grow("first")
+    assert len(backbone.encode(TASK.test[0])["input_ids"]) == len(before["input_ids"]) + 4
