@@ -50,6 +50,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, OPTIONS.get(name, {})) for name in METHODS},
+    "amlora-instance": (
+        "amlora",
+        {
+            "selector": {"granularity": "instance", "hidden": 3, "activation": "tanh"},
+            "sparsity": {"penalty": "l1", "weight": 0.1},
+        },
+    ),
+    "amlora-new": ("amlora", {"selector": {"train": "new", "gate": "sigmoid"}}),
     "seekr-lora": ("seekr", {**OPTIONS["seekr"], "tune": "lora"}),
     "derpp-lora": ("derpp", {**OPTIONS["derpp"], "tune": "lora"}),
     "lwf-lora": ("lwf", {"tune": "lora"}),

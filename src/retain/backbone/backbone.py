@@ -213,23 +213,35 @@ class Backbone:
         Its logits are (B, K + 1, V): the first K predict the targets, the last K stand where the
         targets stand. An encoder-decoder's are (B, K, V), and do both.
         """
-        inputs = {key: batch[key] for key in PROMPT_KEYS}
         if self.is_encoder_decoder:
+            inputs = {key: batch[key] for key in PROMPT_KEYS}
             # Each architecture shifts answers in its own way (T5 and mBART differ).
             shifted = self.model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
             logits = self.model(**inputs, decoder_input_ids=shifted, use_cache=False).logits
             return logits, batch["labels"]
         labelled = (batch["labels"] != IGNORED).any(0).nonzero()
         k = batch["labels"].shape[1] - int(labelled[0]) if len(labelled) else 1
+        return self._last_logits(batch, k + 1), batch["labels"][:, -k:]
+
+    def _last_logits(self, batch: Batch, count: int) -> Tensor:
+        """A decoder-only model's logits at the last positions, (B, count, V)."""
+        inputs = {key: batch[key] for key in PROMPT_KEYS}
         if self._takes_positions:
             inputs["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
         if self._keeps_logits:
             # As indices: a slice leaves the head a strided input, multiplied sample by sample.
-            kept = torch.arange(-k - 1, 0, device=self.device)
-            logits = self.model(**inputs, logits_to_keep=kept, use_cache=False).logits
+            kept = torch.arange(-count, 0, device=self.device)
+            logits: Tensor = self.model(**inputs, logits_to_keep=kept, use_cache=False).logits
+            return logits
+        logits = self.model(**inputs, use_cache=False).logits
+        return logits[:, -count:]
+
+    def read(self, batch: Batch) -> None:
+        """A forward over the batch's `input_ids`, for what layers see on the way."""
+        if self.is_encoder_decoder:
+            self.model.get_encoder()(**{key: batch[key] for key in PROMPT_KEYS})
         else:
-            logits = self.model(**inputs, use_cache=False).logits[:, -k - 1 :]
-        return logits, batch["labels"][:, -k:]
+            self._last_logits(batch, 1)
 
     def answer_loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy over the batch's answer tokens, a scalar."""

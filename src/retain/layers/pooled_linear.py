@@ -7,6 +7,7 @@ matrix products whatever the number of blocks: z = A x in rank space, z scaled b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -138,6 +139,8 @@ class LoraPool:
         alpha: blocks are scaled by alpha / r.
         old_block_gradient: whether frozen blocks pass a gradient to their input x. The equations
             say yes, SAPT's published code says no; their weights a_i get one either way.
+        mixture: what the layers read their weights from; a new one when None.
+        make_layer: makes the layers, with the arguments of `PooledLinear`.
     """
 
     def __init__(
@@ -147,15 +150,17 @@ class LoraPool:
         rank: int,
         alpha: float,
         old_block_gradient: bool = False,
+        mixture: Mixture | None = None,
+        make_layer: Callable[..., PooledLinear] = PooledLinear,
     ) -> None:
         linears, self.endings = target_linears(model, target_modules)
         self.rank, self.alpha = rank, alpha
-        self.mixture = Mixture()
+        self.mixture = mixture or Mixture()
         self.blocks: list[str] = []
         self.layers: dict[str, PooledLinear] = {}
         self._encoder_decoder = model.config.is_encoder_decoder
         for name, linear in linears.items():
-            layer = PooledLinear(linear, rank, alpha / rank, self.mixture, old_block_gradient)
+            layer = make_layer(linear, rank, alpha / rank, self.mixture, old_block_gradient)
             model.set_submodule(name, layer)
             self.layers[name] = layer
 

@@ -1,5 +1,6 @@
 """The methods by name. A new one is a file and a line here; the contract tests then cover it."""
 
+from retain.methods.amlora import AmLora
 from retain.methods.base import Method, MethodConfig, ParamGroup, Phase
 from retain.methods.derpp import DerPp
 from retain.methods.ewc import Ewc
@@ -13,6 +14,7 @@ from retain.methods.sequential import SeqFt, SeqLora
 METHODS: dict[str, type[Method]] = {
     "sapt": Sapt,
     "sapt-prompt": SaptPrompt,
+    "amlora": AmLora,
     "seekr": Seekr,
     "seqft": SeqFt,
     "seqlora": SeqLora,

@@ -1,0 +1,200 @@
+"""Linear layers that mix their LoRA blocks by an attention over the blocks' outputs (AM-LoRA).
+
+h = W x + Σ_i g_i Δ_i x with Δ_i x = (α/r) B_i A_i x and Δ_0 = 0 (arXiv 2409.19611). A block's
+output passes a dense layer of its own and a nonlinearity; scores over blocks become gates g. With
+z_i = A_i x the dense layer's product is M_i Δ_i x = (α/r) M_i B_i z_i, and M_i B_i is only (m, r):
+scores are taken in rank space, z is mixed there, and one product with all B follows. No output of a
+single block, as wide as the layer, ever exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from retain.layers.pooled_linear import Mixture, PooledLinear
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "relu": F.relu,
+    "none": lambda x: x,
+}
+Activation = Literal["silu", "tanh", "relu", "none"]
+Gate = Literal["softmax", "sparsemax", "sigmoid"]
+
+
+@dataclass
+class Attending(Mixture):
+    """How the layers of a pool attend, and what they have attended to.
+
+    While `weights` are set they count, as in any pool; else, if `on`, each layer attends by itself.
+
+    Attributes:
+        activation: between the dense layer and the score.
+        gate: how scores become gates: softmax, its sparse projection, or a sigmoid each.
+        hidden: m, the dense layers' width, before a second layer; None is straight to the score.
+        train_all: whether older blocks' selectors learn on.
+        on: False switches all blocks off.
+        prompt: 1 where the coming forward has a token of the prompt, (B, S): all of a sequence then
+            shares the gates of the prompt's mean score. None gives each token its own.
+        collects: whether the coming forward's gates are kept.
+        gates: of that forward, of each layer (B, S or 1, T + 1), the zero block first.
+    """
+
+    activation: Activation = "silu"
+    gate: Gate = "softmax"
+    hidden: int | None = None
+    train_all: bool = True
+    on: bool = False
+    prompt: Tensor | None = None
+    collects: bool = True
+    gates: dict[AttentiveLinear, Tensor] = field(default_factory=dict)
+
+
+class AttentiveLinear(PooledLinear):
+    """A pooled layer with a selector.
+
+    Attributes:
+        old_M, M: dense layers M_i of frozen and of learning selectors, (·, m, d_out).
+        old_b, b: their biases, (·, m).
+        old_v, v: second layers, (·, m); ones when `hidden` is None (then m = 1).
+        zero: the zero block's score, a scalar; no nonlinearity, under which it could not learn.
+        reads_prompt: whether its inputs are the prompt's sequence, and not a decoder's.
+    """
+
+    old_M: Tensor
+    old_b: Tensor
+    old_v: Tensor
+    mixture: Attending
+
+    def __init__(
+        self, base: nn.Linear, rank: int, scale: float, mixture: Mixture, old_block_gradient: bool
+    ) -> None:
+        super().__init__(base, rank, scale, mixture, old_block_gradient)
+        self.zero = nn.Parameter(self._empty(1))
+        self.reads_prompt = True
+
+    def clear(self) -> None:
+        """Forgets all blocks and their selectors."""
+        super().clear()
+        for name, shape in self._shapes().items():
+            self.register_buffer(f"old_{name}", self._empty(0, *shape), persistent=False)
+            setattr(self, name, None)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        m = self.mixture.hidden or 1
+        return {"M": (m, self.d_out), "b": (m,), "v": (m,)}
+
+    def grow_selector(self, generator: torch.Generator) -> None:
+        """Adds the selector of a new block: M at random, b = 0."""
+        m = self.mixture.hidden or 1
+        M = torch.randn(1, m, self.d_out, generator=generator) / self.d_out**0.5
+        v = torch.randn(1, m, generator=generator) / m**0.5 if self.mixture.hidden else None
+        fresh = {
+            "M": M,
+            "b": torch.zeros(1, m),
+            "v": torch.ones(1, m) if v is None else v,
+        }
+        for name, tensor in fresh.items():
+            old = self.selector(name)
+            new = tensor.to(self.old_A)
+            if self.mixture.train_all:
+                new, old = torch.cat([old, new]), old[:0]
+            self.register_buffer(f"old_{name}", old, persistent=False)
+            setattr(self, name, nn.Parameter(new))
+
+    def selector(self, name: str) -> Tensor:
+        """All of M, b or v, oldest block first, without a graph."""
+        learning = getattr(self, name)
+        old: Tensor = getattr(self, f"old_{name}")
+        return old if learning is None else torch.cat([old, learning.detach()])
+
+    def set_selector(self, tensors: dict[str, Tensor]) -> None:
+        """Takes over saved selectors, frozen."""
+        for name in self._shapes():
+            self.register_buffer(f"old_{name}", tensors[name].to(self.old_A), persistent=False)
+            setattr(self, name, None)
+        with torch.no_grad():
+            self.zero.copy_(tensors["zero"])
+
+    def selector_parameters(self) -> list[nn.Parameter]:
+        """What learns of the selector; v only where there is a second layer."""
+        names = ("M", "b", "v") if self.mixture.hidden else ("M", "b")
+        found = [getattr(self, name) for name in names]
+        return [self.zero, *(p for p in found if p is not None)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, S, d_in) → (B, S, d_out)."""
+        if self.mixture.weights is not None or not self.mixture.on:
+            return super().forward(x)
+        y: Tensor = self.base(x)
+        A = self.old_A if self.A is None else torch.cat([self.old_A, self.A])
+        B = self.old_B if self.B is None else torch.cat([self.old_B, self.B], 1)
+        z = F.linear(x.to(A.dtype), A).unflatten(2, (-1, self.rank))  # (B, S, T, r)
+        gates = self._gates(self._scores(z, B))  # (B, S or 1, T + 1)
+        if self.mixture.collects:
+            self.mixture.gates[self] = gates
+        mixed = z * (gates[:, :, 1:, None] * self.scale).to(z.dtype)
+        return y + F.linear(mixed.flatten(2), B).to(y.dtype)
+
+    def _scores(self, z: Tensor, B: Tensor) -> Tensor:
+        """Scores (B, S, T + 1) from z (B, S, T, r), the zero block first."""
+        M, b, v = (
+            torch.cat([getattr(self, f"old_{name}"), *_some(getattr(self, name))])
+            for name in ("M", "b", "v")
+        )
+        small = self.scale * torch.einsum(
+            "tmd,dtr->tmr", M, B.unflatten(1, (-1, self.rank))
+        )  # (α/r) M_i B_i
+        activated = ACTIVATIONS[self.mixture.activation]
+        features = activated(torch.einsum("bstr,tmr->bstm", z, small.to(z.dtype)) + b)
+        scores = (features * v).sum(3)
+        zero = self.zero.expand(*scores.shape[:2], 1)
+        return torch.cat([zero.to(scores), scores], 2).float()
+
+    def _gates(self, scores: Tensor) -> Tensor:
+        prompt = self.mixture.prompt
+        if prompt is not None:
+            reused = self._reused(scores)
+            if reused is not None:
+                return reused
+            if self.reads_prompt:
+                share = prompt / prompt.sum(1, keepdim=True)  # (B, S)
+                share = share.repeat_interleave(len(scores) // len(share), 0)[:, :, None]
+                scores = (scores * share).sum(1, keepdim=True)
+            else:
+                scores = scores[:, :1]
+        return to_gates(scores, self.mixture.gate)
+
+    def _reused(self, scores: Tensor) -> Tensor | None:
+        """The prompt's gates, in the later steps of a generation."""
+        before = self.mixture.gates.get(self)
+        if torch.is_grad_enabled() or before is None or scores.shape[1] > 1:
+            return None
+        return before.repeat_interleave(len(scores) // len(before), 0)
+
+
+def _some(tensor: Tensor | None) -> tuple[Tensor, ...]:
+    return () if tensor is None else (tensor,)
+
+
+def to_gates(scores: Tensor, gate: Gate) -> Tensor:
+    """Scores (…, n) → gates (…, n)."""
+    if gate == "sigmoid":
+        return scores.sigmoid()
+    return scores.softmax(-1) if gate == "softmax" else sparsemax(scores)
+
+
+def sparsemax(scores: Tensor) -> Tensor:
+    """The nearest point of the simplex, zero at low scores (arXiv 1602.02068, algorithm 1)."""
+    ordered = scores.sort(-1, descending=True).values
+    rank = torch.arange(1, scores.shape[-1] + 1, device=scores.device)
+    excess = ordered.cumsum(-1) - 1
+    count = (rank * ordered > excess).sum(-1, keepdim=True)
+    return (scores - excess.gather(-1, count - 1) / count).clamp(min=0)

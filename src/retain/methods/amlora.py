@@ -1,0 +1,221 @@
+"""AM-LoRA: one LoRA per task, mixed by a learned, sparse attention over the blocks' outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from retain.backbone import Backbone, Batch
+from retain.backbone.backbone import IGNORED
+from retain.errors import RetainError
+from retain.layers.attentive_linear import Activation, Attending, AttentiveLinear, Gate
+from retain.layers.pooled_linear import LoraPool
+from retain.methods.base import Method, MethodConfig, ParamGroup, Phase
+from retain.methods.lora import LoraMethodConfig
+from retain.store import read_json, read_tensors, write_tensors
+from retain.tasks import Task
+
+SELECTOR = "selector.safetensors"
+
+
+class SelectorConfig(MethodConfig):
+    """What the paper leaves open of the selector; docs/methods.md argues the defaults.
+
+    `hidden` adds a second layer; `granularity` gives each token its own gates, or all tokens those
+    of the prompt; `train` lets all blocks' selectors learn on, or the new one only; `rate` is times
+    training.learning_rate.
+    """
+
+    activation: Activation = "silu"
+    hidden: PositiveInt | None = None
+    gate: Gate = "softmax"
+    granularity: Literal["token", "instance"] = "token"
+    train: Literal["all", "new"] = "all"
+    rate: PositiveFloat = 1.0
+
+
+class SparsityConfig(MethodConfig):
+    """The sparsity term and its weight λ.
+
+    `entropy` of the gates; `l1` of the gates but the zero block's, 1 − g_0 under softmax. The L1 of
+    a whole softmax is the constant 1.
+    """
+
+    penalty: Literal["entropy", "l1"] = "entropy"
+    weight: NonNegativeFloat = 0.01
+
+
+class AmLoraConfig(LoraMethodConfig):
+    """AM-LoRA's options."""
+
+    selector: SelectorConfig = SelectorConfig()
+    sparsity: SparsityConfig = SparsityConfig()
+
+
+class AmLora(Method):
+    """W x + Σ_i g_i(x) (α/r) B_i A_i x, g from a selector in each layer (arXiv 2409.19611)."""
+
+    Config = AmLoraConfig
+    idea = "a sparse attention in every layer mixes the outputs of one LoRA per task"
+    stores = "one LoRA, all selectors"
+
+    def __init__(self, backbone: Backbone, config: AmLoraConfig) -> None:
+        self.backbone = backbone
+        self.options = config
+        selector = config.selector
+        self.attending = Attending(
+            selector.activation, selector.gate, selector.hidden, selector.train == "all"
+        )
+        self.pool = LoraPool(
+            backbone.model,
+            config.target_modules,
+            config.rank,
+            config.alpha,
+            mixture=self.attending,
+            make_layer=AttentiveLinear,
+        )
+        self.layers: dict[str, AttentiveLinear] = {
+            name: layer
+            for name, layer in self.pool.layers.items()
+            if isinstance(layer, AttentiveLinear)
+        }
+        if backbone.is_encoder_decoder:
+            self._find_decoders()
+
+    def _find_decoders(self) -> None:
+        """By a forward on three tokens of a prompt and two of an answer."""
+
+        def look(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            assert isinstance(layer, AttentiveLinear)
+            layer.reads_prompt = inputs[0].shape[1] == 3
+
+        hooks = [layer.register_forward_pre_hook(look) for layer in self.layers.values()]
+        ids = torch.ones(1, 3, dtype=torch.long, device=self.backbone.device)
+        with torch.no_grad():
+            self.backbone.model(input_ids=ids, decoder_input_ids=ids[:, :2], use_cache=False)
+        for hook in hooks:
+            hook.remove()
+
+    # -- learning
+
+    def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
+        """One phase: the new block and the selectors."""
+        self.pool.grow(task.name)
+        generator = torch.Generator().manual_seed(torch.initial_seed())
+        selectors: list[nn.Parameter] = []
+        for layer in self.layers.values():
+            layer.grow_selector(generator)
+            selectors += layer.selector_parameters()
+        yield Phase(
+            "learn",
+            [self.backbone.encode(example) for example in task.train],
+            [
+                ParamGroup("block", self.pool.parameters()),
+                ParamGroup("selector", selectors, self.options.selector.rate),
+            ],
+            self._loss,
+        )
+
+    def _loss(self, batch: Batch) -> dict[str, Tensor]:
+        self._attend(batch)
+        parts = {"task": self.backbone.answer_loss(batch)}
+        if self.options.sparsity.weight:
+            parts["sparsity"] = self.options.sparsity.weight * self._penalty(batch)
+        self.attending.gates = {}
+        self.attending.collects = False  # not again when checkpointing comes by during backward
+        return parts
+
+    def _attend(self, batch: Batch) -> None:
+        """Lets the layers attend in the coming forward."""
+        self.attending.weights = None
+        self.attending.gates = {}
+        self.attending.collects = True
+        self.attending.on = bool(self.pool.blocks)
+        by_instance = self.options.selector.granularity == "instance"
+        self.attending.prompt = self._prompt(batch) if by_instance else None
+
+    def _prompt(self, batch: Batch) -> Tensor:
+        """1.0 where a batch has a token of a prompt, (B, S)."""
+        prompt = batch["attention_mask"]
+        if "labels" in batch and not self.backbone.is_encoder_decoder:
+            prompt = prompt * (batch["labels"] == IGNORED)
+        return prompt.float()
+
+    def _penalty(self, batch: Batch) -> Tensor:
+        """The sparsity term, mean over a layer's tokens that are not padding, then over layers."""
+        terms = []
+        for layer, gates in self.attending.gates.items():
+            if self.options.sparsity.penalty == "entropy":
+                each = -torch.xlogy(gates, gates).sum(-1)
+            else:
+                each = gates[..., 1:].sum(-1)
+            terms.append(self._mean(each, layer, batch))
+        return torch.stack(terms).mean()
+
+    def _mean(self, each: Tensor, layer: AttentiveLinear, batch: Batch) -> Tensor:
+        """Mean of values (B, S or 1) over the tokens that the layer reads."""
+        if each.shape[1] == 1:
+            return each.mean()
+        real = batch["attention_mask"] if layer.reads_prompt else batch["labels"] != IGNORED
+        return (each * real).sum() / real.sum()
+
+    # -- inference
+
+    def route(self, batch: Batch, task: str | None = None) -> Tensor | None:
+        """Lets the layers attend; returns the prompts' mean gates over layers and tokens, (B, T).
+
+        What is missing to 1 went to the zero block.
+        """
+        self._attend(batch)
+        if not self.pool.blocks:
+            return None
+        gates = self.prompt_gates(batch).mean(1)[:, 1:]
+        self._attend(batch)
+        return gates
+
+    def prompt_gates(self, batch: Batch) -> Tensor:
+        """Mean gates of each prompt in each layer that reads it, (B, layers, T + 1)."""
+        self._attend(batch)
+        with torch.no_grad():
+            self.backbone.read(batch)
+        real = self._prompt(batch)[:, :, None]
+        found = [
+            (gates * real).sum(1) / real.sum(1) if gates.shape[1] > 1 else gates[:, 0]
+            for gates in self.attending.gates.values()
+        ]
+        return torch.stack(found, 1)
+
+    # -- disk
+
+    def save(self, folder: Path) -> None:
+        """Writes the block, and all selectors as they now are."""
+        tensors = {}
+        for name, layer in self.layers.items():
+            for letter in ("M", "b", "v"):
+                tensors[f"{name}.{letter}"] = layer.selector(letter)
+            tensors[f"{name}.zero"] = layer.zero
+        write_tensors(folder / SELECTOR, tensors)
+        self.pool.save_block(folder, self.backbone.name)
+        self._take_over(tensors)
+
+    def load(self, folder: Path) -> None:
+        """Adds the task's block; the selectors are the latest task's."""
+        path = folder / SELECTOR
+        tensors = read_tensors(path)
+        self.pool.load_block(folder, read_json(folder / "task.json")["name"])
+        blocks = len(self.pool.blocks)
+        for name, layer in self.layers.items():
+            M = tensors.get(f"{name}.M")
+            if M is None or M.shape != (blocks, layer.mixture.hidden or 1, layer.d_out):
+                raise RetainError(f"{path}: does not fit this backbone and {blocks} blocks")
+        self._take_over(tensors)
+
+    def _take_over(self, tensors: dict[str, Tensor]) -> None:
+        for name, layer in self.layers.items():
+            own = {key: tensors[f"{name}.{key}"] for key in ("M", "b", "v", "zero")}
+            layer.set_selector(own)
