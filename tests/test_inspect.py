@@ -16,7 +16,7 @@ from rich.console import Console, RenderableType
 from retain.methods.memory import EXAMPLES
 from retain.methods.seekr.method import HEADS
 from retain.methods.teacher import SIGNALS
-from retain.report import heads
+from retain.report import heads, routing
 from retain.report.heads import HeadMaps, TaskHeads
 from retain.store import RunDirectory, write_json
 from tests.command import call
@@ -196,7 +196,7 @@ def test_command(place: Path) -> None:
     done = call("inspect", "run", "--picture", "pictures/heads.png")
     assert done.status == 0, done.err
     maps = heads.read_heads(place / "run")
-    *_, depth, wrote, memory = done.out.splitlines()
+    *_, depth, memory, wrote = done.out.splitlines()
     assert "Heads chosen in each attention module, of 4" in done.out
     assert "Overlap of the chosen heads (Jaccard)" in done.out
     assert depth == heads.depth_sentence(maps)
@@ -249,7 +249,14 @@ def test_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "remedy"), [("sapt", "give a run of seekr"), ("seekr", "let it finish a task")]
+    ("method", "remedy"),
+    [
+        (
+            "seqlora",
+            "give a run of seekr or of a pool (sapt, sapt-prompt, amlora) that has learned a task",
+        ),
+        ("seekr", "let it finish a task"),
+    ],
 )
 def test_run_without_heads(
     method: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -268,3 +275,32 @@ def test_damaged_and_missing_files_are_named(place: Path, name: str) -> None:
     refused(f"{path}: damaged (its checksum does not match); restore it from a copy")
     path.unlink()
     refused(f"{path}: missing; restore it from a copy of the run")
+
+
+@pytest.mark.parametrize("method", ["sapt", "amlora"])
+def test_a_pools_attention(method: str, tmp_path: Path) -> None:
+    """Right after learning and now, as evaluation saw it; by layer for AM-LoRA."""
+    learner = make_learner(method, make_backbone("llama"), tmp_path / "run")
+    for name in ("copy", "letter"):
+        learner.learn(make_task(name))
+    found = routing.read_routing(tmp_path / "run")
+    assert found.tasks == ["copy", "letter"]
+    assert [len(row) for row in found.after] == [1, 2]
+    assert [len(row) for row in found.now] == [2, 2]
+    assert found.after[1] == found.now[1]
+    asked = learner.answers([example.prompt for example in make_task("copy").test])
+    weights = [list(answer.routing.values()) for answer in asked]
+    expected = [sum(column) / len(weights) for column in zip(*weights, strict=True)]
+    assert found.now[0] == pytest.approx(expected, abs=1e-5)
+    done = call("inspect", tmp_path / "run", "--picture", tmp_path / "r.png")
+    assert done.status == 0, done.err
+    assert f"{found.now[0][1]:.2f}" in done.out
+    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+    assert (found.pseudo > 0) == (method == "sapt") == ("user data" in done.out)
+    if method == "amlora":
+        last = found.by_layer[-1]
+        assert last.layers == ["layer 0", "layer 1"]
+        assert [len(row) for row in last.gates] == [3, 3]  # the zero block, and two
+        assert all(sum(row) == pytest.approx(1, abs=1e-5) for row in last.gates)
+        assert 1 < last.effective <= 3
+        assert "Gates by layer of letter" in done.out

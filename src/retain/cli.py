@@ -157,19 +157,28 @@ def report(
 @app.command()
 def inspect(
     run: Run,
-    picture: Annotated[Path | None, typer.Option(help="Also write the head maps as a PNG.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Also write it as a PNG.")] = None,
 ) -> None:
-    """Show which attention heads a SEEKR run chose, and how large its memory is."""
-    from retain.report import heads
+    """Show what a method looks at: a pool's attention over blocks, SEEKR's attention heads."""
+    from retain import results
+    from retain.report import heads, routing
 
-    maps = heads.read_heads(run)
-    if picture is not None:
-        heads.heads_png(maps, picture)
-    console.print(heads.tables(maps))
-    _say(heads.depth_sentence(maps))
+    if results.settings(results.open_run(run))["method"]["name"] == "seekr":
+        maps = heads.read_heads(run)
+        if picture is not None:
+            heads.heads_png(maps, picture)
+        console.print(heads.tables(maps))
+        _say(heads.depth_sentence(maps))
+        _say(heads.memory_sentence(maps))
+    else:
+        found = routing.read_routing(run)
+        if picture is not None:
+            routing.routing_png(found, picture)
+        console.print(routing.tables(found))
+        if found.pseudo:
+            _say(routing.pseudo_sentence(found))
     if picture is not None:
         _say(f"wrote {picture}")
-    _say(heads.memory_sentence(maps))
 
 
 @app.command()

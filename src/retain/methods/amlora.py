@@ -17,10 +17,11 @@ from retain.layers.attentive_linear import Activation, Attending, AttentiveLinea
 from retain.layers.pooled_linear import LoraPool
 from retain.methods.base import Method, MethodConfig, ParamGroup, Phase
 from retain.methods.lora import LoraMethodConfig
-from retain.store import read_json, read_tensors, write_tensors
+from retain.store import read_json, read_tensors, write_json, write_tensors
 from retain.tasks import Task
 
 SELECTOR = "selector.safetensors"
+GATES = "gates.json"
 
 
 class SelectorConfig(MethodConfig):
@@ -163,6 +164,25 @@ class AmLora(Method):
             return each.mean()
         real = batch["attention_mask"] if layer.reads_prompt else batch["labels"] != IGNORED
         return (each * real).sum() / real.sum()
+
+    def finish(self, task: Task, folder: Path) -> None:
+        """Writes the gates of each layer on held-out prompts, for `retain inspect`."""
+        rows = [self.backbone.encode(example, with_answer=False) for example in task.dev]
+        found, effective = [], []
+        for row in rows:
+            batch = self.backbone.collate([row])
+            found.append(self.prompt_gates(batch)[0])  # (layers, T + 1)
+            effective += [
+                (-torch.xlogy(gates, gates).sum(-1)).exp().mean()
+                for gates in self.attending.gates.values()
+            ]
+        names = {layer: name for name, layer in self.layers.items()}
+        values = {
+            "layers": [names[layer] for layer in self.attending.gates],
+            "gates": torch.stack(found).mean(0).tolist(),
+            "effective": float(torch.stack(effective).mean()),
+        }
+        write_json(folder / GATES, values)
 
     # -- inference
 

@@ -40,7 +40,7 @@ STYLE: dict[Any, Any] = {
 
 
 @dataclass(frozen=True)
-class _Panel:
+class Panel:
     """One heat map; the properties are lengths in inches."""
 
     matrix: Sequence[Sequence[float | None]]
@@ -72,11 +72,13 @@ class _Panel:
 
     @property
     def width(self) -> float:
+        """In inches."""
         cells = self.left + _CELL * len(self.columns)
         return max(cells, _TITLE_CHARACTER * cell_len(self.title)) + 2 * MARGIN
 
     @property
     def height(self) -> float:
+        """In inches."""
         return TITLE_HEIGHT + _CELL * len(self.rows) + self.slant + 2 * MARGIN
 
     def draw(self, axes: Axes, offset: float) -> None:
@@ -158,8 +160,14 @@ def matrices_png(summaries: Sequence[RunSummary], path: Path) -> None:
     for summary in summaries:
         if not summary.matrix:
             raise RetainError(f"{summary.label}: no scores to draw yet; let it finish a task")
+    panels_png(
+        [new_panel(s.matrix, s.row_labels, s.tasks, s.label, 100.0) for s in summaries], path
+    )
+
+
+def panels_png(panels: Sequence[Panel], path: Path) -> None:
+    """Writes heat maps side by side as one PNG picture."""
     buffer = io.BytesIO()
-    panels = [new_panel(s.matrix, s.row_labels, s.tasks, s.label, 100.0) for s in summaries]
     with matplotlib.rc_context(STYLE):
         _figure(panels).savefig(buffer, format="png", dpi=150, facecolor="white")
     write_bytes(path, buffer.getvalue())
@@ -171,10 +179,10 @@ def new_panel(
     column_labels: Sequence[str],
     title: str,
     vmax: float,
-) -> _Panel:
+) -> Panel:
     """A heat map in inches, ready to be drawn; ValueError for labels that do not fit."""
     rows, columns = [short(label) for label in row_labels], [short(c) for c in column_labels]
-    return _Panel(matrix, rows, columns, " ".join(title.split()), vmax)
+    return Panel(matrix, rows, columns, " ".join(title.split()), vmax)
 
 
 def short(label: str) -> str:
@@ -185,7 +193,7 @@ def short(label: str) -> str:
     return set_cell_size(label, _LABEL_CELLS - 1).rstrip() + "…"
 
 
-def _figure(panels: Sequence[_Panel]) -> Figure:
+def _figure(panels: Sequence[Panel]) -> Figure:
     width = sum(panel.width for panel in panels)
     height = max(panel.height for panel in panels)
     figure = Figure(figsize=(width, height))

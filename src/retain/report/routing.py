@@ -1,0 +1,149 @@
+"""How the tasks of a pool attend to its blocks, right after each was learned and now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from retain import results
+from retain.errors import RetainError
+from retain.report.heads import short_names
+from retain.report.plots import new_panel, panels_png, short
+from retain.report.tables import new_table
+from retain.store import read_json, read_jsonl
+
+GATES, PSEUDO = "gates.json", "pseudo.jsonl"
+"""AM-LoRA's and SAPT's files; the names are repeated, as importing the methods is slow."""
+
+
+@dataclass(frozen=True)
+class LayerGates:
+    """Gates of one task right after it was learned.
+
+    `layers` are names of modules with adapted layers; `gates` has for each the mean gate of the
+    zero block and of each block, `effective` the mean effective number of blocks, exp of the
+    entropy of the gates.
+    """
+
+    task: str
+    layers: list[str]
+    gates: list[list[float]]
+    effective: float
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Mean weights over the blocks on each task's test prompts, (tasks × blocks), oldest first.
+
+    `after` is right after the task was learned, over the blocks that there were then; `now` is
+    after the newest task. `by_layer` is there for methods that attend in every layer. `pseudo` is
+    the number of kept pseudo-samples.
+    """
+
+    label: str
+    tasks: list[str]
+    after: list[list[float]]
+    now: list[list[float]]
+    by_layer: list[LayerGates]
+    pseudo: int
+
+
+def read_routing(folder: Path) -> Routing:
+    """Reads a pool's routing, without loading its model.
+
+    Raises:
+        RetainError: when the folder is no run, or its method does not route.
+    """
+    run = results.open_run(folder)
+    rows = results.rows(run)
+    if not rows or any(row is None for row in rows[-1]["routing"]):
+        method = results.settings(run)["method"]["name"]
+        raise RetainError(
+            f"{folder}: nothing to inspect for method '{method}' yet; give a run of seekr or of a "
+            "pool (sapt, sapt-prompt, amlora) that has learned a task"
+        )
+    learned = run.learned()[: len(rows)]
+    tasks = []
+    by_layer = []
+    pseudo = 0
+    for path in learned:
+        place = path.relative_to(run.path).as_posix()
+        for name in ("task.json", GATES, PSEUDO):
+            run.check(f"{place}/{name}")
+        tasks.append(" ".join(read_json(path / "task.json")["name"].split()))
+        if f"{place}/{GATES}" in run.files:
+            by_layer.append(_layer_gates(tasks[-1], read_json(path / GATES)))
+        if f"{place}/{PSEUDO}" in run.files:
+            pseudo += len(read_jsonl(path / PSEUDO))
+    after = [row["routing"][i] for i, row in enumerate(rows)]
+    return Routing(folder.resolve().name, tasks, after, rows[-1]["routing"], by_layer, pseudo)
+
+
+def _layer_gates(task: str, stored: dict[str, Any]) -> LayerGates:
+    """Means over the adapted layers of a module, such as the q and v of one attention."""
+    groups: dict[str, list[list[float]]] = {}
+    for name, gates in zip(stored["layers"], stored["gates"], strict=True):
+        groups.setdefault(name.rpartition(".")[0], []).append(gates)
+    means = [[fmean(column) for column in zip(*rows, strict=True)] for rows in groups.values()]
+    return LayerGates(task, short_names(list(groups)), means, stored["effective"])
+
+
+def pseudo_sentence(routing: Routing) -> str:
+    """That pseudo-samples hold people's data."""
+    return (
+        f"Pseudo-samples: {routing.pseudo:,}; they imitate training inputs and may repeat them: "
+        "this is user data, to be treated like the training data."
+    )
+
+
+def tables(routing: Routing) -> RenderableType:
+    """Attention right after learning and now, and by layer where there is such."""
+    found: list[Table] = [
+        _weights("Attention over the blocks right after learning", routing, routing.after),
+        _weights("Attention over the blocks now", routing, routing.now),
+    ]
+    if routing.by_layer:
+        found.append(_by_layer(routing))
+    return Group(*found)
+
+
+def routing_png(routing: Routing, path: Path) -> None:
+    """Writes the attention right after learning and now, and the newest task's by layer."""
+    panels = [
+        new_panel(routing.after, routing.tasks, routing.tasks, "right after learning", 1.0),
+        new_panel(routing.now, routing.tasks, routing.tasks, f"{routing.label}: now", 1.0),
+    ]
+    if routing.by_layer:
+        last = routing.by_layer[-1]
+        columns = ["zero block", *routing.tasks]
+        panels.append(new_panel(last.gates, last.layers, columns, f"{last.task} by layer", 1.0))
+    panels_png(panels, path)
+
+
+def _weights(title: str, routing: Routing, weights: Sequence[Sequence[float]]) -> Table:
+    table = new_table(title, [str(i + 1) for i in range(len(routing.tasks))])
+    table.min_width = len(title)
+    for number, (task, row) in enumerate(zip(routing.tasks, weights, strict=True), start=1):
+        table.add_row(Text(f"{number} {short(task)}"), *(f"{weight:.2f}" for weight in row))
+    return table
+
+
+def _by_layer(routing: Routing) -> Table:
+    """Of the newest task, with the effective number of blocks of every task below."""
+    last = routing.by_layer[-1]
+    title = f"Gates by layer of {short(last.task)}, right after learning"
+    table = new_table(title, ["zero", *(str(i + 1) for i in range(len(routing.tasks)))])
+    table.min_width = len(title)
+    for layer, gates in zip(last.layers, last.gates, strict=True):
+        table.add_row(Text(layer), *(f"{gate:.2f}" for gate in gates))
+    table.add_section()
+    for own in routing.by_layer:
+        table.add_row(Text(f"effective blocks, {short(own.task)}"), f"{own.effective:.2f}")
+    return table
