@@ -33,6 +33,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{name: {"name": name} for name in METHODS},
     "sapt-paper": {"name": "sapt", "preset": "paper"},
     "sapt-paper-10x": {"name": "sapt", "preset": "paper", "router": {"rate": 10.0}},
+    "sapt-no-reflection": {"name": "sapt", "reflection": {"weight": 0.0}},
+    "sapt-real": {"name": "sapt", "reflection": {"samples": "real"}},
     "seekr-reference": {"name": "seekr", "profile": "reference"},
     "seekr-random": {"name": "seekr", "score": "random"},
     "seekr-sensitivity": {"name": "seekr", "score": "sensitivity"},

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from retain.backbone import Backbone, Batch, Features
 from retain.layers.pooled_linear import LoraPool
 from retain.learner import Learner
-from retain.methods import Method, Phase
+from retain.methods import METHODS, Method, Phase
 from retain.store import read_json
 from retain.tasks import Task
 from retain.training import release
@@ -101,7 +101,17 @@ class Learned:
         return Learner.load(folder, backbone=make_backbone(self.kind))
 
 
-@pytest.fixture(scope="module", params=product(VARIANTS, KINDS), ids="-".join)
+GRID = [
+    pytest.param(
+        (variant, kind),
+        id=f"{variant}-{kind}",
+        marks=() if variant in METHODS else pytest.mark.slow,
+    )
+    for variant, kind in product(VARIANTS, KINDS)
+]
+
+
+@pytest.fixture(scope="module", params=GRID)
 def learned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Learned:
     method, kind = request.param
     folder = tmp_path_factory.mktemp("contract") / f"{method}-{kind}"

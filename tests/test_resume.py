@@ -98,7 +98,13 @@ class Whole:
             learner.learn(SECOND)
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+FAST = ("sapt", "seekr")  # two phases; a memory, signals and weights that supersede
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(v, marks=() if v in FAST else pytest.mark.slow) for v in VARIANTS],
+)
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     folder = tmp_path_factory.mktemp("whole") / "run"
     record = Record()

@@ -50,6 +50,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, OPTIONS.get(name, {})) for name in METHODS},
+    "sapt-real": ("sapt", {**OPTIONS["sapt"], "reflection": {"samples": "real"}}),
     "amlora-instance": (
         "amlora",
         {

@@ -7,6 +7,7 @@ mixture of all blocks, while reflection on older tasks' pseudo-samples keeps the
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -54,9 +55,13 @@ class GeneratorConfig(MethodConfig):
 
 
 class ReflectionConfig(MethodConfig):
-    """λ of the reflection loss."""
+    """λ of the reflection loss, and on what it is taken.
+
+    `samples: real` keeps inputs of old tasks instead of generated ones, as a comparison.
+    """
 
     weight: NonNegativeFloat = 0.5
+    samples: Literal["generated", "real"] = "generated"
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -125,22 +130,24 @@ class Routed(Method):
     # -- learning
 
     def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
-        """The generator, then the task."""
+        """The generator, unless real inputs are kept, then the task."""
         self.pool.grow(task.name)
-        prompts = [Example(TRIGGER, (example.prompt,)) for example in task.train]
-        longest = self.backbone.prompt.max_prompt_tokens
-        yield Phase(
-            "generator",
-            [self.backbone.encode(prompt, answer_limit=longest) for prompt in prompts],
-            [
-                ParamGroup(
-                    "generator", self.pool.parameters(), self.rate * self.options.generator.rate
-                )
-            ],
-            self._generator_loss,
-            self.options.generator.max_steps,
-        )
-        self._pseudo = self._sample(max(1, round(self.options.generator.share * len(task.train))))
+        count = max(1, round(self.options.generator.share * len(task.train)))
+        if self.options.reflection.samples == "real":
+            chosen = random.Random(torch.initial_seed()).sample(list(task.train), count)
+            self._pseudo = [example.prompt for example in chosen]
+        else:
+            prompts = [Example(TRIGGER, (example.prompt,)) for example in task.train]
+            longest = self.backbone.prompt.max_prompt_tokens
+            rate = self.rate * self.options.generator.rate
+            yield Phase(
+                "generator",
+                [self.backbone.encode(prompt, answer_limit=longest) for prompt in prompts],
+                [ParamGroup("generator", self.pool.parameters(), rate)],
+                self._generator_loss,
+                self.options.generator.max_steps,
+            )
+            self._pseudo = self._sample(count)
         write_jsonl(folder / "pseudo.jsonl", [{"prompt": text} for text in self._pseudo])
 
         self.pool.restart()

@@ -1,0 +1,56 @@
+"""How far each task's attention over the blocks has moved since the task was learned.
+
+    python benchmarks/alignment.py runs/results/superni-short/sapt-0 …
+
+Per run and task: KL(right after learning ‖ at the end), in nats, mean over the test prompts, from
+the routing that evaluation wrote down; blocks that came later had no weight then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from statistics import fmean
+
+from retain import results
+from retain.store import read_jsonl
+
+
+def divergence(before: list[float], after: list[float]) -> float:
+    """KL(before ‖ after), `after` over at least as many blocks."""
+    pairs = zip(before, after, strict=False)
+    return sum(p * math.log(p / max(q, 1e-6)) for p, q in pairs if p > 0)
+
+
+def alignment(folder: Path) -> dict[str, float]:
+    """Of each task but the last, by name."""
+    run = results.open_run(folder)
+    folders = run.learned()
+    names = results.scores(run)["tasks"]
+    found = {}
+    for j, name in enumerate(names[:-1]):
+        first, last = (
+            read_jsonl(place / "predictions" / f"{j + 1:02d}.jsonl")
+            for place in (folders[j], folders[len(names) - 1])
+        )
+        found[name] = fmean(
+            divergence(a["routing"], b["routing"]) for a, b in zip(first, last, strict=True)
+        )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path)
+    print("| run | AP | mean KL | by task |")
+    print("|---|---|---|---|")
+    for folder in parser.parse_args().runs:
+        by_task = alignment(folder)
+        score = results.scores(results.open_run(folder))["metrics"]["average_performance"]
+        each = " ".join(f"{value:.4f}" for value in by_task.values())
+        print(f"| {folder.name} | {score:.2f} | {fmean(by_task.values()):.4f} | {each} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""What noise and rewording in the test prompts do to a run's answers and to its attention.
+
+    python benchmarks/shift.py runs/results/superni-short/sapt-0
+
+`noise` swaps, drops or doubles a letter in a tenth of a prompt's words, from a fixed seed;
+`reworded` puts other words for those that instructions use. `mean move` is half the L1 distance of a prompt's
+weights from those without the shift. Nothing is written into the runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from retain import Learner, Task
+from retain.evaluation import Evaluation, evaluate
+from retain.progress import ConsoleProgress, Progress
+
+SHARE = 0.1
+WORDS = {
+    "task": "exercise",
+    "given": "shown",
+    "classify": "sort",
+    "sentence": "statement",
+    "tweet": "short message",
+    "answer": "reply",
+    "question": "query",
+    "generate": "write",
+    "determine": "decide",
+    "following": "next",
+    "text": "passage",
+    "review": "opinion",
+    "ticket": "request",
+    "team": "group",
+    "date": "day",
+}
+
+
+def noisy(prompt: str, draw: random.Random) -> str:
+    """A letter swapped, dropped or doubled in a tenth of the words."""
+
+    def change(match: re.Match[str]) -> str:
+        word = match.group()
+        if draw.random() >= SHARE:
+            return word
+        i = draw.randrange(len(word) - 1)
+        swapped = word[:i] + word[i + 1] + word[i] + word[i + 2 :]
+        return draw.choice([swapped, word[:i] + word[i + 1 :], word[: i + 1] + word[i:]])
+
+    return re.sub(r"[A-Za-z]{3,}", change, prompt)
+
+
+def reworded(prompt: str, draw: random.Random) -> str:
+    """Other words for those of the instruction, with their case."""
+
+    def change(match: re.Match[str]) -> str:
+        other = WORDS.get(match.group().lower(), match.group())
+        return other.capitalize() if match.group()[0].isupper() else other
+
+    return re.sub(r"[A-Za-z]+", change, prompt)
+
+
+SHIFTS: dict[str, Callable[[str, random.Random], str]] = {
+    "none": lambda prompt, draw: prompt,
+    "noise": noisy,
+    "reworded": reworded,
+}
+
+
+def shifted(task: Task, shift: str) -> Task:
+    """The task with its test prompts changed, the same way in every run."""
+    draw = random.Random(f"{task.name} {shift}")
+    test = [replace(e, prompt=SHIFTS[shift](e.prompt, draw), messages=()) for e in task.test]
+    return replace(task, test=test)
+
+
+def answered(learner: Learner, task: Task, progress: Progress) -> Evaluation:
+    return evaluate(
+        learner.backbone,
+        task,
+        lambda batch: learner.method.route(batch, task.name),
+        learner.experiment.evaluation,
+        progress,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path)
+    print("| run | task | shift | score | attention over the blocks | mean move |")
+    print("|---|---|---|---|---|---|")
+    for folder in parser.parse_args().runs:
+        progress = ConsoleProgress(Console(stderr=True), folder.name)
+        learner = Learner.load(folder, progress)
+        for task in learner.tasks:
+            usual: list[list[float]] = []
+            for shift in SHIFTS:
+                cell = answered(learner, shifted(task, shift), progress)
+                routing = [row["routing"] for row in cell.rows if "routing" in row]
+                weights: list[list[float]] = [list(map(float, r)) for r in routing]  # type: ignore[call-overload]
+                usual = usual or weights
+                moves = [
+                    sum(abs(a - b) for a, b in zip(x, y, strict=True)) / 2
+                    for x, y in zip(usual, weights, strict=True)
+                ]
+                mean = " ".join(f"{w:.2f}" for w in cell.routing or [])
+                move = f"{sum(moves) / len(moves):.3f}" if moves else "–"
+                cells = (folder.name, task.name, shift, f"{cell.score:.1f}", mean, move)
+                print(f"| {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
