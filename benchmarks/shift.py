@@ -3,8 +3,8 @@
     python benchmarks/shift.py runs/results/superni-short/sapt-0
 
 `noise` swaps, drops or doubles a letter in a tenth of a prompt's words, from a fixed seed;
-`reworded` puts other words for those that instructions use. `mean move` is half the L1 distance of a prompt's
-weights from those without the shift. Nothing is written into the runs.
+`reworded` puts other words for those that instructions use. `mean move` is half the L1 distance
+of a prompt's weights from those without the shift. Nothing is written into the runs.
 """
 
 from __future__ import annotations
