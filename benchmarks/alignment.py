@@ -35,9 +35,15 @@ def alignment(folder: Path) -> dict[str, float]:
             for place in (folders[j], folders[len(names) - 1])
         )
         found[name] = fmean(
-            divergence(a["routing"], b["routing"]) for a, b in zip(first, last, strict=True)
+            divergence(_whole(a["routing"]), _whole(b["routing"]))
+            for a, b in zip(first, last, strict=True)
         )
     return found
+
+
+def _whole(weights: list[float]) -> list[float]:
+    """With AM-LoRA's zero block, which has what is missing to 1, in front."""
+    return [max(0.0, 1 - sum(weights)), *weights]
 
 
 def main() -> None:
@@ -46,6 +52,9 @@ def main() -> None:
     print("| run | AP | mean KL | by task |")
     print("|---|---|---|---|")
     for folder in parser.parse_args().runs:
+        run = results.open_run(folder)
+        if len(run.learned()) < 2 or results.rows(run)[-1]["routing"][0] is None:
+            parser.error(f"{folder}: needs a run of a pool with two tasks or more")
         by_task = alignment(folder)
         score = results.scores(results.open_run(folder))["metrics"]["average_performance"]
         each = " ".join(f"{value:.4f}" for value in by_task.values())

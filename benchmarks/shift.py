@@ -75,8 +75,21 @@ SHIFTS: dict[str, Callable[[str, random.Random], str]] = {
 
 def shifted(task: Task, shift: str) -> Task:
     """The task with its test prompts changed, the same way in every run."""
-    draw = random.Random(f"{task.name} {shift}")
-    test = [replace(e, prompt=SHIFTS[shift](e.prompt, draw), messages=()) for e in task.test]
+    draw, change = random.Random(f"{task.name} {shift}"), SHIFTS[shift]
+
+    def turned(turn: dict[str, str]) -> dict[str, str]:
+        if turn["role"] != "user":
+            return turn
+        return {**turn, "content": change(turn["content"], draw)}
+
+    test = [
+        replace(
+            example,
+            prompt=change(example.prompt, draw),
+            messages=tuple(turned(turn) for turn in example.messages),
+        )
+        for example in task.test
+    ]
     return replace(task, test=test)
 
 

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from retain.layers.attentive_linear import Attending, AttentiveLinear, sparsemax, to_gates
+from retain.layers.attentive_linear import (
+    Attending,
+    AttentiveLinear,
+    entropy,
+    sparsemax,
+    to_gates,
+)
 
 SCALE = 1.7
 
@@ -78,7 +84,7 @@ def test_equals_the_formula_forward_and_backward(
         layer.B.data.normal_()
         layer.grow_selector(generator)
     layer.zero.data.normal_()
-    learning = [layer.A, layer.B, *layer.selector_parameters()]
+    learning = [layer.A, layer.B, *layer.selector_parameters()]  # no zero block under sigmoid
     for parameter in layer.selector_parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     x = torch.randn(2, length, 7, requires_grad=True)
@@ -106,6 +112,18 @@ def test_sparsemax_is_the_projection_onto_the_simplex(scores: list[float]) -> No
     assert p.sum().item() == pytest.approx(1)
     gradient = p - z  # smallest, and equal, where p > 0
     assert gradient[p > 1e-12].max() <= gradient.min() + 1e-9
+
+
+@pytest.mark.parametrize("gate", ["softmax", "sparsemax", "sigmoid"])
+def test_the_entropy_of_closed_gates_has_a_gradient(gate: str) -> None:
+    scores = torch.tensor([[0.0, 150.0, -150.0], [0.0, 0.0, 0.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(entropy(to_gates(scores, gate)).sum(), [scores])
+    assert gradient.isfinite().all()
+
+
+def test_the_entropy_of_even_gates() -> None:
+    assert entropy(torch.full((4,), 0.25)).exp().item() == pytest.approx(4)
+    assert entropy(torch.tensor([0.0, 1.0, 1.0])).exp().item() == pytest.approx(2)
 
 
 def test_gates_in_later_steps_are_the_prompts() -> None:

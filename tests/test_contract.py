@@ -17,6 +17,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from transformers.pytorch_utils import Conv1D
 
 from retain.backbone import Backbone, Batch, Features
+from retain.layers.attentive_linear import Attending
 from retain.layers.pooled_linear import LoraPool
 from retain.learner import Learner
 from retain.methods import METHODS, Method, Phase
@@ -224,6 +225,29 @@ def test_training_does_not_depend_on_padding(learned: Learned) -> None:
             torch.testing.assert_close(alone[0], same, rtol=0, atol=1e-4)
 
 
+def test_cached_decoding_says_what_one_forward_says(learned: Learned) -> None:
+    """Routing, gates and virtual tokens stay through the steps of a generation."""
+    backbone, method = learned.learner.backbone, learned.learner.method
+    rows = [backbone.encode(example, with_answer=False) for example in FIRST.test]
+    for row in rows:
+        batch = backbone.collate([row])
+        method.route(batch, FIRST.name)
+        inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+        written = backbone.model.generate(**inputs, max_new_tokens=4, do_sample=False)[0].tolist()
+        if backbone.is_encoder_decoder:
+            answer = written[1:]
+            whole = {**row, "labels": answer}
+        else:
+            prompt = row["input_ids"]
+            answer = written[len(prompt) :]
+            whole = {**row, "input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
+        again = backbone.collate([whole])
+        method.route(again, FIRST.name)
+        with torch.no_grad():
+            logits, _ = backbone.answer_logits(again)
+        assert logits[0].argmax(-1).tolist() == answer
+
+
 def test_beams_keep_their_samples_routing(learned: Learned) -> None:
     backbone, method = learned.learner.backbone, learned.learner.method
     pool = pool_of(method)
@@ -232,7 +256,8 @@ def test_beams_keep_their_samples_routing(learned: Learned) -> None:
     def beams(numbers: list[int]) -> list[str]:
         batch = backbone.collate([rows[i] for i in numbers])
         method.route(batch, FIRST.name)
-        if pool and len(pool.blocks) > 1:  # each sample a block of its own
+        # Each sample a block of its own; a pool that attends already tells them apart.
+        if pool and len(pool.blocks) > 1 and not isinstance(pool.mixture, Attending):
             pool.use(torch.eye(2)[[i % 2 for i in numbers]])
         return backbone.generate(batch, 5, num_beams=2)
 

@@ -23,7 +23,7 @@ TASK = make_task("copy")
     count=st.integers(1, 6),
     length=st.integers(1, 4),
     beams=st.integers(1, 2),
-    words=st.integers(0, 3),
+    words=st.integers(1, 3),
     seed=st.integers(0, 100),
 )
 def test_virtual_tokens_are_the_mixture(

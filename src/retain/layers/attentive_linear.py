@@ -26,6 +26,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
 }
 Activation = Literal["silu", "tanh", "relu", "none"]
+SMALL = 1e-12
 Gate = Literal["softmax", "sparsemax", "sigmoid"]
 
 
@@ -58,7 +59,7 @@ class Attending(Mixture):
 
 
 class AttentiveLinear(PooledLinear):
-    """A pooled layer with a selector.
+    """A pooled layer with a selector; older blocks pass a gradient to their input as it attends.
 
     Attributes:
         old_M, M: dense layers M_i of frozen and of learning selectors, (·, m, d_out).
@@ -127,31 +128,40 @@ class AttentiveLinear(PooledLinear):
         """What learns of the selector; v only where there is a second layer."""
         names = ("M", "b", "v") if self.mixture.hidden else ("M", "b")
         found = [getattr(self, name) for name in names]
-        return [self.zero, *(p for p in found if p is not None)]
+        zero = [] if self.mixture.gate == "sigmoid" else [self.zero]  # there it changes nothing
+        return [*zero, *(p for p in found if p is not None)]
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, S, d_in) → (B, S, d_out)."""
         if self.mixture.weights is not None or not self.mixture.on:
             return super().forward(x)
         y: Tensor = self.base(x)
-        A = self.old_A if self.A is None else torch.cat([self.old_A, self.A])
-        B = self.old_B if self.B is None else torch.cat([self.old_B, self.B], 1)
-        z = F.linear(x.to(A.dtype), A).unflatten(2, (-1, self.rank))  # (B, S, T, r)
-        gates = self._gates(self._scores(z, B))  # (B, S or 1, T + 1)
+        # Frozen and learning factors apart, so that backward takes no gradient of frozen ones.
+        pairs = [(self.old_A, self.old_B), (self.A, self.B)]
+        factors = [(A, B) for A, B in pairs if A is not None and B is not None and len(A)]
+        x = x.to(self.old_A.dtype)
+        z = torch.cat([F.linear(x, A) for A, _ in factors], 2)
+        z = z.unflatten(2, (-1, self.rank))  # (B, S, T, r)
+        gates = self._gates(self._scores(z, [B for _, B in factors]))  # (B, S or 1, T + 1)
         if self.mixture.collects:
             self.mixture.gates[self] = gates
-        mixed = z * (gates[:, :, 1:, None] * self.scale).to(z.dtype)
-        return y + F.linear(mixed.flatten(2), B).to(y.dtype)
+        mixed = (z * (gates[:, :, 1:, None] * self.scale).to(z.dtype)).flatten(2)
+        parts = mixed.split([len(A) for A, _ in factors], 2)
+        for part, (_, B) in zip(parts, factors, strict=True):
+            y = y + F.linear(part, B).to(y.dtype)
+        return y
 
-    def _scores(self, z: Tensor, B: Tensor) -> Tensor:
-        """Scores (B, S, T + 1) from z (B, S, T, r), the zero block first."""
+    def _scores(self, z: Tensor, factors: list[Tensor]) -> Tensor:
+        """Scores (B, S, T + 1) from z (B, S, T, r) and all B, the zero block first."""
         M, b, v = (
             torch.cat([getattr(self, f"old_{name}"), *_some(getattr(self, name))])
             for name in ("M", "b", "v")
         )
-        small = self.scale * torch.einsum(
-            "tmd,dtr->tmr", M, B.unflatten(1, (-1, self.rank))
-        )  # (α/r) M_i B_i
+        ends = [B.unflatten(1, (-1, self.rank)) for B in factors]  # (d_out, ·, r)
+        rows = M.split([B.shape[1] for B in ends])
+        small = self.scale * torch.cat(  # (α/r) M_i B_i
+            [torch.einsum("tmd,dtr->tmr", part, B) for part, B in zip(rows, ends, strict=True)]
+        )
         activated = ACTIVATIONS[self.mixture.activation]
         features = activated(torch.einsum("bstr,tmr->bstm", z, small.to(z.dtype)) + b)
         scores = (features * v).sum(3)
@@ -186,9 +196,15 @@ def _some(tensor: Tensor | None) -> tuple[Tensor, ...]:
 
 def to_gates(scores: Tensor, gate: Gate) -> Tensor:
     """Scores (…, n) → gates (…, n)."""
-    if gate == "sigmoid":
-        return scores.sigmoid()
+    if gate == "sigmoid":  # one by one: the zero block has no share to take
+        return torch.cat([torch.zeros_like(scores[..., :1]), scores[..., 1:].sigmoid()], -1)
     return scores.softmax(-1) if gate == "softmax" else sparsemax(scores)
+
+
+def entropy(gates: Tensor) -> Tensor:
+    """Entropy over the last dimension of gates that are made to sum to 1, in nats."""
+    share = gates / gates.sum(-1, keepdim=True).clamp(min=SMALL)
+    return -(share * share.clamp(min=SMALL).log()).sum(-1)
 
 
 def sparsemax(scores: Tensor) -> Tensor:
@@ -196,5 +212,5 @@ def sparsemax(scores: Tensor) -> Tensor:
     ordered = scores.sort(-1, descending=True).values
     rank = torch.arange(1, scores.shape[-1] + 1, device=scores.device)
     excess = ordered.cumsum(-1) - 1
-    count = (rank * ordered > excess).sum(-1, keepdim=True)
+    count = (rank * ordered > excess).sum(-1, keepdim=True).clamp(min=1)  # NaN stays NaN
     return (scores - excess.gather(-1, count - 1) / count).clamp(min=0)

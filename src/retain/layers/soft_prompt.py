@@ -54,7 +54,9 @@ class PromptedEmbedding(nn.Module):
         """Replaces the learning prompt by the embeddings of n random tokens."""
         generator = torch.Generator().manual_seed(torch.initial_seed())
         ids = torch.randint(len(self.weight), (self.length,), generator=generator)
-        self.prompt = nn.Parameter(self.weight[ids.to(self.weight.device)].detach().float())
+        with torch.no_grad():  # through the layer: some scale what they look up
+            words = self.base(ids.to(self.weight.device))
+        self.prompt = nn.Parameter(words.detach().float())
 
     def freeze(self) -> None:
         """Moves the learning prompt onto the stack."""
@@ -70,8 +72,10 @@ class PromptedEmbedding(nn.Module):
         """ids (B, S) → (B, S, d); B may be a multiple of the weights' (beams)."""
         y: Tensor = self.base(ids.clamp(min=0))
         weights = self.mixture.weights
-        if weights is None or not (ids < 0).any():
+        if ids.shape[1] == 1 or not (ids < 0).any():  # a step of decoding has no virtual token
             return y
+        if weights is None:
+            raise RuntimeError("virtual tokens without weights; route the batch before the forward")
         new = () if self.prompt is None else (self.prompt[None],)
         prompts = torch.cat([self.old, *new])  # (T, n, d)
         if ids.shape[0] % weights.shape[0] or weights.shape[1] != len(prompts):

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from retain.backbone import Backbone, Batch
 from retain.backbone.backbone import IGNORED
 from retain.errors import RetainError
-from retain.layers.attentive_linear import Activation, Attending, AttentiveLinear, Gate
+from retain.layers.attentive_linear import (
+    Activation,
+    Attending,
+    AttentiveLinear,
+    Gate,
+    entropy,
+)
 from retain.layers.pooled_linear import LoraPool
 from retain.methods.base import Method, MethodConfig, ParamGroup, Phase
 from retain.methods.lora import LoraMethodConfig
@@ -43,8 +49,8 @@ class SelectorConfig(MethodConfig):
 class SparsityConfig(MethodConfig):
     """The sparsity term and its weight λ.
 
-    `entropy` of the gates; `l1` of the gates but the zero block's, 1 − g_0 under softmax. The L1 of
-    a whole softmax is the constant 1.
+    `entropy` of the gates, made to sum to 1; `l1` of the gates but the zero block's, 1 − g_0 under
+    softmax. The L1 of a whole softmax is the constant 1.
     """
 
     penalty: Literal["entropy", "l1"] = "entropy"
@@ -87,6 +93,11 @@ class AmLora(Method):
         }
         if backbone.is_encoder_decoder:
             self._find_decoders()
+            if not any(name.startswith("encoder") for name in self.layers):
+                raise RetainError(
+                    "method.target_modules: AM-LoRA shows its attention on prompts, so some layer "
+                    "of the encoder has to be among them; add one"
+                )
 
     def _find_decoders(self) -> None:
         """By a forward on three tokens of a prompt and two of an answer."""
@@ -151,10 +162,8 @@ class AmLora(Method):
         """The sparsity term, mean over a layer's tokens that are not padding, then over layers."""
         terms = []
         for layer, gates in self.attending.gates.items():
-            if self.options.sparsity.penalty == "entropy":
-                each = -torch.xlogy(gates, gates).sum(-1)
-            else:
-                each = gates[..., 1:].sum(-1)
+            by_entropy = self.options.sparsity.penalty == "entropy"
+            each = entropy(gates) if by_entropy else gates[..., 1:].sum(-1)
             terms.append(self._mean(each, layer, batch))
         return torch.stack(terms).mean()
 
@@ -172,10 +181,7 @@ class AmLora(Method):
         for row in rows:
             batch = self.backbone.collate([row])
             found.append(self.prompt_gates(batch)[0])  # (layers, T + 1)
-            effective += [
-                (-torch.xlogy(gates, gates).sum(-1)).exp().mean()
-                for gates in self.attending.gates.values()
-            ]
+            effective += [entropy(g).exp().mean() for g in self.attending.gates.values()]
         names = {layer: name for name, layer in self.layers.items()}
         values = {
             "layers": [names[layer] for layer in self.attending.gates],
@@ -189,7 +195,7 @@ class AmLora(Method):
     def route(self, batch: Batch, task: str | None = None) -> Tensor | None:
         """Lets the layers attend; returns the prompts' mean gates over layers and tokens, (B, T).
 
-        What is missing to 1 went to the zero block.
+        What is missing to 1 went to the zero block; with `gate: sigmoid` gates have no fixed sum.
         """
         self._attend(batch)
         if not self.pool.blocks:
@@ -199,7 +205,11 @@ class AmLora(Method):
         return gates
 
     def prompt_gates(self, batch: Batch) -> Tensor:
-        """Mean gates of each prompt in each layer that reads it, (B, layers, T + 1)."""
+        """Mean gates of each prompt in each layer of the decoder-only model or of the encoder.
+
+        Returns:
+            (B, layers, T + 1), the zero block first.
+        """
         self._attend(batch)
         with torch.no_grad():
             self.backbone.read(batch)
@@ -227,12 +237,17 @@ class AmLora(Method):
         """Adds the task's block; the selectors are the latest task's."""
         path = folder / SELECTOR
         tensors = read_tensors(path)
-        self.pool.load_block(folder, read_json(folder / "task.json")["name"])
-        blocks = len(self.pool.blocks)
+        blocks, m = len(self.pool.blocks) + 1, self.options.selector.hidden or 1
         for name, layer in self.layers.items():
-            M = tensors.get(f"{name}.M")
-            if M is None or M.shape != (blocks, layer.mixture.hidden or 1, layer.d_out):
-                raise RetainError(f"{path}: does not fit this backbone and {blocks} blocks")
+            shapes = {"M": (blocks, m, layer.d_out), "b": (blocks, m), "v": (blocks, m)}
+            for letter, shape in {**shapes, "zero": (1,)}.items():
+                found = tensors.get(f"{name}.{letter}")
+                if found is None or found.shape != shape:
+                    raise RetainError(
+                        f"{path}: '{name}.{letter}' is not that of {blocks} blocks on this "
+                        "backbone; restore it from a copy of the run"
+                    )
+        self.pool.load_block(folder, read_json(folder / "task.json")["name"])
         self._take_over(tensors)
 
     def _take_over(self, tensors: dict[str, Tensor]) -> None:

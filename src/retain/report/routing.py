@@ -16,7 +16,7 @@ from retain import results
 from retain.errors import RetainError
 from retain.report.heads import short_names
 from retain.report.plots import new_panel, panels_png, short
-from retain.report.tables import new_table
+from retain.report.tables import TASKS_PER_TABLE, new_table
 from retain.store import read_json, read_jsonl
 
 GATES, PSEUDO = "gates.json", "pseudo.jsonl"
@@ -44,7 +44,7 @@ class Routing:
 
     `after` is right after the task was learned, over the blocks that there were then; `now` is
     after the newest task. `by_layer` is there for methods that attend in every layer. `pseudo` is
-    the number of kept pseudo-samples.
+    the number of kept pseudo-samples, `real` whether they are training inputs.
     """
 
     label: str
@@ -53,6 +53,7 @@ class Routing:
     now: list[list[float]]
     by_layer: list[LayerGates]
     pseudo: int
+    real: bool
 
 
 def read_routing(folder: Path) -> Routing:
@@ -83,7 +84,10 @@ def read_routing(folder: Path) -> Routing:
         if f"{place}/{PSEUDO}" in run.files:
             pseudo += len(read_jsonl(path / PSEUDO))
     after = [row["routing"][i] for i, row in enumerate(rows)]
-    return Routing(folder.resolve().name, tasks, after, rows[-1]["routing"], by_layer, pseudo)
+    method = results.settings(run)["method"]
+    real = method.get("reflection", {}).get("samples") == "real"
+    label, now = folder.resolve().name, rows[-1]["routing"]
+    return Routing(label, tasks, after, now, by_layer, pseudo, real)
 
 
 def _layer_gates(task: str, stored: dict[str, Any]) -> LayerGates:
@@ -97,20 +101,24 @@ def _layer_gates(task: str, stored: dict[str, Any]) -> LayerGates:
 
 def pseudo_sentence(routing: Routing) -> str:
     """That pseudo-samples hold people's data."""
+    what = "they are" if routing.real else "they imitate"
+    may = "" if routing.real else " and may repeat them"
     return (
-        f"Pseudo-samples: {routing.pseudo:,}; they imitate training inputs and may repeat them: "
+        f"Pseudo-samples: {routing.pseudo:,}; {what} training inputs{may}: "
         "this is user data, to be treated like the training data."
     )
 
 
 def tables(routing: Routing) -> RenderableType:
     """Attention right after learning and now, and by layer where there is such."""
-    found: list[Table] = [
-        _weights("Attention over the blocks right after learning", routing, routing.after),
-        _weights("Attention over the blocks now", routing, routing.now),
-    ]
+    every = range(len(routing.tasks))
+    cuts = [every[start : start + TASKS_PER_TABLE] for start in every[::TASKS_PER_TABLE]]
+    after = "Attention over the blocks right after learning"
+    found = [_weights(after, routing, routing.after, cut) for cut in cuts]
+    found += [_weights("Attention over the blocks now", routing, routing.now, cut) for cut in cuts]
     if routing.by_layer:
-        found.append(_by_layer(routing))
+        found += [_by_layer(routing, cut) for cut in cuts]
+        found.append(_effective(routing))
     return Group(*found)
 
 
@@ -127,23 +135,32 @@ def routing_png(routing: Routing, path: Path) -> None:
     panels_png(panels, path)
 
 
-def _weights(title: str, routing: Routing, weights: Sequence[Sequence[float]]) -> Table:
-    table = new_table(title, [str(i + 1) for i in range(len(routing.tasks))])
+def _weights(title: str, routing: Routing, weights: Sequence[Sequence[float]], cut: range) -> Table:
+    """The blocks in `cut`, and the tasks that have a weight on them."""
+    table = new_table(title, [str(i + 1) for i in cut])
     table.min_width = len(title)
     for number, (task, row) in enumerate(zip(routing.tasks, weights, strict=True), start=1):
-        table.add_row(Text(f"{number} {short(task)}"), *(f"{weight:.2f}" for weight in row))
+        cells = [f"{row[i]:.2f}" for i in cut if i < len(row)]
+        if cells:
+            table.add_row(Text(f"{number} {short(task)}"), *cells)
     return table
 
 
-def _by_layer(routing: Routing) -> Table:
-    """Of the newest task, with the effective number of blocks of every task below."""
+def _by_layer(routing: Routing, cut: range) -> Table:
+    """Of the newest task, right after learning it."""
     last = routing.by_layer[-1]
-    title = f"Gates by layer of {short(last.task)}, right after learning"
-    table = new_table(title, ["zero", *(str(i + 1) for i in range(len(routing.tasks)))])
+    title = f"Gates by layer of {short(last.task)}"
+    table = new_table(title, ["zero", *(str(i + 1) for i in cut)])
     table.min_width = len(title)
     for layer, gates in zip(last.layers, last.gates, strict=True):
-        table.add_row(Text(layer), *(f"{gate:.2f}" for gate in gates))
-    table.add_section()
+        table.add_row(Text(layer), f"{gates[0]:.2f}", *(f"{gates[i + 1]:.2f}" for i in cut))
+    return table
+
+
+def _effective(routing: Routing) -> Table:
+    """exp of the gates' entropy, the zero block included, mean over layers and tokens."""
+    title = "Effective number of blocks right after learning"
+    table = new_table(title, ["with the zero block"])
     for own in routing.by_layer:
-        table.add_row(Text(f"effective blocks, {short(own.task)}"), f"{own.effective:.2f}")
+        table.add_row(Text(short(own.task)), f"{own.effective:.2f}")
     return table

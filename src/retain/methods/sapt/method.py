@@ -35,7 +35,7 @@ ROUNDS = 10
 
 
 class RouterConfig(MethodConfig):
-    """The router's options; `rate` is times the blocks' learning rate."""
+    """The router's options; `rate` is times training.learning_rate."""
 
     hidden: PositiveInt = 100
     temperature: PositiveFloat | None = None
@@ -45,7 +45,7 @@ class RouterConfig(MethodConfig):
 
 
 class GeneratorConfig(MethodConfig):
-    """The generator's options; `max_steps: null` is the run's own, `rate` as the router's."""
+    """The generator's options; `max_steps: null` is the run's own, `rate` is times the blocks'."""
 
     max_steps: PositiveInt | None = None
     rate: PositiveFloat = 3.0
@@ -133,6 +133,7 @@ class Routed(Method):
         """The generator, unless real inputs are kept, then the task."""
         self.pool.grow(task.name)
         count = max(1, round(self.options.generator.share * len(task.train)))
+        count = min(count, len(task.train))
         if self.options.reflection.samples == "real":
             chosen = random.Random(torch.initial_seed()).sample(list(task.train), count)
             self._pseudo = [example.prompt for example in chosen]

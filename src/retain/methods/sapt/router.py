@@ -46,8 +46,9 @@ class Router(nn.Module):
         self.key = nn.Parameter(key.detach().clone())
 
     def query(self, e: Tensor) -> Tensor:
-        """q (B, d) of pooled embeddings e (B, d)."""
-        q: Tensor = self.norm(F.silu(self.up(self.down(e - self.centre))))
+        """q (B, d) of pooled embeddings e (B, d); in float32, under autocast too."""
+        with torch.autocast(e.device.type, enabled=False):
+            q: Tensor = self.norm(F.silu(self.up(self.down(e.float() - self.centre))))
         return q
 
     @property
