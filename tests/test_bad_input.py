@@ -99,7 +99,7 @@ def put(values: Any, field: str, value: Any) -> None:
         ("backbone.surprise", 1, ["'backbone.surprise'", "use one of: name, revision"]),
         ("prompt", {"surprise": 1}, ["'prompt.surprise'", "use one of: chat_template"]),
         ("method", {"name": "sapt", "router": {"x": 1}}, ["'method.router.x'", "use one of"]),
-        ("method", "sapd", ["'method.name': no method 'sapd'; choose one of derpp, "]),
+        ("method", "sapd", ["'method.name': no method 'sapd'; choose one of amlora, "]),
         ("method", {}, ["'method.name'", "choose one of"]),
         ("method", {"name": ["sapt"]}, ["'method.name'", "choose one of"]),
         ("method", 5, ["'method'", "should be a valid dictionary"]),

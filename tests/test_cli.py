@@ -81,7 +81,7 @@ def test_run_writes_the_resolved_settings(learned: Path) -> None:
     assert stored["training"]["save_steps"] == 100  # a default
     assert stored["method"]["name"] == "sapt"
     assert stored["method"]["router"]["hidden"] == SAPT["router"]["hidden"]
-    assert stored["method"]["reflection"] == {"weight": 0.5}  # a default
+    assert stored["method"]["reflection"]["weight"] == 0.5  # a default
 
 
 def test_run_scores_every_task_so_far(learned: Path) -> None:
