@@ -404,6 +404,7 @@ def test_bad_command(arguments: list[str], says: list[str]) -> None:
     refused(*arguments, says=[*says, "; see retain --help"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "says"),
     [
