@@ -7,15 +7,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from retain.backbone import Batch
+from retain.backbone import Backbone, Batch
 from retain.errors import RetainError
-from retain.methods.base import ParamGroup, Phase
-from retain.methods.lora import LoraMethod, LoraMethodConfig
+from retain.layers.pooled_linear import LoraPool
+from retain.methods.base import Method, ParamGroup, Phase
+from retain.methods.lora import LoraMethodConfig
 from retain.store import read_json
 from retain.tasks import Task
 
 
-class PerTask(LoraMethod):
+class PerTask(Method):
     """W x + (α/r) B_t A_t x, t the task's own block, learned from its own examples alone."""
 
     Config = LoraMethodConfig
@@ -23,6 +24,10 @@ class PerTask(LoraMethod):
     stores = "one LoRA"
     needs_task_id = True
     forgets = False
+
+    def __init__(self, backbone: Backbone, config: LoraMethodConfig) -> None:
+        self.backbone = backbone
+        self.pool = LoraPool(backbone.model, config.target_modules, config.rank, config.alpha)
 
     def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
         """One phase on a fresh block."""

@@ -158,7 +158,7 @@ class Routed(Method):
             [self.backbone.encode(example) for example in task.train],
             [
                 ParamGroup("block", self.pool.parameters(), self.rate),
-                ParamGroup("router", self._router_parameters(), self.options.router.rate),
+                ParamGroup("router", list(self.router.parameters()), self.options.router.rate),
             ],
             self._loss,
         )
@@ -180,9 +180,6 @@ class Routed(Method):
         if self.reflection.embeddings and self.options.reflection.weight:
             parts["reflection"] = self.options.reflection.weight * self.reflection.loss(self.router)
         return parts
-
-    def _router_parameters(self) -> list[torch.nn.Parameter]:
-        return list(self.router.parameters())
 
     def _new_key(self, task: Task) -> Tensor:
         if self.options.router.key == "uniform":
