@@ -1,9 +1,11 @@
 """Fills the tables of docs/results.md: runs what is missing, in any number of sittings.
 
-    python benchmarks/results.py configs/superni-short.yaml --variants seqlora sapt --seeds 0 1
+    python benchmarks/results.py configs/superni-short.yaml --variants seqlora "sapt rank=4"
 
-Each run lies in OUT/<experiment>/<variant>-<seed>; an interrupted one continues where it stopped.
-With --dev part of train stands in for the test split: for choosing settings.
+A variant is a method with the options that differ from the experiment's; a sweep is a list of them,
+such as "sapt reflection.weight="{0,0.5,2}. Each run lies in OUT/<experiment>/<variant>-<seed>; an
+interrupted one continues where it stopped. With --dev part of train stands in for the test split:
+for choosing settings.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,47 +22,41 @@ import yaml
 from rich.console import Console
 
 from retain import Task, load_stream, results
-from retain.config import read_experiment
+from retain.config import ExperimentConfig, check_method, read_experiment, set_field
 from retain.errors import RetainError
 from retain.methods import METHODS
-from retain.methods.base import filled_in
 from retain.metrics import continual
 from retain.metrics.text import score
 from retain.progress import ConsoleProgress
 from retain.store import read_jsonl
 from retain.stream import learn_stream
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    **{name: {"name": name} for name in METHODS},
-    "sapt-paper": {"name": "sapt", "preset": "paper"},
-    "sapt-paper-10x": {"name": "sapt", "preset": "paper", "router": {"rate": 10.0}},
-    "sapt-no-reflection": {"name": "sapt", "reflection": {"weight": 0.0}},
-    "sapt-real": {"name": "sapt", "reflection": {"samples": "real"}},
-    "seekr-reference": {"name": "seekr", "profile": "reference"},
-    "seekr-random": {"name": "seekr", "score": "random"},
-    "seekr-sensitivity": {"name": "seekr", "score": "sensitivity"},
-    "seekr-forgettability": {"name": "seekr", "score": "forgettability"},
-    "seekr-5": {"name": "seekr", "replay": {"share": 0.05}},
-    "seekr-10": {"name": "seekr", "replay": {"share": 0.1}},
-    "seekr-half": {"name": "seekr", "budget": {"heads": 0.0625}},
-    "seekr-double": {"name": "seekr", "budget": {"heads": 0.25}},
-}
-"""Each takes the experiment's method options beside its own, as far as its method knows them."""
 
-
-def run(config: Path, changes: list[str], variant: str, seed: int, folder: Path, dev: bool) -> None:
+def run(experiment: ExperimentConfig, variant: str, seed: int, folder: Path, dev: bool) -> None:
     """Learns one stream, or what is left of it."""
-    experiment = read_experiment(config, changes)
-    chosen = VARIANTS[variant]
-    known = METHODS[chosen["name"]].Config.model_fields
-    shared = {key: value for key, value in experiment.method.items() if key in known}
-    method = filled_in(chosen, shared)
-    update = {"method": method, "seed": seed, "output": str(folder)}
+    update = {"method": method_of(variant, experiment), "seed": seed, "output": str(folder)}
     progress = ConsoleProgress(Console(stderr=True), folder.name)
     began = time.monotonic()
     tasks = [_on_dev(task) if dev else task for task in load_stream(experiment.tasks)]
     learn_stream(experiment.model_copy(update=update), tasks, resume=True, progress=progress)
     progress.message(f"done in {time.monotonic() - began:.0f} s")
+
+
+def method_of(variant: str, experiment: ExperimentConfig) -> dict[str, Any]:
+    """The variant's method, with the experiment's options as far as this method knows them."""
+    name, *options = variant.split()
+    known = METHODS[name].Config.model_fields if name in METHODS else ()
+    shared = {key: value for key, value in experiment.method.items() if key in known}
+    values: dict[str, Any] = {"method": {**deepcopy(shared), "name": name}}
+    for option in options:
+        set_field(values, f"method.{option}")
+    check_method(values["method"], f"variant '{variant}'")
+    return dict(values["method"])
+
+
+def place(out: Path, variant: str, seed: int) -> Path:
+    """The run's folder, such as `seekr,score=random-0`."""
+    return out / f"{','.join(variant.split())}-{seed}"
 
 
 def _on_dev(task: Task) -> Task:
@@ -103,28 +100,30 @@ def _rouge(folders: list[Path]) -> list[float | None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", type=Path)
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--dev", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("runs/results"))
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="A.B=C")
     options = parser.parse_args()
-    place = options.out / (options.config.stem + ("-dev" if options.dev else ""))
+    out = options.out / (options.config.stem + ("-dev" if options.dev else ""))
+    experiment = read_experiment(options.config, options.changes)
+    for variant in options.variants:  # all are checked before the first is run
+        method_of(variant, experiment)
     for seed in options.seeds:
         for variant in options.variants:
-            folder = place / f"{variant}-{seed}"
-            run(options.config, options.changes, variant, seed, folder, options.dev)
+            run(experiment, variant, seed, place(out, variant, seed), options.dev)
     names = ("average_performance", "forgetting", "forward_transfer", "backward_transfer")
     columns = (*names, "rouge_l", "own_block")
     print("| variant | seed | AP | F.Ra | FWT | BWT | AP, ROUGE-L | own block |")
     print("|---|---|---|---|---|---|---|---|")
     for variant in options.variants:
         for seed in options.seeds:
-            line = row(place / f"{variant}-{seed}", place / f"pertask-{seed}")
+            line = row(place(out, variant, seed), place(out, "pertask", seed))
             values = (line.get(column) for column in columns)
             cells = ["–" if v is None else f"{v:.2f}" for v in values]
             print(f"| {variant} | {seed} | {' | '.join(cells)} |")
-            matrix = results.scores(results.open_run(place / f"{variant}-{seed}"))["matrix"]
+            matrix = results.scores(results.open_run(place(out, variant, seed)))["matrix"]
             print(f"<!-- {yaml.safe_dump(matrix, default_flow_style=True, width=999).strip()} -->")
 
 

@@ -153,7 +153,7 @@ def read_experiment(path: Path, changes: Iterable[str] = ()) -> ExperimentConfig
     if not isinstance(values, dict):
         raise RetainError(f"{path}: no fields; it needs 'backbone', 'method' and 'tasks'")
     for change in changes:
-        _apply(values, change)
+        set_field(values, change)
     experiment = check(ExperimentConfig, values, str(path))
     check_method(experiment.method, str(path))
     return experiment
@@ -189,7 +189,12 @@ def _differences(old: Any, new: Any, field: str = "") -> list[str]:
     ]
 
 
-def _apply(values: dict[str, Any], change: str) -> None:
+def set_field(values: dict[str, Any], change: str) -> None:
+    """Applies one `a.b=c` change to an experiment's values.
+
+    Raises:
+        RetainError: when it is no such change, or leads to no field.
+    """
     keys, equals, text = change.partition("=")
     if not equals:
         raise RetainError(f"--set {change}: expected FIELD=VALUE, such as training.max_steps=50")
