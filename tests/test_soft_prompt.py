@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from peft import PeftModel
 from torch import nn
 
-from retain.layers.pooled_linear import Mixture
-from retain.layers.soft_prompt import PromptedEmbedding, PromptPool
+from retain.layers.soft_prompt import PromptPool
 from tests.tiny import KINDS, make_backbone, make_task
 
 TASK = make_task("copy")
@@ -30,20 +29,20 @@ def test_virtual_tokens_are_the_mixture(
     count: int, length: int, beams: int, words: int, seed: int
 ) -> None:
     """Σ_i a_i P_i before the words, forward and backward; the word's own embeddings otherwise."""
+    backbone = make_backbone("llama")
+    table, width = backbone.embedding, backbone.width
+    pool = PromptPool(backbone, length)
     torch.manual_seed(seed)
-    table = nn.Embedding(9, 5).requires_grad_(False)
-    mixture = Mixture()
-    layer = PromptedEmbedding(table, length, mixture)
-    prompts = torch.randn(count, length, 5)
+    prompts = torch.randn(count, length, width)
     for prompt in prompts[:-1]:
-        layer.push(prompt)
-    layer.restart()
-    assert layer.prompt is not None
-    layer.prompt.data.copy_(prompts[-1])
+        pool.prompts.push(prompt)
+    pool.prompts.new = nn.Parameter(prompts[-1].clone())
     weights = torch.rand(2, count, requires_grad=True)
-    mixture.weights = weights
-    ids = torch.cat([-1 - torch.arange(length).expand(2, -1), torch.randint(9, (2, words))], 1)
-    y = layer(ids.repeat_interleave(beams, 0))
+    pool.use(weights)
+    ids = torch.cat(
+        [-1 - torch.arange(length).expand(2, -1), torch.randint(len(table.weight), (2, words))], 1
+    )
+    y = backbone.embedding(ids.repeat_interleave(beams, 0))
     newest = prompts[-1].clone().requires_grad_(True)
     again = weights.detach().clone().requires_grad_(True)
     every = [*prompts[:-1], newest]
@@ -55,7 +54,7 @@ def test_virtual_tokens_are_the_mixture(
     ).repeat_interleave(beams, 0)
     torch.testing.assert_close(y, expected)
     slope = torch.randn_like(y)
-    found = torch.autograd.grad((y * slope).sum(), [layer.prompt, weights])
+    found = torch.autograd.grad((y * slope).sum(), [pool.prompts.new, weights])
     wanted = torch.autograd.grad((expected * slope).sum(), [newest, again])
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
@@ -66,7 +65,7 @@ def test_a_saved_prompt_loads_with_plain_peft(kind: str, tmp_path: Path) -> None
     backbone, fresh = make_backbone(kind), make_backbone(kind)
     pool = PromptPool(backbone, 3)
     pool.grow("block")
-    pool.layer.prompt.data.normal_(std=0.5)
+    pool.prompts.new.data.normal_(std=0.5)
     pool.save_block(tmp_path, backbone.name)
     plain = PeftModel.from_pretrained(fresh.model, tmp_path)
     for example in TASK.test:

@@ -1,9 +1,9 @@
-"""A pool of soft prompts, mixed per instance and put before the prompt's own tokens.
+"""Soft prompts: rows of embeddings before the prompt's own tokens, and a pool of them.
 
 A soft prompt is n rows of embeddings (Lester et al., arXiv 2104.08691). A sequence carries it as n
-virtual tokens with the ids −1 … −n; the embedding layer looks these up in the mixture Σ_i a_i P_i
-(SAPT, section 3.2) and all other ids in the backbone's table. So padding, masks, caches and
-generation need to know nothing of prompts.
+virtual tokens with the ids −1 … −n; the embedding layer looks these up in the rows of the coming
+forward, and all other ids in the backbone's table. So padding, masks, caches and generation need to
+know nothing of prompts.
 """
 
 from __future__ import annotations
@@ -16,137 +16,154 @@ from torch import Tensor, nn
 
 from retain.backbone import Backbone
 from retain.errors import RetainError
-from retain.layers.pooled_linear import Mixture, plain
+from retain.layers.pooled_linear import plain
 from retain.store import read_json, read_tensors, write_json, write_tensors
 
 KEY = "prompt_embeddings"
 
 
 class PromptedEmbedding(nn.Module):
-    """The token embedding, with the pool's prompts for virtual tokens.
+    """The token embedding, with a soft prompt's rows for virtual tokens.
 
     Attributes:
-        old: the frozen prompts, oldest first, (T, n, d).
-        prompt: the one that learns, (n, d), or None.
+        rows: of the coming forward, (B, n, d), one for all samples when B = 1. They stay until they
+            are replaced: through all steps of a generation.
     """
 
-    old: Tensor
-
-    def __init__(self, base: nn.Embedding, length: int, mixture: Mixture) -> None:
+    def __init__(self, base: nn.Embedding) -> None:
         super().__init__()
-        self.base, self.length, self.mixture = base, length, mixture
+        self.base = base
         self.embedding_dim = base.embedding_dim
-        self.prompt: nn.Parameter | None = None
-        self.register_buffer("old", None, persistent=False)
-        self.clear()
+        self.rows: Tensor | None = None
 
     @property
     def weight(self) -> Tensor:
         """The backbone's table (vocabulary, d)."""
         return self.base.weight
 
-    def clear(self) -> None:
-        """Forgets all prompts."""
-        self.old = torch.zeros(0, self.length, self.embedding_dim, device=self.weight.device)
-        self.prompt = None
-
-    def restart(self) -> None:
-        """Replaces the learning prompt by the embeddings of n random tokens."""
+    def words(self, count: int) -> Tensor:
+        """Embeddings of random tokens, (count, d), which the last seed that was set fixes."""
         generator = torch.Generator().manual_seed(torch.initial_seed())
-        ids = torch.randint(len(self.weight), (self.length,), generator=generator)
+        ids = torch.randint(len(self.weight), (count,), generator=generator)
         with torch.no_grad():  # through the layer: some scale what they look up
-            words = self.base(ids.to(self.weight.device))
-        self.prompt = nn.Parameter(words.detach().float())
+            return self.base(ids.to(self.weight.device)).float()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids (B, S) → (B, S, d); B may be a multiple of the rows' (beams)."""
+        y: Tensor = self.base(ids.clamp(min=0))
+        rows = self.rows
+        if ids.shape[1] == 1 or not (ids < 0).any():  # a step of decoding has no virtual token
+            return y
+        if rows is None or ids.shape[0] % rows.shape[0] or int(-ids.min()) > rows.shape[1]:
+            shape = None if rows is None else tuple(rows.shape)
+            raise RuntimeError(
+                f"rows {shape} are not those of these ids {tuple(ids.shape)}; route the batch "
+                "before the forward"
+            )
+        rows = rows.repeat_interleave(ids.shape[0] // rows.shape[0], 0)
+        place = (-1 - ids).clamp(min=0)[:, :, None].expand(-1, -1, rows.shape[2])  # (B, S, d)
+        return torch.where((ids < 0)[:, :, None], rows.gather(1, place).to(y.dtype), y)
+
+
+def prompted_embedding(backbone: Backbone) -> PromptedEmbedding:
+    """Replaces a backbone's embedding by one that knows virtual tokens."""
+    layer = PromptedEmbedding(backbone.embedding)
+    backbone.model.set_input_embeddings(layer)
+    return layer
+
+
+class Prompts(nn.Module):
+    """The prompts of a pool, as a child of the model: checkpoints and data parallelism see it.
+
+    Attributes:
+        old: the frozen ones, oldest first, (T, n, d).
+        new: the one that learns, (n, d), or None.
+    """
+
+    old: Tensor
+
+    def __init__(self, length: int, width: int, device: torch.device) -> None:
+        super().__init__()
+        self.register_buffer("old", torch.zeros(0, length, width, device=device), persistent=False)
+        self.new: nn.Parameter | None = None
+
+    def every(self) -> Tensor:
+        """All of them, (T, n, d)."""
+        return self.old if self.new is None else torch.cat([self.old, self.new[None]])
 
     def freeze(self) -> None:
         """Moves the learning prompt onto the stack."""
-        if self.prompt is not None:
-            self.push(self.prompt.detach())
-            self.prompt = None
+        if self.new is not None:
+            self.push(self.new.detach())
+            self.new = None
 
     def push(self, prompt: Tensor) -> None:
         """Adds one frozen prompt, (n, d)."""
         self.old = torch.cat([self.old, prompt[None].to(self.old)])
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """ids (B, S) → (B, S, d); B may be a multiple of the weights' (beams)."""
-        y: Tensor = self.base(ids.clamp(min=0))
-        weights = self.mixture.weights
-        if ids.shape[1] == 1 or not (ids < 0).any():  # a step of decoding has no virtual token
-            return y
-        if weights is None:
-            raise RuntimeError("virtual tokens without weights; route the batch before the forward")
-        new = () if self.prompt is None else (self.prompt[None],)
-        prompts = torch.cat([self.old, *new])  # (T, n, d)
-        if ids.shape[0] % weights.shape[0] or weights.shape[1] != len(prompts):
-            raise RuntimeError(
-                f"weights {tuple(weights.shape)} are not of these ids {tuple(ids.shape)} "
-                f"and {len(prompts)} prompts; route the batch before the forward"
-            )
-        weights = weights.repeat_interleave(ids.shape[0] // weights.shape[0], 0)
-        mixed = torch.einsum("bt,tnd->bnd", weights, prompts)
-        place = (-1 - ids).clamp(min=0)[:, :, None].expand(-1, -1, mixed.shape[2])  # (B, S, d)
-        return torch.where((ids < 0)[:, :, None], mixed.gather(1, place).to(y.dtype), y)
-
 
 class PromptPool:
-    """The soft prompts of a backbone; the counterpart of `LoraPool`.
+    """A pool of soft prompts, mixed per instance; the counterpart of `LoraPool`.
 
     Args:
-        backbone: its embedding is replaced by `PromptedEmbedding`; its sequences carry virtual
-            tokens from the first block on.
+        backbone: its sequences carry virtual tokens from the first block on.
         length: n, rows of a prompt.
     """
 
     def __init__(self, backbone: Backbone, length: int) -> None:
-        self.mixture = Mixture()
         self.blocks: list[str] = []
+        self.length = length
+        self.embedding = prompted_embedding(backbone)
+        self.prompts = Prompts(length, backbone.width, backbone.device)
+        backbone.model.add_module("retain_prompts", self.prompts)
         self._backbone = backbone
-        self.layer = PromptedEmbedding(backbone.embedding, length, self.mixture)
-        backbone.model.set_input_embeddings(self.layer)
 
     def grow(self, name: str) -> None:
         """Freezes the prompt that learnt and adds a fresh one."""
-        self.layer.freeze()
+        self.prompts.freeze()
         self._add(name)
         self.restart()
 
     def restart(self) -> None:
-        """Replaces the learning prompt by a fresh one, which the last seed that was set fixes."""
-        self.layer.restart()
+        """Replaces the learning prompt by random words, which the last seed that was set fixes."""
+        self.prompts.new = nn.Parameter(self.embedding.words(self.length))
 
     def parameters(self) -> list[nn.Parameter]:
         """The learning prompt."""
-        return [] if self.layer.prompt is None else [self.layer.prompt]
+        return [] if self.prompts.new is None else [self.prompts.new]
 
     def use(self, weights: Tensor | None) -> Tensor | None:
-        """Sets the weights (B, T) for the coming forward."""
-        self.mixture.weights = weights
+        """Puts the mixture Σ_i a_i P_i (SAPT, section 3.2), weights (B, T), before each prompt."""
+        every = self.prompts.every()
+        if weights is not None and weights.shape[1] != len(every):
+            raise RuntimeError(f"weights {tuple(weights.shape)} are not of {len(every)} prompts")
+        mixed = None if weights is None else torch.einsum("bt,tnd->bnd", weights, every)
+        self.embedding.rows = mixed
         return weights
 
     def use_block(self, batch_size: int, index: int) -> Tensor | None:
         """Sets one-hot weights on the block `index` for every sample."""
-        one_hot = torch.zeros(batch_size, len(self.blocks), device=self.layer.weight.device)
+        one_hot = torch.zeros(batch_size, len(self.blocks), device=self._backbone.device)
         one_hot[:, index] = 1.0
         return self.use(one_hot)
 
     def save_block(self, folder: Path, base_name: str) -> None:
         """Writes the learning prompt in peft's layout, and stacks it."""
-        if self.layer.prompt is None:
+        if self.prompts.new is None:
             raise RuntimeError("no prompt is learning, so there is none to save")
         encoder_decoder = self._backbone.is_encoder_decoder
         config = PromptTuningConfig(
-            num_virtual_tokens=self.layer.length,
-            token_dim=self.layer.embedding_dim,
+            num_virtual_tokens=self.length,
+            token_dim=self._backbone.width,
             num_transformer_submodules=1,  # peft too puts prompts before the encoder's input only
             prompt_tuning_init=PromptTuningInit.RANDOM,
             task_type=TaskType.SEQ_2_SEQ_LM if encoder_decoder else TaskType.CAUSAL_LM,
             base_model_name_or_path=base_name,
             inference_mode=True,
         ).to_dict()
-        write_tensors(folder / "adapter_model.safetensors", {KEY: self.layer.prompt})
+        write_tensors(folder / "adapter_model.safetensors", {KEY: self.prompts.new})
         write_json(folder / "adapter_config.json", plain(config))
-        self.layer.freeze()
+        self.prompts.freeze()
 
     def load_block(self, folder: Path, name: str) -> None:
         """Adds a saved prompt, frozen.
@@ -157,16 +174,16 @@ class PromptPool:
         path = folder / "adapter_model.safetensors"
         prompt = read_tensors(path).get(KEY)
         kind = read_json(folder / "adapter_config.json").get("peft_type")
-        wanted = (self.layer.length, self.layer.embedding_dim)
+        wanted = (self.length, self._backbone.width)
         if kind != "PROMPT_TUNING" or prompt is None or prompt.shape != wanted:
             raise RetainError(
                 f"{path}: no soft prompt of {wanted[0]} rows of width {wanted[1]}; "
                 "is it from another backbone?"
             )
-        self.layer.freeze()
+        self.prompts.freeze()
         self._add(name)
-        self.layer.push(prompt)
+        self.prompts.push(prompt)
 
     def _add(self, name: str) -> None:
         self.blocks.append(name)
-        self._backbone.virtual_tokens = self.layer.length
+        self._backbone.virtual_tokens = self.length
