@@ -102,12 +102,15 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("--variants", nargs="+", default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--reversed", action="store_true", help="the tasks in reversed order")
     parser.add_argument("--dev", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("runs/results"))
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="A.B=C")
     options = parser.parse_args()
-    out = options.out / (options.config.stem + ("-dev" if options.dev else ""))
-    experiment = read_experiment(options.config, options.changes)
+    given = options.out / (options.config.stem + ("-dev" if options.dev else ""))
+    out = given.with_name(f"{given.name}-reversed") if options.reversed else given
+    order = ["order=reversed"] if options.reversed else []
+    experiment = read_experiment(options.config, [*options.changes, *order])
     for variant in options.variants:  # all are checked before the first is run
         method_of(variant, experiment)
     for seed in options.seeds:
@@ -119,7 +122,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     for variant in options.variants:
         for seed in options.seeds:
-            line = row(place(out, variant, seed), place(out, "pertask", seed))
+            line = row(place(out, variant, seed), place(given, "pertask", seed))
             values = (line.get(column) for column in columns)
             cells = ["–" if v is None else f"{v:.2f}" for v in values]
             print(f"| {variant} | {seed} | {' | '.join(cells)} |")

@@ -121,6 +121,8 @@ def put(values: Any, field: str, value: Any) -> None:
         ("training.learning_rate", float("nan"), ["'training.learning_rate'", "finite"]),
         ("training.lr_scheduler_type", "up", ["'training.lr_scheduler_type'", "'constant'"]),
         ("training", None, ["'training'", "should be a valid dictionary"]),
+        ("order", [1, 1], ["'order'", "each number from 1 to 1 once"]),
+        ("order", "backwards", ["'order'", "'reversed'"]),
         ("seed", -1, ["'seed'", "greater than or equal to 0"]),
         ("seed", 2**32, ["'seed'", "less than 4294967296"]),
         ("evaluation.limit", 0, ["'evaluation.limit'", "greater than 0"]),

@@ -38,7 +38,7 @@ class Batches(Sampler[list[int]]):
         self._rows, self._size, self._accumulation = len(phase.data), size, accumulation
         self._seed = seed
         in_epoch = -(-len(phase.data) // size)
-        fixed = phase.max_steps or max_steps
+        fixed = phase.max_steps or max_steps * phase.tasks
         self._own = fixed if fixed > 0 else max(1, math.ceil(epochs * in_epoch / accumulation))
         self._replayed = len(phase.replay.rows) if phase.replay else 0
         # A small memory is spread over the micro-batches of a step, not gone over many times.

@@ -15,6 +15,8 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
     field_validator,
     model_validator,
 )
@@ -69,13 +71,18 @@ class TaskConfig(BaseModel):
 
 
 class ExperimentConfig(BaseModel):
-    """A whole run."""
+    """A whole run.
+
+    `order` says which of `tasks` is learned first, second, …, by their numbers from 1, or
+    `reversed`. The checked experiment has its tasks in that order, and `order` is null.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     backbone: BackboneConfig
     method: dict[str, Any]
     tasks: list[TaskConfig] = Field(default_factory=list)
+    order: list[PositiveInt] | Literal["reversed"] | None = None
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     prompt: PromptConfig = Field(default_factory=PromptConfig)
@@ -91,6 +98,29 @@ class ExperimentConfig(BaseModel):
     @classmethod
     def _chosen(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("order", mode="wrap")
+    @classmethod
+    def _each_once(
+        cls, value: Any, check: ValidatorFunctionWrapHandler, info: ValidationInfo
+    ) -> Any:
+        count = len(info.data.get("tasks", ()))
+        try:
+            order = check(value)
+        except ValidationError:
+            order = []
+        if isinstance(order, list) and sorted(order) != list(range(1, count + 1)):
+            raise ValueError(f"Input should have each number from 1 to {count} once, or 'reversed'")
+        return order
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ExperimentConfig:
+        if self.order is not None:
+            count = len(self.tasks)
+            numbers = range(count, 0, -1) if self.order == "reversed" else self.order
+            self.tasks = [self.tasks[number - 1] for number in numbers]
+            self.order = None
+        return self
 
 
 def check(kind: type[Checked], values: Any, where: str, prefix: str = "") -> Checked:

@@ -171,10 +171,12 @@ class Learner:
 
     # -- learning
 
-    def learn(self, task: Task) -> list[float | None]:
+    def learn(self, task: Task, more: bool = False) -> list[float | None]:
         """Learns one more task, saves it, and scores all tasks so far; returns that row of R.
 
-        After a crash, `Learner.load` and the same task continue where it stopped.
+        With `more`, other tasks are to follow at once: a method that learns them together
+        (multitask) waits for the last one. After a crash, `Learner.load` and the same task continue
+        where it stopped.
 
         Raises:
             RetainError: when a task of this name is learned and scored already, or the new one has
@@ -200,6 +202,7 @@ class Learner:
             self._continue_or_clear(folder, task)
             self._score_zero_shot(task, folder / results.ZERO_SHOT)
             self._interrupted = True
+            self.method.waiting = self.method.waits and more
             self._train(task, folder)
             self._interrupted = False
             self.tasks.append(replace(task, train=(), dev=()))
@@ -234,6 +237,16 @@ class Learner:
             raise RetainError(
                 f"{self.run.path}: this learner was interrupted and its model is half trained; "
                 "continue with Learner.load"
+            )
+
+    def _refuse_unready(self) -> None:
+        self._refuse_interrupted()
+        if not self.tasks:
+            raise RetainError(f"{self.run.path}: nothing learned yet")
+        if self.method.waiting:
+            raise RetainError(
+                f"{self.run.path}: its tasks are learned together, when the last has come; go on "
+                "with retain run --resume"
             )
 
     def _start_run(self) -> None:
@@ -336,6 +349,10 @@ class Learner:
         row: dict[str, Any] = {"scores": [], "routing": []}
         self._seed(len(self.tasks) - 1, 999)
         for j, task in enumerate(self.tasks):
+            if self.method.waiting:
+                row["scores"].append(None)
+                row["routing"].append(None)
+                continue
             path = folder / "predictions" / f"{j + 1:02d}.jsonl"
             if not self.method.forgets and j < len(self.tasks) - 1:
                 before = results.rows(self.run)[-1]
@@ -377,7 +394,7 @@ class Learner:
 
     def evaluate(self, limit: int | None = None) -> dict[str, float]:
         """Answers every learned task's test examples again, and scores them; writes nothing."""
-        self._refuse_interrupted()
+        self._refuse_unready()
         config = self.experiment.evaluation
         if limit is not None:
             config = config.model_copy(update={"limit": limit})
@@ -392,9 +409,7 @@ class Learner:
 
     def answers(self, prompts: Sequence[str], task: str | None = None) -> list[Answer]:
         """Greedy answers with their routing; `task` is for methods that need the task's name."""
-        self._refuse_interrupted()
-        if not self.tasks:
-            raise RetainError(f"{self.run.path}: nothing learned yet")
+        self._refuse_unready()
         outputs, weights = answer(
             self.backbone,
             [Example(prompt, ("",)) for prompt in prompts],

@@ -44,6 +44,7 @@ class Phase:
         groups: exactly what may move; everything else is frozen.
         loss: a batch → named parts (scalars); their sum is minimised.
         max_steps: instead of the run's own, when not None.
+        tasks: how many tasks the data is of; a fixed number of steps counts for each of them.
         replay: rows of older tasks to go over in between.
     """
 
@@ -52,4 +53,5 @@ class Phase:
     groups: list[ParamGroup]
     loss: Callable[[Batch], dict[str, Tensor]]
     max_steps: int | None = None
+    tasks: int = 1
     replay: Replay | None = None

@@ -285,6 +285,7 @@ class RunDirectory:
             (old / name).relative_to(self.path).as_posix()
             for old in self.learned()
             for name in latest_only
+            if (folder / name).exists()
         }
         self.commit(
             (

@@ -75,7 +75,7 @@ def learn_stream(
     left = tasks[len(learner.tasks) :]
     learner.check_room(left)
     for task in left:
-        learner.learn(task)
+        learner.learn(task, more=task is not left[-1])
     learner.finish_evaluation()
     return learner
 

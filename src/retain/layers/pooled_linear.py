@@ -21,6 +21,9 @@ from retain.errors import RetainError
 from retain.layers.targets import shape, target_linears
 from retain.store import read_json, read_tensors, write_json, write_tensors
 
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+"""The names of a block's files in peft's layout."""
+
 PREFIX = "base_model.model."
 
 
@@ -232,8 +235,8 @@ class LoraPool:
                 raise RuntimeError("no block is learning, so there is none to save")
             tensors[f"{PREFIX}{name}.lora_A.weight"] = layer.A
             tensors[f"{PREFIX}{name}.lora_B.weight"] = layer.B
-        write_tensors(folder / "adapter_model.safetensors", tensors)
-        write_json(folder / "adapter_config.json", plain(config))
+        write_tensors(folder / ADAPTER, tensors)
+        write_json(folder / ADAPTER_CONFIG, plain(config))
         self.freeze()
 
     def load_block(self, folder: Path, name: str) -> None:
@@ -242,9 +245,9 @@ class LoraPool:
         Raises:
             RetainError: when the file does not hold this pool's layers at this rank.
         """
-        path = folder / "adapter_model.safetensors"
+        path = folder / ADAPTER
         tensors = read_tensors(path)
-        config = read_json(folder / "adapter_config.json")
+        config = read_json(folder / ADAPTER_CONFIG)
         if (config.get("r"), config.get("lora_alpha")) != (self.rank, self.alpha):
             raise RetainError(
                 f"{folder / 'adapter_config.json'}: rank and alpha are "

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from retain.backbone import Backbone
 from retain.errors import RetainError
-from retain.layers.pooled_linear import plain
+from retain.layers.pooled_linear import ADAPTER, ADAPTER_CONFIG, plain
 from retain.store import read_json, read_tensors, write_json, write_tensors
 
 KEY = "prompt_embeddings"
@@ -97,9 +97,19 @@ class Prompts(nn.Module):
             self.push(self.new.detach())
             self.new = None
 
+    def thaw(self) -> None:
+        """Takes the newest frozen prompt off the stack, to learn on."""
+        if self.new is None:
+            self.new = nn.Parameter(self.old[-1].clone())
+            self.old = self.old[:-1]
+
     def push(self, prompt: Tensor) -> None:
         """Adds one frozen prompt, (n, d)."""
         self.old = torch.cat([self.old, prompt[None].to(self.old)])
+
+    def clear(self) -> None:
+        """Forgets all prompts."""
+        self.old, self.new = self.old[:0], None
 
 
 class PromptPool:
@@ -127,6 +137,15 @@ class PromptPool:
     def restart(self) -> None:
         """Replaces the learning prompt by random words, which the last seed that was set fixes."""
         self.prompts.new = nn.Parameter(self.embedding.words(self.length))
+
+    def thaw(self) -> None:
+        """Lets the newest prompt learn on."""
+        self.prompts.thaw()
+
+    def clear(self) -> None:
+        """Forgets all prompts."""
+        self.blocks.clear()
+        self.prompts.clear()
 
     def parameters(self) -> list[nn.Parameter]:
         """The learning prompt."""
@@ -161,8 +180,8 @@ class PromptPool:
             base_model_name_or_path=base_name,
             inference_mode=True,
         ).to_dict()
-        write_tensors(folder / "adapter_model.safetensors", {KEY: self.prompts.new})
-        write_json(folder / "adapter_config.json", plain(config))
+        write_tensors(folder / ADAPTER, {KEY: self.prompts.new})
+        write_json(folder / ADAPTER_CONFIG, plain(config))
         self.prompts.freeze()
 
     def load_block(self, folder: Path, name: str) -> None:
@@ -171,9 +190,9 @@ class PromptPool:
         Raises:
             RetainError: when the file does not hold a prompt of this length and width.
         """
-        path = folder / "adapter_model.safetensors"
+        path = folder / ADAPTER
         prompt = read_tensors(path).get(KEY)
-        kind = read_json(folder / "adapter_config.json").get("peft_type")
+        kind = read_json(folder / ADAPTER_CONFIG).get("peft_type")
         wanted = (self.length, self._backbone.width)
         if kind != "PROMPT_TUNING" or prompt is None or prompt.shape != wanted:
             raise RetainError(

@@ -4,8 +4,14 @@ from retain.methods.amlora import AmLora
 from retain.methods.base import Method, MethodConfig, ParamGroup, Phase
 from retain.methods.derpp import DerPp
 from retain.methods.ewc import Ewc
+from retain.methods.inclora import IncLora
+from retain.methods.l2p import L2p
+from retain.methods.lfpt5 import Lfpt5
 from retain.methods.lwf import Lwf
+from retain.methods.multitask import MultiTask
+from retain.methods.olora import OLora
 from retain.methods.pertask import PerTask
+from retain.methods.progprompt import ProgPrompt
 from retain.methods.replay import Replay
 from retain.methods.sapt import Sapt, SaptPrompt
 from retain.methods.seekr import Seekr
@@ -22,7 +28,13 @@ METHODS: dict[str, type[Method]] = {
     "derpp": DerPp,
     "lwf": Lwf,
     "ewc": Ewc,
+    "inclora": IncLora,
+    "olora": OLora,
+    "l2p": L2p,
+    "progprompt": ProgPrompt,
+    "lfpt5": Lfpt5,
     "pertask": PerTask,
+    "multitask": MultiTask,
 }
 
 

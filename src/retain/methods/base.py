@@ -63,6 +63,10 @@ class Method(ABC):
         forgets: False where an old task's answers cannot change, so they are not decoded again.
         lowers_disk, lowers_ram: which settings make its footprint smaller.
         latest_only: names of files of which only the newest task's are kept: whole models.
+        waits: whether it learns the tasks of a stream together, when the last one has come.
+
+    Attributes:
+        waiting: of a method that waits, whether it does: there is nothing to score yet.
     """
 
     Config: ClassVar[type[MethodConfig]]
@@ -74,6 +78,8 @@ class Method(ABC):
     lowers_disk: ClassVar[str] = "nothing in the settings"
     lowers_ram: ClassVar[str] = "nothing in the settings"
     latest_only: ClassVar[tuple[str, ...]] = ()
+    waits: ClassVar[bool] = False
+    waiting: bool = False
 
     @abstractmethod
     def __init__(self, backbone: Backbone, config: Any) -> None:

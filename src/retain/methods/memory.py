@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import (
@@ -27,16 +27,15 @@ from retain.tasks.readers import parse_row
 EXAMPLES = "memory.jsonl"
 
 
-class MemoryConfig(MethodConfig):
-    """What is kept and how often it is replayed.
+class ScheduleConfig(MethodConfig):
+    """How much is kept and how often it is replayed.
 
-    `share` of a task's examples, at least one; drawn at `random`, or the `first` of those that are
-    trained on. After `every` optimizer steps comes one on kept examples; `reference` is SEEKR's
-    published rule (see `retain.phase.Replay`), which in a run of few steps hardly replays at all.
+    `share` of a task's examples, at least one. After `every` optimizer steps comes one on kept
+    examples; `reference` is SEEKR's published rule (see `retain.phase.Replay`), which in a run of
+    few steps hardly replays at all.
     """
 
     share: Annotated[float, Field(gt=0, le=1)] = 0.01
-    select: Literal["random", "first"] = "random"
     every: PositiveInt | Literal["reference"] = "reference"
 
     @field_validator("every", mode="wrap")
@@ -48,6 +47,12 @@ class MemoryConfig(MethodConfig):
             raise ValueError(
                 "Input should be a number of steps, 1 or more, or 'reference'"
             ) from None
+
+
+class MemoryConfig(ScheduleConfig):
+    """What is kept: examples drawn at `random`, or the `first` of those that are trained on."""
+
+    select: Literal["random", "first"] = "random"
 
 
 class ReplayConfig(SequentialConfig):
@@ -62,12 +67,12 @@ class MemoryMethod(Sequential):
     Kept rows are numbered through all tasks.
     """
 
-    Config = ReplayConfig
+    Config: ClassVar[type[MethodConfig]] = ReplayConfig
     needs_old_data = True
 
-    def __init__(self, backbone: Backbone, config: ReplayConfig) -> None:
+    def __init__(self, backbone: Backbone, config: Any) -> None:
         super().__init__(backbone, config)
-        self.replay = config.replay
+        self.replay: ScheduleConfig = config.replay
         self.memory: list[Features] = []
 
     def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
@@ -85,7 +90,7 @@ class MemoryMethod(Sequential):
     def choose(self, task: Task) -> list[Example]:
         """The examples to keep: the same ones whenever it is called under the task's seed."""
         count = self.kept(task)
-        if self.replay.select == "first":
+        if isinstance(self.replay, MemoryConfig) and self.replay.select == "first":
             return list(task.train[:count])
         return random.Random(torch.initial_seed()).sample(list(task.train), count)
 

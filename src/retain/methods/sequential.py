@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -27,13 +27,15 @@ class Sequential(Method):
     lowers_disk = "the number of weights that learn, with method.tune: lora"
     latest_only: ClassVar[tuple[str, ...]] = (MODEL,)
 
-    def __init__(self, backbone: Backbone, config: LoraMethodConfig) -> None:
+    def __init__(self, backbone: Backbone, config: Any) -> None:
         self.backbone = backbone
-        self.weights: Weights
+        self.weights = self.make_weights(config)
+
+    def make_weights(self, config: Any) -> Weights:
+        """What learns, as the options say."""
         if isinstance(config, SequentialConfig) and config.tune == "full":
-            self.weights = FullWeights(backbone)
-        else:
-            self.weights = LoraWeights(backbone, config.target_modules, config.rank, config.alpha)
+            return FullWeights(self.backbone)
+        return LoraWeights(self.backbone, config.target_modules, config.rank, config.alpha)
 
     def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
         """One phase on the task's own examples."""

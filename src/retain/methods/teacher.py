@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -174,13 +174,13 @@ class TaughtMethod(MemoryMethod):
     The teacher of an example is the model as it was right after the example's own task.
     """
 
-    Config = TaughtConfig
+    Config: ClassVar[type[MethodConfig]] = TaughtConfig
     lowers_disk = "method.replay.share, or method.teacher.top_k"
     lowers_ram = "training.per_device_train_batch_size, or method.teacher.top_k"
 
-    def __init__(self, backbone: Backbone, config: TaughtConfig) -> None:
+    def __init__(self, backbone: Backbone, config: Any) -> None:
         super().__init__(backbone, config)
-        self.teacher = config.teacher
+        self.teacher: TeacherConfig = config.teacher
         self.signals: list[Path] = []  # of each row in memory
 
     def finish(self, task: Task, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a method with one set of weights trains: the whole backbone, or one LoRA on it."""
+"""What a method with one set of weights trains: the whole backbone, one LoRA or one prompt."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 from retain.backbone import Backbone
 from retain.errors import RetainError
 from retain.layers.pooled_linear import LoraPool
+from retain.layers.soft_prompt import PromptPool
 from retain.store import read_tensors, write_tensors
 
 MODEL = "model.safetensors"
@@ -113,6 +114,43 @@ class LoraWeights:
     def save(self, folder: Path) -> None:
         """Writes it in peft's layout."""
         self.pool.save_block(folder, self._name)
+
+    def load(self, folder: Path) -> None:
+        """Replaces it by a later one."""
+        self.pool.clear()
+        self.pool.load_block(folder, "shared")
+
+
+class PromptWeights:
+    """One soft prompt (Lester et al., arXiv 2104.08691); every task's folder keeps it."""
+
+    def __init__(self, backbone: Backbone, length: int) -> None:
+        self._backbone = backbone
+        self.pool = PromptPool(backbone, length)
+
+    def begin(self) -> None:
+        """Adds the prompt, or lets it learn on."""
+        if self.pool.blocks:
+            self.pool.thaw()
+        else:
+            self.pool.grow("shared")
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """Its rows."""
+        return dict(self.pool.prompts.named_parameters())
+
+    def size(self) -> int:
+        """Bytes of its rows, float32."""
+        return 4 * self.pool.length * self._backbone.width
+
+    def use(self, batch_size: int) -> None:
+        """The one prompt is always on; before the first task there is none."""
+        if self.pool.blocks:
+            self.pool.use_block(batch_size, 0)
+
+    def save(self, folder: Path) -> None:
+        """Writes it in peft's layout."""
+        self.pool.save_block(folder, self._backbone.name)
 
     def load(self, folder: Path) -> None:
         """Replaces it by a later one."""

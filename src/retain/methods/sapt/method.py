@@ -22,6 +22,7 @@ from retain.layers.pooled_linear import LoraPool
 from retain.layers.soft_prompt import PromptPool
 from retain.methods.base import Method, MethodConfig, ParamGroup, Phase, filled_in
 from retain.methods.lora import LoraMethodConfig
+from retain.methods.pseudo import BATCH, generator_rows, write_inputs
 from retain.methods.sapt.reflection import Reflection
 from retain.methods.sapt.router import Router, generic_centre
 from retain.store import read_json, read_jsonl, read_tensors, write_jsonl, write_tensors
@@ -29,9 +30,6 @@ from retain.tasks import Example, Task
 
 TRIGGER = "Write an input of the task:"
 KEY_EXAMPLES = 256
-BATCH = 32
-ROUNDS = 10
-"""How often empty pseudo-samples are drawn again before giving up."""
 
 
 class RouterConfig(MethodConfig):
@@ -138,17 +136,23 @@ class Routed(Method):
             chosen = random.Random(torch.initial_seed()).sample(list(task.train), count)
             self._pseudo = [example.prompt for example in chosen]
         else:
-            prompts = [Example(TRIGGER, (example.prompt,)) for example in task.train]
-            longest = self.backbone.prompt.max_prompt_tokens
-            rate = self.rate * self.options.generator.rate
+            options = self.options.generator
             yield Phase(
                 "generator",
-                [self.backbone.encode(prompt, answer_limit=longest) for prompt in prompts],
-                [ParamGroup("generator", self.pool.parameters(), rate)],
+                generator_rows(self.backbone, task, TRIGGER),
+                [ParamGroup("generator", self.pool.parameters(), self.rate * options.rate)],
                 self._generator_loss,
-                self.options.generator.max_steps,
+                options.max_steps,
             )
-            self._pseudo = self._sample(count)
+            self._pseudo = write_inputs(
+                self.backbone,
+                TRIGGER,
+                lambda size: self.pool.use_block(size, -1),
+                count,
+                options.max_new_tokens,
+                options.top_k,
+                "method.generator.max_steps",
+            )
         write_jsonl(folder / "pseudo.jsonl", [{"prompt": text} for text in self._pseudo])
 
         self.pool.restart()
@@ -187,25 +191,6 @@ class Routed(Method):
         e = self._embed([example.prompt for example in task.train[:KEY_EXAMPLES]])
         with torch.no_grad():
             return self.router.query(e).mean(0)
-
-    def _sample(self, count: int) -> list[str]:
-        """Pseudo-samples: inputs of the task, written by the generator block from the trigger."""
-        options, trigger = self.options.generator, Example(TRIGGER, ("",))
-        row = self.backbone.encode(trigger, with_answer=False)
-        texts: list[str] = []
-        for _ in range(ROUNDS * -(-count // BATCH)):
-            batch = self.backbone.collate([row] * min(BATCH, count - len(texts)))
-            self.pool.use_block(len(batch["input_ids"]), -1)
-            drawn = self.backbone.generate(
-                batch, options.max_new_tokens, do_sample=True, top_k=options.top_k
-            )
-            texts += [text for text in drawn if text]
-            if len(texts) == count:
-                return texts
-        raise RetainError(
-            f"the generator writes empty pseudo-samples ({len(texts)} of {count} have text); "
-            "raise method.generator.max_steps"
-        )
 
     def _embed(self, prompts: list[str]) -> Tensor:
         rows: list[Features] = [

@@ -1,0 +1,107 @@
+"""L2P: learning to prompt. A fixed pool of small prompts, from which each input picks some."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from retain.backbone import Backbone, Batch
+from retain.errors import RetainError
+from retain.layers.soft_prompt import prompted_embedding
+from retain.methods.base import Method, MethodConfig, ParamGroup, Phase
+from retain.store import read_tensors, write_tensors
+from retain.tasks import Task
+
+PROMPTS = "prompts.safetensors"
+
+
+class L2pConfig(MethodConfig):
+    """M prompts of `length` rows, of which `picked` stand before an input; λ of the keys' term.
+
+    `rate` of the prompts is times training.learning_rate; keys learn at that rate itself.
+    """
+
+    pool_size: PositiveInt = 10
+    length: PositiveInt = 5
+    picked: PositiveInt = 5
+    weight: NonNegativeFloat = 0.5
+    rate: PositiveFloat = 30.0
+
+    @model_validator(mode="after")
+    def _enough(self) -> L2pConfig:
+        if self.picked > self.pool_size:
+            raise ValueError(f"picked ({self.picked}) is more than pool_size ({self.pool_size})")
+        return self
+
+
+class L2p(Method):
+    """[P_s1; …; P_sN; x], s = the N keys nearest to the input's feature q(x) (arXiv 2112.08654).
+
+    Loss: cross-entropy + λ Σ_{i ≤ N} (1 − cos(q(x), k_si)), eq. 5. q(x) is the frozen backbone's
+    last hidden state, mean over the user's words. Prompts and keys are shared by all tasks and
+    learn on. The paper's option of preferring rarely used prompts in training is left out.
+    """
+
+    Config = L2pConfig
+    idea = "a fixed pool of small prompts, from which each input picks those with the nearest keys"
+    stores = "the pool as it was after the task"
+
+    def __init__(self, backbone: Backbone, config: L2pConfig) -> None:
+        self.backbone = backbone
+        self.options = config
+        self.embedding = prompted_embedding(backbone)
+        generator = torch.Generator().manual_seed(torch.initial_seed())
+        count = config.pool_size * config.length
+        words = self.embedding.words(count).view(config.pool_size, config.length, -1)
+        keys = torch.empty(config.pool_size, backbone.width).uniform_(-1, 1, generator=generator)
+        self.prompts = nn.Parameter(words)  # (M, n, d)
+        self.keys = nn.Parameter(keys.to(words))  # (M, d)
+        pool = nn.ParameterDict({"prompt": self.prompts, "key": self.keys})
+        backbone.model.add_module("retain_prompts", pool)
+        backbone.virtual_tokens = config.picked * config.length
+
+    def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
+        """One phase on the pool and its keys."""
+        groups = [
+            ParamGroup("prompts", [self.prompts], self.options.rate),
+            ParamGroup("keys", [self.keys]),
+        ]
+        rows = [self.backbone.encode(example) for example in task.train]
+        yield Phase("learn", rows, groups, self._loss)
+
+    def _loss(self, batch: Batch) -> dict[str, Tensor]:
+        distance = self._pick(batch)
+        return {"task": self.backbone.answer_loss(batch), "keys": self.options.weight * distance}
+
+    def _pick(self, batch: Batch) -> Tensor:
+        """Puts each input's nearest prompts before it; returns their distance, mean over inputs."""
+        query = self.backbone.features(batch)  # (B, d)
+        cosine = F.normalize(query, dim=1) @ F.normalize(self.keys, dim=1).T  # (B, M)
+        near, index = cosine.topk(self.options.picked, dim=1)
+        self.embedding.rows = self.prompts[index].flatten(1, 2)  # (B, N·n, d)
+        return (1 - near).sum(1).mean()
+
+    def route(self, batch: Batch, task: str | None = None) -> None:
+        """Puts each input's nearest prompts before it."""
+        self._pick(batch)
+
+    def save(self, folder: Path) -> None:
+        """Writes the pool as it is after this task."""
+        write_tensors(folder / PROMPTS, {"prompts": self.prompts, "keys": self.keys})
+
+    def load(self, folder: Path) -> None:
+        """Takes over a later task's pool."""
+        tensors = read_tensors(folder / PROMPTS)
+        for name, own in (("prompts", self.prompts), ("keys", self.keys)):
+            if name not in tensors or tensors[name].shape != own.shape:
+                raise RetainError(
+                    f"{folder / PROMPTS}: '{name}' is not {tuple(own.shape)}; is it from another "
+                    "backbone?"
+                )
+            with torch.no_grad():
+                own.copy_(tensors[name])

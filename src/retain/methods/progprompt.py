@@ -1,0 +1,115 @@
+"""Progressive Prompts: a soft prompt per task, put before those of all earlier tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from retain.backbone import Backbone, Batch
+from retain.errors import RetainError
+from retain.layers.soft_prompt import PromptPool
+from retain.methods.base import Method, MethodConfig, ParamGroup, Phase
+from retain.store import read_json
+from retain.tasks import Task
+
+
+class ProgPromptConfig(MethodConfig):
+    """Rows of a prompt, its rate (times training.learning_rate), and the residual layer's width.
+
+    While a prompt learns it passes through x + LayerNorm(W₂ relu(W₁ x)), W₁ to `hidden`; null
+    leaves that out.
+    """
+
+    length: PositiveInt = 10
+    rate: PositiveFloat = 30.0
+    hidden: PositiveInt | None = 800
+
+
+class ProgPrompt(Method):
+    """[P_k; …; P_1; x], P_k learned on task k, older prompts frozen (arXiv 2301.12314).
+
+    A task is answered with its own and all earlier prompts, so its name has to be given. The
+    sequence grows by a prompt a task.
+    """
+
+    Config = ProgPromptConfig
+    idea = "a soft prompt per task, put before those of all earlier tasks"
+    stores = "one soft prompt"
+    needs_task_id = True
+    forgets = False
+
+    def __init__(self, backbone: Backbone, config: ProgPromptConfig) -> None:
+        self.backbone = backbone
+        self.options = config
+        self.pool = PromptPool(backbone, config.length)
+        self._residual: nn.Module | None = None
+
+    def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
+        """One phase on a fresh prompt."""
+        self.pool.grow(task.name)
+        self._lengthen()
+        groups = [ParamGroup("prompt", self.pool.parameters(), self.options.rate)]
+        if self.options.hidden:
+            self._residual = _residual(self.backbone, self.options.hidden)
+            self.backbone.model.add_module("retain_residual", self._residual)
+            groups.append(ParamGroup("residual", list(self._residual.parameters())))
+        rows = [self.backbone.encode(example) for example in task.train]
+        yield Phase("learn", rows, groups, self._loss)
+
+    def finish(self, task: Task, folder: Path) -> None:
+        """Keeps the prompt as it came out of the residual layer, which then goes."""
+        if self._residual is not None:
+            with torch.no_grad():
+                (prompt,) = self.pool.parameters()
+                prompt.add_(self._residual(prompt))
+            self._residual = None
+            delattr(self.backbone.model, "retain_residual")
+
+    def _loss(self, batch: Batch) -> dict[str, Tensor]:
+        self._put(batch, len(self.pool.blocks))
+        return {"task": self.backbone.answer_loss(batch)}
+
+    def _lengthen(self) -> None:
+        self.backbone.virtual_tokens = self.pool.length * len(self.pool.blocks)
+
+    def _put(self, batch: Batch, count: int) -> None:
+        """Puts the first `count` prompts, the newest of them first, and hides the places before."""
+        prompts = self.pool.prompts.every()  # (T, n, d)
+        if self._residual is not None:
+            prompts = torch.cat([prompts[:-1], prompts[-1:] + self._residual(prompts[-1:])])
+        self.pool.embedding.rows = prompts.flip(0).flatten(0, 1)[None]
+        hidden = self.pool.length * (len(prompts) - count)
+        place = -1 - batch["input_ids"]
+        seen = ~((place >= 0) & (place < hidden))
+        batch["attention_mask"] = batch["attention_mask"] * seen
+
+    def route(self, batch: Batch, task: str | None = None) -> None:
+        """Puts the named task's prompt and the earlier ones before each prompt of the batch."""
+        if task not in self.pool.blocks:
+            known = ", ".join(self.pool.blocks)
+            raise RetainError(
+                f"task '{task}': method progprompt has no prompt of that name; name one of {known}"
+                if task
+                else f"method progprompt needs the task's name (--task); it knows {known}"
+            )
+        self._put(batch, self.pool.blocks.index(task) + 1)
+
+    def save(self, folder: Path) -> None:
+        """Writes the task's prompt."""
+        self.pool.save_block(folder, self.backbone.name)
+
+    def load(self, folder: Path) -> None:
+        """Adds the task's prompt."""
+        self.pool.load_block(folder, read_json(folder / "task.json")["name"])
+        self._lengthen()
+
+
+def _residual(backbone: Backbone, hidden: int) -> nn.Module:
+    """The layer that a learning prompt is added to, (…, d) → (…, d)."""
+    d = backbone.width
+    layers = nn.Sequential(nn.Linear(d, hidden), nn.ReLU(), nn.Linear(hidden, d), nn.LayerNorm(d))
+    return layers.to(backbone.device)

@@ -1,0 +1,151 @@
+"""What sets the baselines apart: each held to its paper's formula, written out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from retain.backbone import Backbone, Batch
+from retain.errors import RetainError
+from retain.learner import Learner
+from retain.methods.l2p import L2p, L2pConfig
+from retain.methods.lfpt5 import Lfpt5
+from retain.methods.olora import OLora, OLoraConfig, overlap
+from retain.methods.progprompt import ProgPrompt, ProgPromptConfig
+from retain.store import read_jsonl
+from tests.tiny import make_backbone, make_learner, make_task
+
+FIRST, SECOND, THIRD = make_task("copy"), make_task("constant"), make_task("letter")
+
+
+def batch_of(backbone: Backbone, with_answer: bool = True) -> Batch:
+    return backbone.collate([backbone.encode(e, with_answer) for e in FIRST.test])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rank=st.integers(1, 4),
+    blocks=st.integers(1, 3),
+    scale=st.floats(0.1, 10),
+    seed=st.integers(0, 100),
+)
+def test_overlap_of_o_lora(rank: int, blocks: int, scale: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    old, new = torch.randn(blocks * rank, 8), torch.randn(rank, 8)
+    published = sum((a * b).sum().abs() for a in old for b in new)
+    torch.testing.assert_close(overlap(old, new, normalised=False), published)
+    cosines = torch.stack([F.cosine_similarity(a, b, dim=0).abs() for a in old for b in new])
+    torch.testing.assert_close(overlap(old, new, normalised=True), cosines.mean())
+    # What small rows buy in the published term, they do not buy in the other.
+    torch.testing.assert_close(overlap(old, scale * new, False), scale * published)
+    torch.testing.assert_close(overlap(old, scale * new, True), cosines.mean())
+    kernel = torch.linalg.svd(old)[2][len(old) :]  # what the old rows do not read
+    for normalised in (False, True):
+        assert not len(kernel) or overlap(old, kernel, normalised) < 1e-4
+
+
+def test_o_lora_pays_for_every_older_block() -> None:
+    method = OLora(make_backbone("llama"), OLoraConfig(rank=2, weight=0.5))
+    method.pool.grow("first")
+    assert list(method._loss(batch_of(method.backbone))) == ["task"]
+    method.pool.grow("second")
+    method.pool.grow("third")
+    expected = 0.0
+    for layer in method.pool.layers.values():
+        assert layer.A is not None
+        for older in layer.old_A.split(2):
+            expected += 0.5 * float((older @ layer.A.T).abs().sum().detach())
+    found = method._loss(batch_of(method.backbone))["orthogonality"]
+    assert float(found.detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def embedded(backbone: Backbone, batch: Batch) -> Tensor:
+    return backbone.embedding(batch["input_ids"])
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_l2p_picks_the_nearest_prompts(kind: str) -> None:
+    method = L2p(make_backbone(kind), L2pConfig(pool_size=4, length=2, picked=2, weight=0.5))
+    backbone = method.backbone
+    batch = batch_of(backbone, with_answer=False)
+    distance = method._pick(batch)
+    rows = embedded(backbone, batch)
+    total = 0.0
+    for i, example in enumerate(FIRST.test):
+        words = torch.tensor([backbone.tokenizer(example.prompt)["input_ids"]])
+        words = words[:, :-1] if words[0, -1] == backbone.tokenizer.eos_token_id else words
+        trunk = backbone.model.get_encoder() if kind == "t5" else backbone.model.model
+        query = trunk(words).last_hidden_state[0].mean(0)
+        cosines = F.cosine_similarity(query[None], method.keys).tolist()
+        near = sorted(range(4), key=lambda k: -cosines[k])[:2]
+        total += sum(1 - cosines[k] for k in near)
+        start = int((batch["input_ids"][i] < 0).nonzero()[0])
+        torch.testing.assert_close(
+            rows[i, start : start + 4], torch.cat([method.prompts[k] for k in near])
+        )
+    assert distance.item() == pytest.approx(total / len(FIRST.test), rel=1e-4)
+
+
+def test_prog_prompt_puts_the_newest_first_and_hides_later_ones() -> None:
+    method = ProgPrompt(make_backbone("llama"), ProgPromptConfig(length=2, hidden=None))
+    backbone = method.backbone
+    for name in ("first", "second", "third"):
+        method.pool.grow(name)
+        method.pool.prompts.new.data.normal_()
+        method._lengthen()
+    first, second, third = method.pool.prompts.every()
+    batch = batch_of(backbone, with_answer=False)
+    start = int((batch["input_ids"][0] < 0).nonzero()[0])
+    before = batch["attention_mask"].clone()
+    method.route(batch, "third")
+    torch.testing.assert_close(
+        embedded(backbone, batch)[0, start : start + 6], torch.cat([third, second, first])
+    )
+    assert torch.equal(batch["attention_mask"], before)
+    method.route(batch, "second")
+    assert batch["attention_mask"][0, start : start + 6].tolist() == [0, 0, 1, 1, 1, 1]
+    with pytest.raises(RetainError, match="needs the task's name"):
+        method.route(batch)
+
+
+def test_lfpt5_replays_what_it_wrote_and_never_the_examples(tmp_path: Path) -> None:
+    learner = make_learner("lfpt5", make_backbone("llama"), tmp_path / "run")
+    learner.learn(FIRST)
+    method = learner.method
+    assert isinstance(method, Lfpt5)
+    kept = [row for f in learner.run.learned() for row in read_jsonl(f / "memory.jsonl")]
+    assert 0 < len(kept) == len(method.memory) <= method.kept(FIRST)
+    learner.learn(SECOND)
+    log = read_jsonl(learner.run.learned()[-1] / "training.jsonl")
+    parts = {key for row in log for key in row if key.startswith("loss_")}
+    assert parts == {"loss_task", "loss_writing", "loss_replay", "loss_distillation"}
+
+
+def test_multitask_waits_for_the_last_task(tmp_path: Path) -> None:
+    learner = make_learner("multitask", make_backbone("llama"), tmp_path / "run")
+    before = {n: p.clone() for n, p in learner.backbone.model.named_parameters()}
+    assert learner.learn(FIRST, more=True) == [None]
+    assert all(torch.equal(p, before[n]) for n, p in learner.backbone.model.named_parameters())
+    with pytest.raises(RetainError, match="when the last has come"):
+        learner.generate(["a"])
+    with pytest.raises(RetainError, match="when the last has come"):
+        Learner.load(tmp_path / "run", backbone=make_backbone("llama")).evaluate()
+    loaded = Learner.load(tmp_path / "run", backbone=make_backbone("llama"))
+    row = loaded.learn(SECOND)
+    assert len(row) == 2
+    assert all(score is not None for score in row)
+    assert loaded.scores["matrix"][0] == [None]
+    assert loaded.scores["metrics"]["average_performance"] is not None
+    assert loaded.scores["metrics"]["forgetting"] is None
+    log = read_jsonl(loaded.run.learned()[-1] / "training.jsonl")
+    steps = loaded.experiment.training.max_steps
+    assert len(log) == 2 * steps  # as many as two tasks have one by one
+    at_once = make_learner("multitask", make_backbone("llama"), tmp_path / "other")
+    at_once.learn(FIRST, more=True)
+    assert at_once.learn(SECOND) == row
