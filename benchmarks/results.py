@@ -76,6 +76,10 @@ def row(folder: Path, pertask: Path) -> dict[str, float | None]:
     routing = results.rows(opened)[-1]["routing"]
     if routing[0] is not None and len(routing) == len(routing[0]):
         line["own_block"] = statistics.mean(weights[i] for i, weights in enumerate(routing))
+    costs = results.costs(opened)
+    line["parameters"] = max((cost.get("parameters", 0) for cost in costs), default=0) or None
+    line["minutes"] = sum(cost.get("seconds", 0) for cost in costs) / 60 or None
+    line["megabytes"] = statistics.mean(cost["bytes"] for cost in costs) / 1e6
     line["rouge_l"] = continual.average_performance([_rouge(opened.learned())])
     return line
 
@@ -117,14 +121,15 @@ def main() -> None:
         for variant in options.variants:
             run(experiment, variant, seed, place(out, variant, seed), options.dev)
     names = ("average_performance", "forgetting", "forward_transfer", "backward_transfer")
-    columns = (*names, "rouge_l", "own_block")
-    print("| variant | seed | AP | F.Ra | FWT | BWT | AP, ROUGE-L | own block |")
-    print("|---|---|---|---|---|---|---|---|")
+    columns = (*names, "rouge_l", "own_block", "parameters", "megabytes", "minutes")
+    titles = "AP, ROUGE-L | own block | trained | MB a task | minutes"
+    print(f"| variant | seed | AP | F.Ra | FWT | BWT | {titles} |")
+    print("|---" * (len(columns) + 2) + "|")
     for variant in options.variants:
         for seed in options.seeds:
             line = row(place(out, variant, seed), place(given, "pertask", seed))
             values = (line.get(column) for column in columns)
-            cells = ["–" if v is None else f"{v:.2f}" for v in values]
+            cells = ["–" if v is None else f"{v:,.0f}" if v > 1e4 else f"{v:.2f}" for v in values]
             print(f"| {variant} | {seed} | {' | '.join(cells)} |")
             matrix = results.scores(results.open_run(place(out, variant, seed)))["matrix"]
             print(f"<!-- {yaml.safe_dump(matrix, default_flow_style=True, width=999).strip()} -->")

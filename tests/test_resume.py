@@ -54,7 +54,11 @@ class Record(Progress):
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {name: data for name, data in read_files(folder).items() if name not in UNEQUAL}
+    return {
+        name: data
+        for name, data in read_files(folder).items()
+        if name not in UNEQUAL and not name.endswith("/cost.json")
+    }
 
 
 def carry_on(folder: Path, progress: Progress | None = None) -> Learner:

@@ -6,7 +6,6 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +17,22 @@ from retain.backbone import Backbone, BackboneConfig, PromptConfig, load_backbon
 from retain.config import ExperimentConfig, check, check_method, resolved
 from retain.errors import RetainError
 from retain.evaluation import Evaluation, EvaluationConfig, answer, evaluate
+from retain.learning import Seeds, learn_phases
 from retain.methods import METHODS
-from retain.phase import Phase
 from retain.progress import Progress
 from retain.room import check_room
 from retain.store import (
     RunDirectory,
     read_json,
     read_jsonl,
-    read_tensors,
     remove_folder,
     write_json,
     write_jsonl,
-    write_tensors,
     write_text,
 )
 from retain.tasks import Example, Task
 from retain.tasks.readers import parse_row
-from retain.training import (
-    TrainingConfig,
-    as_trained,
-    batches,
-    fit,
-    release,
-    restore,
-    trained_tensors,
-)
+from retain.training import TrainingConfig, as_trained
 
 UNFINISHED = "checkpoints"
 
@@ -271,21 +260,17 @@ class Learner:
         write_json(mark, key)
 
     def _train(self, task: Task, folder: Path) -> None:
-        index = len(self.tasks)
-        log: list[dict[str, Any]] = []
-        self._seed(index, 0)
-        phases = self.method.phases(task, folder)
-        for number in count(1):
-            with as_trained(self.backbone, self.experiment.training):
-                phase = next(phases, None)
-            if phase is None:
-                break
-            log += self._train_phase(phase, task, folder / UNFINISHED, index, number)
-            self._seed(index, 0)
-        with as_trained(self.backbone, self.experiment.training):
+        config = self.experiment.training
+        seeds = Seeds(self.experiment.seed, len(self.tasks))
+        unfinished = folder / UNFINISHED
+        lesson = learn_phases(
+            self.method, self.backbone, config, task, folder, unfinished, seeds, self.progress
+        )
+        with as_trained(self.backbone, config):
             self.method.finish(task, folder)
         self.method.save(folder)
-        write_jsonl(folder / "training.jsonl", log)
+        write_json(folder / results.COST, lesson.cost())
+        write_jsonl(folder / "training.jsonl", lesson.log)
         write_jsonl(folder / "test.jsonl", (example.as_row() for example in task.test))
         description = {
             "name": task.name,
@@ -295,45 +280,6 @@ class Learner:
         }
         write_json(folder / "task.json", description)
         self.run.commit_folder(folder, UNFINISHED, self.method.latest_only)
-
-    def _train_phase(
-        self, phase: Phase, task: Task, folder: Path, index: int, number: int
-    ) -> list[dict[str, Any]]:
-        """Trains one phase, or restores it if it had ended before a crash."""
-        ended = folder / f"{number}-{phase.name}.safetensors"
-        log_path = folder / f"{number}-{phase.name}.json"
-        if ended.exists():
-            release(self.backbone.model, phase)
-            restore(self.backbone.model, read_tensors(ended), ended)
-            self.backbone.model.requires_grad_(False)
-            return read_json(log_path)
-        sizes = ", ".join(
-            f"{group.name} {sum(p.numel() for p in group.parameters):,}" for group in phase.groups
-        )
-        self.progress.message(f"{task.name} · {phase.name}: trains {sizes} parameters")
-        # The phase that learns the task sees its rows in the same order in every method.
-        seed = self._seed(index, 1 if phase.name == "learn" else 1 + number)
-        config = self.experiment.training
-        if task.epochs is not None:
-            config = config.model_copy(update={"num_train_epochs": task.epochs})
-        steps = batches(config, phase, seed).steps
-        self.progress.start(f"{task.name} · {phase.name}", steps, "steps")
-        place = folder / f"{number}-{phase.name}"
-        rows = fit(self.backbone, phase, config, place, seed, self.progress)
-        self.progress.finish()
-        log = [{"phase": phase.name, **row} for row in rows]
-        write_json(log_path, log)
-        release(self.backbone.model, phase)
-        write_tensors(ended, trained_tensors(self.backbone.model))
-        self.backbone.model.requires_grad_(False)
-        remove_folder(place)
-        return log
-
-    def _seed(self, index: int, number: int) -> int:
-        """Seeds everything for one phase of one task, whatever was drawn before."""
-        seed = (self.experiment.seed * 1_000_003 + index * 1_009 + number) % 2**31
-        transformers.set_seed(seed)
-        return seed
 
     # -- scores
 
@@ -347,7 +293,7 @@ class Learner:
         if self._committed(result):
             return
         row: dict[str, Any] = {"scores": [], "routing": []}
-        self._seed(len(self.tasks) - 1, 999)
+        Seeds(self.experiment.seed, len(self.tasks) - 1)(999)
         for j, task in enumerate(self.tasks):
             if self.method.waiting:
                 row["scores"].append(None)

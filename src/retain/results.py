@@ -17,6 +17,16 @@ from retain.tasks import Task
 EVALUATION = "evaluation.json"
 ZERO_SHOT = "zero_shot.json"
 SINGLE = "single.json"
+COST = "cost.json"
+RECORDS = {
+    EVALUATION,
+    ZERO_SHOT,
+    COST,
+    "task.json",
+    "test.jsonl",
+    "training.jsonl",
+}
+"""What a task's folder holds beside predictions and what the method keeps of the task."""
 
 
 def open_run(path: Path) -> RunDirectory:
@@ -72,6 +82,27 @@ def scores(run: RunDirectory, single: Sequence[float] | None = None) -> dict[str
         "zero_shot": before,
         "metrics": continual.summary(matrix, single, before),
     }
+
+
+def costs(run: RunDirectory) -> list[dict[str, float]]:
+    """Per learned task: `parameters` that learned it, `seconds` of training, `bytes` it left.
+
+    Bytes are of the files that the method keeps, as they are now: whole models are the newest
+    task's.
+    """
+    found = []
+    for folder in run.learned():
+        cost = _read(run, folder / COST) or {}  # a run of an earlier version has none
+        place = f"{folder.relative_to(run.path).as_posix()}/"
+        own = [name for name in run.files if name.startswith(place)]
+        kept = [
+            name
+            for name in own
+            if (rest := name.removeprefix(place)) not in RECORDS
+            and not rest.startswith("predictions/")
+        ]
+        found.append({**cost, "bytes": sum((run.path / name).stat().st_size for name in kept)})
+    return found
 
 
 def write_scores(run: RunDirectory, single: Sequence[float] | None = None) -> None:

@@ -1,0 +1,148 @@
+"""Learning one task: its phases in order, each from where an earlier sitting left it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from retain.backbone import Backbone
+from retain.methods import Method
+from retain.phase import Phase
+from retain.progress import Progress
+from retain.store import read_json, read_tensors, remove_folder, write_json, write_tensors
+from retain.tasks import Task
+from retain.training import (
+    TrainingConfig,
+    as_trained,
+    batches,
+    fit,
+    release,
+    restore,
+    trained_tensors,
+)
+
+
+@dataclass
+class Lesson:
+    """What came of a task's phases.
+
+    Attributes:
+        log: of all steps, each with its phase.
+        parameters: that learned, in the phase with most of them.
+        seconds: in phases; of one that was interrupted, in the sitting that ended it.
+    """
+
+    log: list[dict[str, Any]] = field(default_factory=list)
+    parameters: int = 0
+    seconds: float = 0.0
+
+    def cost(self) -> dict[str, float]:
+        """As it is kept with the task."""
+        return {"parameters": self.parameters, "seconds": round(self.seconds, 1)}
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Seeds everything for one step of learning a task, whatever was drawn before.
+
+    Attributes:
+        run: the run's seed.
+        task: the task's number in the stream, from 0.
+    """
+
+    run: int
+    task: int
+
+    def __call__(self, number: int) -> int:
+        """Sets, and returns, the task's seed of this number."""
+        seed = (self.run * 1_000_003 + self.task * 1_009 + number) % 2**31
+        transformers.set_seed(seed)
+        return seed
+
+
+def learn_phases(
+    method: Method,
+    backbone: Backbone,
+    config: TrainingConfig,
+    task: Task,
+    folder: Path,
+    unfinished: Path,
+    seeds: Seeds,
+    progress: Progress,
+) -> Lesson:
+    """Trains a method's phases of a task; those that ended before a crash are restored.
+
+    Args:
+        method: installed in `backbone`.
+        backbone: is trained in place.
+        config: the run's training settings.
+        task: what is learned.
+        folder: the task's, for what the method writes on the way.
+        unfinished: the folder of what a later sitting would need.
+        seeds: the task's.
+        progress: is told of each step.
+    """
+    if task.epochs is not None:
+        config = config.model_copy(update={"num_train_epochs": task.epochs})
+    lesson = Lesson()
+    seeds(0)
+    phases = method.phases(task, folder)
+    number = 0
+    while True:
+        number += 1
+        with as_trained(backbone, config):
+            phase = next(phases, None)
+        if phase is None:
+            return lesson
+        place = unfinished / f"{number}-{phase.name}"
+        sizes = {g.name: sum(p.numel() for p in g.parameters) for g in phase.groups}
+        lesson.parameters = max(lesson.parameters, sum(sizes.values()))
+        ended = _ended(phase, backbone, place)
+        if ended is None:
+            label = f"{task.name} · {phase.name}"
+            told = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+            progress.message(f"{label}: trains {told} parameters")
+            # The phase that learns the task sees its rows in the same order in every method.
+            seed = seeds(1 if phase.name == "learn" else 1 + number)
+            progress.start(label, batches(config, phase, seed).steps, "steps")
+            ended = _fit(phase, backbone, config, place, seed, progress)
+            progress.finish()
+        lesson.log += [{"phase": phase.name, **row} for row in ended["log"]]
+        lesson.seconds += ended["seconds"]
+        seeds(0)
+
+
+def _ended(phase: Phase, backbone: Backbone, place: Path) -> dict[str, Any] | None:
+    """Restores a phase that has ended; returns its log and its seconds, or None."""
+    tensors = place.with_suffix(".safetensors")
+    if not tensors.exists():
+        return None
+    release(backbone.model, phase)
+    restore(backbone.model, read_tensors(tensors), tensors)
+    backbone.model.requires_grad_(False)
+    ended: dict[str, Any] = read_json(place.with_suffix(".json"))
+    return ended
+
+
+def _fit(
+    phase: Phase,
+    backbone: Backbone,
+    config: TrainingConfig,
+    place: Path,
+    seed: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Trains a phase and leaves its result beside `place`, the tensors last."""
+    began = time.monotonic()
+    log = fit(backbone, phase, config, place, seed, progress)
+    ended = {"log": log, "seconds": time.monotonic() - began}
+    write_json(place.with_suffix(".json"), ended)
+    release(backbone.model, phase)
+    write_tensors(place.with_suffix(".safetensors"), trained_tensors(backbone.model))
+    backbone.model.requires_grad_(False)
+    remove_folder(place)
+    return ended
