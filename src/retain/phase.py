@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor, nn
 
 from retain.backbone import Batch, Features
+
+Unit = Literal["answers", "rows", "step"]
+"""What a part of the loss is a mean over: a batch's answer tokens, its rows, or nothing in it.
+
+An optimizer step whose rows come in several micro-batches weights them by it, so that it is the
+step on one batch of all rows.
+"""
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,7 @@ class Phase:
         max_steps: instead of the run's own, when not None.
         tasks: how many tasks the data is of; a fixed number of steps counts for each of them.
         replay: rows of older tasks to go over in between.
+        over: the unit of each part of the loss that is not a mean over answer tokens.
     """
 
     name: str
@@ -55,3 +64,4 @@ class Phase:
     max_steps: int | None = None
     tasks: int = 1
     replay: Replay | None = None
+    over: Mapping[str, Unit] = field(default_factory=dict)

@@ -27,9 +27,10 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from retain.backbone import Backbone, Batch
+from retain.backbone.backbone import IGNORED
 from retain.batches import Batches
 from retain.errors import RetainError
-from retain.phase import Phase
+from retain.phase import Phase, Unit
 from retain.progress import Progress
 from retain.store import read_json, remove_folder
 
@@ -72,9 +73,8 @@ class _PhaseModule(nn.Module):
         self.model = model
         self._loss = phase.loss
 
-    def forward(self, **batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        parts = self._loss(batch)
-        return torch.stack(list(parts.values())).sum(), parts
+    def forward(self, **batch: Tensor) -> dict[str, Tensor]:
+        return self._loss(batch)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         return trained_tensors(self.model)
@@ -92,7 +92,8 @@ class _PhaseTrainer(Trainer):
         super().__init__(**kwargs)
         self.phase = phase
         self._data = data
-        self.model_accepts_loss_kwargs = False  # losses are batch means: divide by accumulation
+        self.model_accepts_loss_kwargs = False  # it divides the loss by the micro-batches
+        self._step: list[Batch] = []
         self._seen: dict[str, list[float]] = {}  # of each part, since the last log
 
     def get_train_dataloader(self) -> Any:
@@ -112,8 +113,22 @@ class _PhaseTrainer(Trainer):
         self.optimizer = kind([group for group in groups if group["params"]], **options)
         return self.optimizer
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Also remembers the micro-batches of the coming step."""
+        self._step, items = super().get_batch_samples(*args, **kwargs)
+        return self._step, items
+
+    def _weight(self, batch: Batch, unit: Unit) -> float:
+        """Of a micro-batch among those of its step; their mean is 1."""
+        if unit == "step" or len(self._step) == 1:
+            return 1.0
+        return len(self._step) * _size(batch, unit) / sum(_size(b, unit) for b in self._step)
+
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
-        loss, parts = model(**inputs)
+        parts = {
+            name: self._weight(inputs, self.phase.over.get(name, "answers")) * part
+            for name, part in model(**inputs).items()
+        }
         for name, value in parts.items():
             number = value.item()
             if not math.isfinite(number):
@@ -123,13 +138,17 @@ class _PhaseTrainer(Trainer):
                     "training.learning_rate"
                 )
             self._seen.setdefault(name, []).append(number)
-        return loss
+        return torch.stack(list(parts.values())).sum()
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
             logs = {**logs, **{f"loss_{k}": fmean(v) for k, v in self._seen.items()}}
             self._seen = {}
         super().log(logs, *args, **kwargs)
+
+
+def _size(batch: Batch, unit: Unit) -> int:
+    return len(batch["labels"]) if unit == "rows" else int((batch["labels"] != IGNORED).sum())
 
 
 class _Report(TrainerCallback):

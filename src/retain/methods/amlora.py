@@ -131,6 +131,7 @@ class AmLora(Method):
                 ParamGroup("selector", selectors, self.options.selector.rate),
             ],
             self._loss,
+            over={"sparsity": "rows"},
         )
 
     def _loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -159,7 +160,7 @@ class AmLora(Method):
         return prompt.float()
 
     def _penalty(self, batch: Batch) -> Tensor:
-        """The sparsity term, mean over a layer's tokens that are not padding, then over layers."""
+        """The sparsity term: mean over a sample's tokens that are not padding, samples, layers."""
         terms = []
         for layer, gates in self.attending.gates.items():
             by_entropy = self.options.sparsity.penalty == "entropy"
@@ -168,11 +169,11 @@ class AmLora(Method):
         return torch.stack(terms).mean()
 
     def _mean(self, each: Tensor, layer: AttentiveLinear, batch: Batch) -> Tensor:
-        """Mean of values (B, S or 1) over the tokens that the layer reads."""
+        """Of values (B, S or 1): over the tokens of a sample that the layer reads, then samples."""
         if each.shape[1] == 1:
             return each.mean()
         real = batch["attention_mask"] if layer.reads_prompt else batch["labels"] != IGNORED
-        return (each * real).sum() / real.sum()
+        return ((each * real).sum(1) / real.sum(1)).mean()
 
     def finish(self, task: Task, folder: Path) -> None:
         """Writes the gates of each layer on held-out prompts, for `retain inspect`."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
@@ -13,6 +14,7 @@ from retain.backbone import Backbone, Batch
 from retain.methods.base import Footprint, Phase
 from retain.methods.sequential import Sequential, SequentialConfig
 from retain.methods.weights import MODEL
+from retain.phase import Unit
 from retain.store import read_tensors, write_tensors
 from retain.tasks import Task
 
@@ -38,6 +40,7 @@ class Ewc(Sequential):
     stores = "nothing; the newest weights of the backbone and one importance for each"
     lowers_ram = Sequential.lowers_disk
     latest_only = (MODEL, FISHER)
+    over: ClassVar[Mapping[str, Unit]] = {"penalty": "step"}
 
     def __init__(self, backbone: Backbone, config: EwcConfig) -> None:
         super().__init__(backbone, config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,6 +13,7 @@ from retain.backbone import Backbone, Batch
 from retain.layers.pooled_linear import LoraPool
 from retain.methods.base import Method, MethodConfig, ParamGroup, Phase
 from retain.methods.lora import LoraMethodConfig
+from retain.phase import Unit
 from retain.store import read_json
 from retain.tasks import Task
 
@@ -26,6 +27,8 @@ class IncLora(Method):
     Config: ClassVar[type[MethodConfig]] = LoraMethodConfig
     idea = "a LoRA per task on top of all earlier ones, which stay as they are"
     stores = "one LoRA"
+    over: ClassVar[Mapping[str, Unit]] = {}
+    """As `Phase.over`."""
 
     def __init__(self, backbone: Backbone, config: LoraMethodConfig) -> None:
         self.backbone = backbone
@@ -41,7 +44,8 @@ class IncLora(Method):
         """One phase on a fresh block."""
         self.pool.grow(task.name)
         rows = [self.backbone.encode(example) for example in task.train]
-        yield Phase("learn", rows, [ParamGroup("block", self.pool.parameters())], self._loss)
+        groups = [ParamGroup("block", self.pool.parameters())]
+        yield Phase("learn", rows, groups, self._loss, over=self.over)
 
     def _loss(self, batch: Batch) -> dict[str, Tensor]:
         self.route(batch)

@@ -72,7 +72,7 @@ class L2p(Method):
             ParamGroup("keys", [self.keys]),
         ]
         rows = [self.backbone.encode(example) for example in task.train]
-        yield Phase("learn", rows, groups, self._loss)
+        yield Phase("learn", rows, groups, self._loss, over={"keys": "rows"})
 
     def _loss(self, batch: Batch) -> dict[str, Tensor]:
         distance = self._pick(batch)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
@@ -17,6 +17,7 @@ from retain.methods.memory import ScheduleConfig
 from retain.methods.pseudo import BATCH, generator_rows, write_inputs
 from retain.methods.teacher import TaughtMethod, TeacherConfig, soft_cross_entropy, stacked
 from retain.methods.weights import PromptWeights
+from retain.phase import Unit
 from retain.tasks import Example, Task
 
 
@@ -56,6 +57,7 @@ class Lfpt5(TaughtMethod):
     stores = "the soft prompt as it was after the task, pseudo-samples with their logits"
     needs_old_data = False
     latest_only = ()
+    over: ClassVar[Mapping[str, Unit]] = {"writing": "rows"}
     lowers_disk = "method.replay.share, or method.teacher.top_k"
 
     def __init__(self, backbone: Backbone, config: Lfpt5Config) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from pydantic import NonNegativeFloat
@@ -10,6 +13,7 @@ from torch import Tensor
 from retain.backbone import Backbone, Batch
 from retain.methods.inclora import IncLora
 from retain.methods.lora import LoraMethodConfig
+from retain.phase import Unit
 
 
 class OLoraConfig(LoraMethodConfig):
@@ -32,6 +36,7 @@ class OLora(IncLora):
     """
 
     Config = OLoraConfig
+    over: ClassVar[Mapping[str, Unit]] = {"orthogonality": "step"}
     idea = "a LoRA per task on top of all earlier ones, kept orthogonal to them"
 
     def __init__(self, backbone: Backbone, config: OLoraConfig) -> None:

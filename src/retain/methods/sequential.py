@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -12,6 +12,7 @@ from retain.backbone import Backbone, Batch, Features
 from retain.methods.base import Footprint, Method, ParamGroup, Phase
 from retain.methods.lora import LoraMethodConfig
 from retain.methods.weights import MODEL, FullWeights, LoraWeights, Weights
+from retain.phase import Unit
 from retain.tasks import Task
 
 
@@ -26,6 +27,8 @@ class Sequential(Method):
 
     lowers_disk = "the number of weights that learn, with method.tune: lora"
     latest_only: ClassVar[tuple[str, ...]] = (MODEL,)
+    over: ClassVar[Mapping[str, Unit]] = {}
+    """As `Phase.over`."""
 
     def __init__(self, backbone: Backbone, config: Any) -> None:
         self.backbone = backbone
@@ -41,7 +44,7 @@ class Sequential(Method):
         """One phase on the task's own examples."""
         self.weights.begin()
         weights = ParamGroup("weights", list(self.weights.named_parameters().values()))
-        yield Phase("learn", self.encoded(task), [weights], self._loss)
+        yield Phase("learn", self.encoded(task), [weights], self._loss, over=self.over)
 
     def encoded(self, task: Task) -> list[Features]:
         """The task's training rows."""

@@ -165,6 +165,7 @@ class Routed(Method):
                 ParamGroup("router", list(self.router.parameters()), self.options.router.rate),
             ],
             self._loss,
+            over={"reflection": "step"},
         )
 
     def finish(self, task: Task, folder: Path) -> None:

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import BeforeValidator, Field, NonNegativeFloat, model_validator
@@ -43,6 +43,7 @@ from retain.methods.teacher import (
     soft_cross_entropy,
     stacked,
 )
+from retain.phase import Unit
 from retain.store import read_json, read_tensors, write_json, write_tensors
 from retain.tasks import Task
 
@@ -118,6 +119,7 @@ class Seekr(TaughtMethod):
     Config = SeekrConfig
     idea = "replay, with distillation of the attention heads that matter and forget most"
     stores = "a share of its examples with logits and attention; the newest weights"
+    over: ClassVar[Mapping[str, Unit]] = {"attention": "rows"}
     lowers_disk = "method.replay.share, method.budget.heads or method.budget.queries"
     lowers_ram = "training.per_device_train_batch_size, or method.budget"
 

@@ -1,0 +1,84 @@
+"""Two streams whose tasks get in each other's way, and which answers a method then gives.
+
+    python demo/make_stream.py && python benchmarks/interference.py write
+    python benchmarks/results.py configs/interference-alike.yaml --variants sapt seqlora --seeds 0
+    python benchmarks/interference.py read runs/results/interference-alike/sapt-0 …
+
+Both begin with the demo's reviews and tickets. In `alike` the third task, `balance`, asks another
+question about reviews, in a prompt that differs by its last word. In `labels` it is `stars`: the
+very prompts of `reviews` with other words for the same three answers, so that without the task's
+name nobody can be right on both.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from statistics import fmean
+
+from retain import results
+from retain.store import read_jsonl, write_jsonl
+
+DATA = Path("demo/data")
+BALANCE = {"positive": "one-sided", "negative": "one-sided", "mixed": "balanced"}
+STARS = {"positive": "five", "negative": "one", "mixed": "three"}
+TWINS = ("reviews", "balance", "stars")
+
+
+def write() -> None:
+    """Makes `balance` and `stars` from the demo's reviews."""
+    for split in ("train", "test"):
+        reviews = read_jsonl(DATA / f"reviews.{split}.jsonl")
+        balance = [
+            {
+                "prompt": row["prompt"].removesuffix("Opinion:") + "Balance:",
+                "answer": BALANCE[row["answer"]],
+            }
+            for row in reviews
+        ]
+        write_jsonl(DATA / f"balance.{split}.jsonl", balance)
+        stars = [{**row, "answer": STARS[row["answer"]]} for row in reviews]
+        write_jsonl(DATA / f"stars.{split}.jsonl", stars)
+
+
+def read(folder: Path) -> str:
+    """A line of the table: scores at the end, and how many answers are words of the other task."""
+    run = results.open_run(folder)
+    scores = results.scores(run)
+    last = run.learned()[-1] / "predictions"
+    twins = [i for i, name in enumerate(scores["tasks"]) if name in TWINS]
+    # A method that cannot forget decodes a task once, right after learning it.
+    paths = [last / f"{i + 1:02d}.jsonl" for i in twins]
+    paths = [
+        p if p.exists() else run.learned()[i] / "predictions" / p.name
+        for i, p in zip(twins, paths, strict=True)
+    ]
+    rows = [read_jsonl(path) for path in paths]
+    words = [{reference for row in task for reference in row["references"]} for task in rows]
+    strayed = [
+        100 * fmean(row["prediction"] in words[1 - i] for row in task)
+        for i, task in enumerate(rows)
+    ]
+    end = scores["matrix"][-1]
+    cells = [f"{end[i]:.0f}" for i in range(len(end))] + [f"{share:.0f}" for share in strayed]
+    return (
+        f"| {folder.name} | {scores['metrics']['average_performance']:.1f} | {' | '.join(cells)} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["write", "read"])
+    parser.add_argument("runs", nargs="*", type=Path)
+    options = parser.parse_args()
+    if options.what == "write":
+        write()
+        return
+    print("| run | AP | first | tickets | third | first: the third's words | third: the first's |")
+    print("|---|---|---|---|---|---|---|")
+    for folder in options.runs:
+        print(read(folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""A step in several micro-batches is the step on one batch of all their rows, in every method."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from retain.tasks import Task
+from tests.tiny import VARIANTS, make_backbone, make_learner, make_task
+
+FAST = ("sapt", "seekr", "amlora", "ewc", "olora", "l2p", "derpp")
+"""The kinds of terms that a loss may have."""
+
+
+def uneven(name: str) -> Task:
+    """Answers of one to many tokens, so that a mean over micro-batches would be another one."""
+    task = make_task(name)
+    train = [
+        replace(e, references=(e.references[0] * (1 + i % 3),)) for i, e in enumerate(task.train)
+    ]
+    return replace(task, train=train)
+
+
+def learned(variant: str, folder: Path, size: int, accumulation: int) -> dict[str, Tensor]:
+    """All tensors of a model that has learned two tasks, without dropout."""
+    backbone = make_backbone("llama")
+    for module in backbone.model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+    learner = make_learner(
+        variant,
+        backbone,
+        folder,
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=accumulation,
+        optim="sgd",
+        save_steps=100,
+    )
+    for name in ("copy", "constant"):
+        learner.learn(uneven(name))
+    model = learner.backbone.model
+    return {name: t.detach() for name, t in (*model.named_parameters(), *model.named_buffers())}
+
+
+@pytest.mark.parametrize(
+    "variant", [pytest.param(v, marks=() if v in FAST else pytest.mark.slow) for v in VARIANTS]
+)
+def test_micro_batches_make_the_same_step(variant: str, tmp_path: Path) -> None:
+    if variant == "lfpt5":
+        pytest.skip("the rows that teach to write are weighted by rows, not by their tokens")
+    whole = learned(variant, tmp_path / "whole", 6, 1)
+    parts = learned(variant, tmp_path / "parts", 3, 2)
+    assert whole.keys() == parts.keys()
+    for name, tensor in whole.items():
+        torch.testing.assert_close(parts[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
