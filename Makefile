@@ -1,10 +1,16 @@
 # make demo: the main job, from nothing.   make test: what CI runs.
-# Both set up .venv themselves; constraints.txt says with which releases.
+# make results: a results table; it runs what is missing, in any number of sittings, such as
+#   make results STREAM=configs/superni-short.yaml METHODS='seqlora "sapt rank=4"' SEEDS='0 1'
+# All set up .venv themselves; constraints.txt says with which releases.
 PYTHON ?= python3
 BIN = .venv/bin
 RUN = $(BIN)/retain run configs/demo.yaml --resume
 
-.PHONY: demo test
+STREAM = configs/superni-short.yaml
+METHODS = pertask seqlora sapt
+SEEDS = 0 1
+
+.PHONY: demo results test
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
@@ -20,6 +26,9 @@ demo: .venv/ready | models/SmolLM2-135M-Instruct
 	$(RUN) --output runs/demo/seqlora --set method='{name: seqlora, rank: 8, alpha: 16}'
 	$(RUN) --output runs/demo/sapt
 	$(BIN)/retain report runs/demo/seqlora runs/demo/sapt --output runs/demo/report.html
+
+results: .venv/ready | models/SmolLM2-135M-Instruct
+	$(BIN)/python benchmarks/results.py $(STREAM) --variants $(METHODS) --seeds $(SEEDS) $(MORE)
 
 test: .venv/ready
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 
 from retain import results
-from retain.store import read_jsonl
+from retain.store import RunDirectory, read_jsonl
 
 
 def divergence(before: list[float], after: list[float]) -> float:
@@ -23,9 +23,8 @@ def divergence(before: list[float], after: list[float]) -> float:
     return sum(p * math.log(p / max(q, 1e-6)) for p, q in pairs if p > 0)
 
 
-def alignment(folder: Path) -> dict[str, float]:
+def alignment(run: RunDirectory) -> dict[str, float]:
     """Of each task but the last, by name."""
-    run = results.open_run(folder)
     folders = run.learned()
     names = results.scores(run)["tasks"]
     found = {}
@@ -53,10 +52,11 @@ def main() -> None:
     print("|---|---|---|---|")
     for folder in parser.parse_args().runs:
         run = results.open_run(folder)
-        if len(run.learned()) < 2 or results.rows(run)[-1]["routing"][0] is None:
-            parser.error(f"{folder}: needs a run of a pool with two tasks or more")
-        by_task = alignment(folder)
-        score = results.scores(results.open_run(folder))["metrics"]["average_performance"]
+        routed = run.learned() and (run.learned()[-1] / "predictions" / "01.jsonl").exists()
+        if len(run.learned()) < 2 or not routed or results.rows(run)[-1]["routing"][0] is None:
+            parser.error(f"{folder}: needs a run of a router with two tasks or more")
+        by_task = alignment(run)
+        score = results.scores(run)["metrics"]["average_performance"]
         each = " ".join(f"{value:.4f}" for value in by_task.values())
         print(f"| {folder.name} | {score:.2f} | {fmean(by_task.values()):.4f} | {each} |")
 

@@ -31,6 +31,9 @@ from retain.progress import ConsoleProgress
 from retain.store import read_jsonl
 from retain.stream import learn_stream
 
+SHARED = ("rank", "alpha", "target_modules", "tune", "replay", "teacher", "generator")
+"""Options of an experiment's method that mean the same in another."""
+
 
 def run(experiment: ExperimentConfig, variant: str, seed: int, folder: Path, dev: bool) -> None:
     """Learns one stream, or what is left of it."""
@@ -43,10 +46,10 @@ def run(experiment: ExperimentConfig, variant: str, seed: int, folder: Path, dev
 
 
 def method_of(variant: str, experiment: ExperimentConfig) -> dict[str, Any]:
-    """The variant's method, with the experiment's options as far as this method knows them."""
+    """The variant's method, with those of the experiment's options that methods share."""
     name, *options = variant.split()
     known = METHODS[name].Config.model_fields if name in METHODS else ()
-    shared = {key: value for key, value in experiment.method.items() if key in known}
+    shared = {k: v for k, v in experiment.method.items() if k in known and k in SHARED}
     values: dict[str, Any] = {"method": {**deepcopy(shared), "name": name}}
     for option in options:
         set_field(values, f"method.{option}")
@@ -79,7 +82,7 @@ def row(folder: Path, pertask: Path) -> dict[str, float | None]:
     costs = results.costs(opened)
     line["parameters"] = max((cost.get("parameters", 0) for cost in costs), default=0) or None
     line["minutes"] = sum(cost.get("seconds", 0) for cost in costs) / 60 or None
-    line["megabytes"] = statistics.mean(cost["bytes"] for cost in costs) / 1e6
+    line["megabytes"] = sum(cost["bytes"] for cost in costs) / 1e6
     line["rouge_l"] = continual.average_performance([_rouge(opened.learned())])
     return line
 
@@ -122,7 +125,7 @@ def main() -> None:
             run(experiment, variant, seed, place(out, variant, seed), options.dev)
     names = ("average_performance", "forgetting", "forward_transfer", "backward_transfer")
     columns = (*names, "rouge_l", "own_block", "parameters", "megabytes", "minutes")
-    titles = "AP, ROUGE-L | own block | trained | MB a task | minutes"
+    titles = "AP, ROUGE-L | own block | trained | MB kept | minutes"
     print(f"| variant | seed | AP | F.Ra | FWT | BWT | {titles} |")
     print("|---" * (len(columns) + 2) + "|")
     for variant in options.variants:

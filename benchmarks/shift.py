@@ -21,6 +21,7 @@ from rich.console import Console
 from retain import Learner, Task
 from retain.evaluation import Evaluation, evaluate
 from retain.progress import ConsoleProgress, Progress
+from retain.tasks import Example
 
 SHARE = 0.1
 WORDS = {
@@ -82,15 +83,14 @@ def shifted(task: Task, shift: str) -> Task:
             return turn
         return {**turn, "content": change(turn["content"], draw)}
 
-    test = [
-        replace(
-            example,
-            prompt=change(example.prompt, draw),
-            messages=tuple(turned(turn) for turn in example.messages),
-        )
-        for example in task.test
-    ]
-    return replace(task, test=test)
+    def moved(example: Example) -> Example:
+        if not example.messages:
+            return replace(example, prompt=change(example.prompt, draw))
+        turns = tuple(turned(turn) for turn in example.messages)
+        words = (turn["content"] for turn in turns if turn["role"] == "user")
+        return replace(example, prompt="\n".join(words), messages=turns)
+
+    return replace(task, test=[moved(example) for example in task.test])
 
 
 def answered(learner: Learner, task: Task, progress: Progress) -> Evaluation:

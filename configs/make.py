@@ -2,13 +2,13 @@
 
     python configs/make.py
 
-The pieces are streams with their orders, backbones, and settings of papers with their methods. Only
-what was published is set. The rest keeps retain's default, and the head of a file says so.
+The pieces are streams with their orders, backbones, and settings of papers with their methods. What
+was not published, or not found, keeps retain's default, and the head of the file says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import wrap
@@ -55,71 +55,87 @@ BACKBONES = {
     "llama-2-7b": "meta-llama/Llama-2-7b-hf",
     "llama-2-7b-chat": "meta-llama/Llama-2-7b-chat-hf",
     "vicuna-7b-v1.5": "lmsys/vicuna-7b-v1.5",
+    "smollm2": "models/SmolLM2-135M-Instruct",
 }
 PROMPT = ("l2p", "lfpt5", "progprompt", "sapt-prompt")
 FULL = ("seqft", "ewc", "lwf", "replay", "derpp", "seekr", "multitask")
+SIZE = "Weights, gradients and AdamW's moments in float32 are about 110 GB."
+EWC = "The importances and the anchor are 54 GB more."
+BIG = {"bf16": True, "gradient_checkpointing": True}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How a paper trains; `rates`, `missing` and `notes` go by method, or by kind of method."""
+    """How methods are trained. The last three go by kind of method, the last two also by name."""
 
     paper: str
     source: str
-    methods: Mapping[str, Options]
-    rows: tuple[int, int, int]  # epochs, rows a batch, batches a step
-    lengths: tuple[int, int]  # most tokens of a prompt and of an answer
-    rates: Mapping[str, float]
+    methods: str
+    options: Mapping[str, Options]
     lora: Options
-    missing: Mapping[str, str]
+    training: Options
+    more: Options  # fields of the experiment
+    rates: Mapping[str, float]
+    missing: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
-    more: Options = field(default_factory=dict)  # fields of the experiment
 
 
-def sapt(rows: tuple[int, int, int], length: int, rate: float, rank: int, **own: Any) -> Setting:
-    """SAPT; `own` are options of its LoRA form."""
-    theirs = "this baseline's own settings (here SAPT-LoRA's)"
+def training(epochs: int, size: int, rows: int, **more: bool) -> Options:
+    """The published epochs and rows a step, on one device."""
+    steps = {"per_device_train_batch_size": size, "gradient_accumulation_steps": rows // size}
+    return {"num_train_epochs": epochs, **steps, "lr_scheduler_type": "constant", **more}
+
+
+def lengths(prompt: int, answer: int) -> Options:
+    """The most tokens of a prompt, and of an answer."""
+    limits = {"max_prompt_tokens": prompt, "max_answer_tokens": answer}
+    return {"evaluation": {"max_new_tokens": answer}, "prompt": limits}
+
+
+def sapt(
+    epochs: int, size: int, rank: int, weight: float, big: bool, note: str = "", **own: Options
+) -> Setting:
+    """SAPT: `weight` is of the reflection, `note` and `own` options are for its LoRA form."""
+    shared = "the baseline's own settings (here SAPT-LoRA's)"
     return Setting(
-        "SAPT (arXiv 2401.08295)",
+        "in SAPT (arXiv 2401.08295)",
         "Settings of SAPT's published scripts, which keep the checkpoint that is best on the test "
         "file; here it is the last.",
+        "seqlora replay l2p lfpt5 progprompt olora sapt-prompt sapt pertask",
         {
-            **dict.fromkeys(("seqlora", "l2p", "lfpt5", "progprompt", "pertask"), {}),
             "replay": {"tune": "lora"},
-            "olora": {"weight": 0.5},
             "sapt-prompt": {"preset": "paper"},
-            "sapt": {"preset": "paper", **own},
+            "sapt": {"preset": "paper", "reflection": {"weight": weight}, **own},
         },
-        rows,
-        (length, 50),
-        {"lora": rate},
         {"rank": rank, "alpha": 32},
+        training(epochs, size, 32, **(BIG if big else {"bf16": True})),
+        lengths(1024 if big else 512, 50),
+        {"lora": 5e-5 if big else 3e-4},
         {
-            "lora": theirs,
-            "replay": f"{theirs}, share and schedule of replay",
-            "prompt": f"{theirs}, learning rate, the method's options",
-            "sapt": "" if "generator" in own else "learning rate and steps of the generator",
+            "lora": shared,
+            "replay": f"{shared}, share and schedule of replay",
+            "prompt": f"{shared}, learning rate, the method's options",
+            "sapt-prompt": "learning rate, length, weight of reflection, the generator's training",
+            "sapt": "" if own else "the generator's training",
         },
+        {"sapt": note},
     )
 
 
-def amlora(rows: tuple[int, int, int], **rates: float) -> Setting:
+def amlora(big: bool) -> Setting:
     """AM-LoRA; it takes streams and baselines from O-LoRA, whose settings stand for its own."""
     own = "AM-LoRA's own settings"
-    rate = "" if "full" in rates else ", learning rate (SEEKR has 1e-5 for 7B)"
+    rate = ", learning rate (SEEKR has 1e-5 for 7B)" if big else ""
     return Setting(
-        "AM-LoRA (arXiv 2409.19611)",
+        "in AM-LoRA (arXiv 2409.19611)",
         "AM-LoRA has no published code: these are the settings of O-LoRA's scripts (arXiv "
         "2310.14152), without their LoRA dropout of 0.1.",
-        {
-            **dict.fromkeys(("seqft", "seqlora", "inclora", "replay", "ewc", "lwf", "l2p"), {}),
-            **dict.fromkeys(("lfpt5", "progprompt", "pertask", "multitask", "amlora"), {}),
-            "olora": {"weight": 0.5},
-        },
-        rows,
-        (512, 50),
-        rates,
+        "seqft seqlora inclora replay ewc lwf l2p lfpt5 progprompt olora pertask multitask amlora",
+        {"olora": {"weight": 0.5}},
         {"rank": 8, "alpha": 32},
+        training(1, 4, 32, **BIG) if big else training(1, 8, 64),
+        lengths(512, 50),
+        {"lora": 1e-3} if big else {"lora": 1e-3, "full": 1e-4},
         {
             "lora": own,
             "full": f"{own}, the method's options{rate}",
@@ -128,17 +144,18 @@ def amlora(rows: tuple[int, int, int], **rates: float) -> Setting:
         },
         {
             "pertask": "PerTaskFT is a model a task, this a LoRA a task.",
-            "full": "" if rate else "The rate is O-LoRA's for SeqFT, but 1e-3 in its first task.",
+            **({"ewc": EWC} if big else {}),
+            "full": SIZE if big else "The rate is O-LoRA's for SeqFT; its first task has 1e-3.",
         },
     )
 
 
-def seekr(epochs: int, *bounds: str) -> Setting:
-    """SEEKR; `bounds` are methods that it reports on TRACE only, as it does 10 % of replay."""
+def seekr(epochs: int, trace: str = "") -> Setting:
+    """SEEKR; `trace` are methods that it reports on TRACE only, as it does 10 % of replay."""
     tuned = "learning rate (searched), epochs (5 to 15; here as for full tuning), options"
     replay = {"share": 0.01, "every": "reference"}
-    ten = "10 % of replay:  --set method.replay.share=0.1"
-    budget = "--set method.attention_weight=100 --set method.budget.layers=8"
+    ten = "Also reported with 10 % of replay:\n  --set method.replay.share=0.1" if trace else ""
+    budget = " --set method.attention_weight=100 --set method.budget.layers=8" if trace else ""
     own = {
         "profile": "reference",
         "budget": {"layers": 24, "heads": 128, "queries": 100},
@@ -147,57 +164,59 @@ def seekr(epochs: int, *bounds: str) -> Setting:
         "replay": replay,
         "teacher": {"top_k": 64, "dtype": "float16"},
     }
+    first = {"replay": {**replay, "select": "first"}}
     return Setting(
-        "SEEKR (arXiv 2411.06171)",
-        "Settings of SEEKR's paper and published scripts: 128 rows a step; their AdamW has betas "
-        "0.9 and 0.95, this one 0.9 and 0.999.",
-        {
-            **dict.fromkeys(("seqft", "lwf", "lfpt5", "l2p", "progprompt", "olora", *bounds), {}),
-            **dict.fromkeys(("replay", "derpp"), {"replay": {**replay, "select": "first"}}),
-            "seekr": own,
-        },
-        (epochs, 2, 64),
-        (1024, 512),
-        {"full": 1e-5},
+        "in SEEKR (arXiv 2411.06171)",
+        "Settings of SEEKR's paper and published scripts; their AdamW has betas 0.9 and 0.95, this "
+        "one 0.9 and 0.999.",
+        f"seqft lwf lfpt5 l2p progprompt olora replay derpp seekr {trace}",
+        {"replay": first, "derpp": first, "seekr": own},
         {},
+        training(epochs, 2, 128, **BIG),
+        {**lengths(1024, 512), "seed": 1234},
+        {"full": 1e-5},
         {
             **dict.fromkeys(("prompt", "lora"), tuned),
             **dict.fromkeys(("ewc", "lwf", "derpp"), "the weights of its loss"),
             "multitask": "epochs",
         },
-        {"replay": ten, "derpp": ten, "seekr": f"{ten} {budget}"} if bounds else {},
-        {"seed": 1234},
+        {"full": SIZE, "ewc": EWC, "replay": ten, "derpp": ten, "seekr": ten + budget},
     )
 
 
-# SAPT's generator, with 16 rows a step there, and its reflection.
-WRITER = {"max_steps": 5000, "rate": 3.333, "max_new_tokens": 512}
-ARM = [{"weight": weight} for weight in (0.1, 0.5, 1.0, 2.0)]
-T5, LLAMA = amlora((1, 8, 8), lora=1e-3, full=1e-4), amlora((1, 4, 8), lora=1e-3)
+GENERATOR = {"max_steps": 5000, "rate": 3.333, "max_new_tokens": 512}  # rate: 1e-3
+ROWS = "A step of the generator has 16 rows there, and 32 here."
+STOPS = "The script ends cb, copa, boolq, imdb, dbpedia and multirc after 100 to 500 steps."
 # Of two papers on one stream, the first has the methods that both report.
 REPORTED = {
-    ("cl-standard", "t5-large"): [T5],
-    ("cl-standard", "llama-2-7b"): [LLAMA],
-    ("long-sequence", "t5-large"): [sapt((10, 16, 2), 512, 3e-4, 8, reflection=ARM[0]), T5],
-    ("long-sequence", "llama-2-7b"): [sapt((20, 2, 16), 1024, 5e-5, 4, reflection=ARM[3]), LLAMA],
-    ("superni", "t5-large"): [sapt((100, 8, 4), 512, 3e-4, 4, reflection=ARM[1], generator=WRITER)],
-    ("superni", "llama-2-7b"): [sapt((50, 2, 16), 1024, 5e-5, 4, reflection=ARM[2])],
+    ("cl-standard", "t5-large"): [amlora(False)],
+    ("cl-standard", "llama-2-7b"): [amlora(True)],
+    ("long-sequence", "t5-large"): [sapt(10, 16, 8, 0.1, False), amlora(False)],
+    ("long-sequence", "llama-2-7b"): [sapt(20, 2, 4, 2.0, True, STOPS), amlora(True)],
+    ("superni", "t5-large"): [sapt(100, 8, 4, 0.5, False, ROWS, generator=GENERATOR)],
+    ("superni", "llama-2-7b"): [sapt(50, 2, 4, 1.0, True)],
     ("superni-12", "llama-2-7b-chat"): [seekr(10)],
-    ("trace", "llama-2-7b-chat"): [seekr(5, "ewc", "multitask")],
-    ("trace", "vicuna-7b-v1.5"): [seekr(5, "ewc", "multitask")],
+    ("trace", "llama-2-7b-chat"): [seekr(5, "ewc multitask")],
+    ("trace", "vicuna-7b-v1.5"): [seekr(5, "ewc multitask")],
 }
-SHORT: dict[str, Options] = {
-    **dict.fromkeys(("sapt", "sapt-prompt"), {"generator": {"max_steps": 15}}),
-    **dict.fromkeys(("replay", "derpp", "seekr"), {"replay": {"every": 4}}),
-}
-"""What a method needs in a run of few steps."""
-
-
-def kind(method: str, options: Options) -> str:
-    """What a method trains: a `prompt`, `lora` blocks, or the `full` backbone."""
-    if method in PROMPT:
-        return "prompt"
-    return "full" if method in FULL and options.get("tune") != "lora" else "lora"
+SHORT = Setting(
+    "in few steps on two cores",
+    "`make demo` leaves the backbone.",
+    "",
+    {
+        "sapt": {"generator": {"max_steps": 15}},
+        "sapt-prompt": {"generator": {"max_steps": 15}},
+        "lfpt5": {"replay": {"share": 0.02, "every": 4}},
+        **{name: {"replay": {"every": 4}} for name in ("replay", "derpp", "seekr")},
+    },
+    {"rank": 8, "alpha": 16},
+    {"max_steps": 40, "per_device_train_batch_size": 8},
+    {
+        "evaluation": {"max_new_tokens": 24, "limit": 60, "batch_size": 60},
+        "prompt": {"max_prompt_tokens": 256},
+    },
+    {"lora": 1e-3, "prompt": 1e-3, "full": 1e-4},
+)
 
 
 def orders(stream: str) -> dict[str, dict[str, bool]]:
@@ -212,137 +231,69 @@ def orders(stream: str) -> dict[str, dict[str, bool]]:
     return found
 
 
-def file(
-    stream: str, title: str, path: str, epochs: bool, notes: list[str], fields: Options
+def experiment(
+    path: str, stream: str, backbone: str, method: str, by: list[Setting], options: Options
 ) -> str:
-    """The text of a file: as comments what it is, its command, other orders and notes; its fields.
-
-    `epochs` says whether a task's own are given.
-    """
-    reader, name = STREAMS[stream]
+    """The text of a file, with the settings of the first of `by`, and all of them named."""
+    one, (reader, name) = by[0], STREAMS[stream]
     (first, own), *others = orders(stream).items()
-    lines = [*wrap(f"{name}, order {first}: {title}.", WIDTH - 2), f"  retain run {path}"]
+    full = method in FULL and options.get("tune") != "lora"
+    kind = "prompt" if method in PROMPT else "full" if full else "lora"
+    epochs = "num_train_epochs" in one.training
+
+    papers = " and ".join(each.paper for each in by)
+    head = wrap(f"{name}, order {first}: {method} on {backbone} {papers}.", WIDTH - 2)
+    head.append(f"  retain run configs/{path}")
     for number, order in others:
-        places = [list(own).index(task) for task in order]
-        line = f"order {number}:  --set 'order=[{','.join(str(place + 1) for place in places)}]'"
-        for place, (task, star) in zip(places, order.items(), strict=True):
-            line += f" --set tasks.{place}.epochs=10" if epochs and star and not own[task] else ""
-        lines.append(line)
+        numbers = ",".join(str(list(own).index(task) + 1) for task in order)
+        head.append(f"order {number}:  --set 'order=[{numbers}]'")
+        for place, task in enumerate(own):
+            if epochs and order[task] > own[task]:
+                head[-1] += f" --set tasks.{place}.epochs=10"
+    missing = one.missing.get(method, one.missing.get(kind, ""))
     labels = ",labels" if reader == "long_sequence" else ""
-    data = f"data/{reader}/<task>/{{train,test{labels}}}.json are the files of the benchmark."
-    for note in (*notes, data):
-        lines += [note] if "--set" in note else wrap(note, WIDTH - 2, break_on_hyphens=False)
-    tasks = [
-        {"reader": reader, "path": f"data/{reader}/{task}"}
-        | ({"epochs": 10} if epochs and star else {})
-        for task, star in own.items()
-    ]
-    backbone, method, *rest = fields.items()
-    every = dict([backbone, method, ("tasks", tasks), *rest, ("output", f"runs/{output(path)}")])
-    rows = [row for key, value in every.items() for row in block(key, value)]
-    return "\n".join([*(f"# {line}" for line in lines), *rows, ""])
+    for note in (
+        *(one.source, one.notes.get(kind, ""), one.notes.get(method, "")),
+        f"Not published, or not found: {missing}." if missing else "",
+        f"data/{reader}/<task>/{{train,test{labels}}}.json are the files of the benchmark.",
+    ):
+        head += note.split("\n") if "--set" in note else wrap(note, WIDTH - 2)
 
-
-def flow(value: object) -> str:
-    """A value as YAML on one line."""
-    return yaml.safe_dump([value], default_flow_style=True, sort_keys=False, width=9999)[1:-2]
-
-
-def block(key: str, value: object) -> Iterator[str]:
-    """A field as YAML: tasks one a line, others on one line where they fit."""
-    line = f"{key}: {flow(value)}"
-    if isinstance(value, list):
-        yield from (f"{key}:", *(f"  - {flow(item)}" for item in value))
-    elif isinstance(value, Mapping) and len(line) > WIDTH - 2:
-        yield f"{key}:"
-        for inner, item in value.items():
-            yield from (f"  {row}" for row in block(inner, item))
-    else:
-        yield line
-
-
-def paper(stream: str, backbone: str, method: str, by: list[Setting], path: str) -> str:
-    """A file with the settings of the first of the papers that report the method."""
-    one, large = by[0], "7b" in backbone
-    options, (epochs, size, steps), what = one.methods[method], one.rows, ""
-    what = kind(method, options)
-    note, missing = (said.get(method, said.get(what, "")) for said in (one.notes, one.missing))
-    notes = [one.source, note]
-    if large and what == "full":
-        held = "importances and AdamW's moments" if method == "ewc" else "AdamW's moments"
-        notes.append(f"Weights and {held} are float32: {160 if method == 'ewc' else 110} GB.")
-    if missing:
-        notes.append(f"Not published, or not found: {missing}.")
-    rate = {"learning_rate": one.rates[what]} if what in one.rates else {}
+    rate = {"learning_rate": one.rates[kind]} if kind in one.rates else {}
     fields = {
         "backbone": BACKBONES[backbone],
-        "method": {"name": method, **(one.lora if what == "lora" else {}), **options},
-        "training": {
-            "num_train_epochs": epochs,
-            "per_device_train_batch_size": size,
-            "gradient_accumulation_steps": steps,
-            **rate,
-            "lr_scheduler_type": "constant",
-            **({"bf16": True, "gradient_checkpointing": True} if large else {}),
-        },
-        "evaluation": {"max_new_tokens": one.lengths[1]},
-        "prompt": {"max_prompt_tokens": one.lengths[0], "max_answer_tokens": one.lengths[1]},
+        "method": {"name": method, **(one.lora if kind == "lora" else {}), **options},
+        "tasks": [
+            {"reader": reader, "path": f"data/{reader}/{task}"}
+            | ({"epochs": 10} if epochs and star else {})
+            for task, star in own.items()
+        ],
+        "training": {**one.training, **rate},
         **one.more,
+        "output": f"runs/{backbone}-{stream}-{method}",
     }
-    papers = " and ".join(each.paper for each in by)
-    return file(stream, f"{method} on {backbone}, as in {papers}", path, True, notes, fields)
-
-
-def short(stream: str, method: str, options: Options, path: str) -> str:
-    """A file for a laptop, with the settings of superni-short.yaml and superni-replay.yaml."""
-    what = kind(method, options)
-    tune = {key: options[key] for key in ("tune",) if key in options}
-    fields = {
-        "backbone": "models/SmolLM2-135M-Instruct",
-        "method": {
-            "name": method,
-            **({"rank": 8, "alpha": 16} if what == "lora" else {}),
-            **tune,
-            **SHORT.get(method, {}),
-        },
-        "training": {
-            "max_steps": 30 if what == "full" else 50,
-            "per_device_train_batch_size": 8,
-            "learning_rate": 1e-4 if what == "full" else 1e-3,
-        },
-        "evaluation": {"max_new_tokens": 24, "limit": 60, "batch_size": 60},
-        "prompt": {"max_prompt_tokens": 256},
-        "seed": 0,
-    }
-    notes = ["models/SmolLM2-135M-Instruct is what `make demo` leaves."]
-    title = f"{method} on SmolLM2-135M, in few steps, for two cores"
-    return file(stream, title, path, False, notes, fields)
+    body = yaml.safe_dump(fields, default_flow_style=None, sort_keys=False, width=WIDTH - 10)
+    return "".join(f"# {line}\n" for line in head) + body
 
 
 def files() -> dict[str, str]:
     """The text of every file, by its path in configs/."""
     found = {}
     for (stream, backbone), settings in REPORTED.items():
-        for method in dict.fromkeys(name for one in settings for name in one.methods):
-            by = [one for one in settings if method in one.methods]
+        for method in dict.fromkeys(" ".join(one.methods for one in settings).split()):
+            by = [one for one in settings if method in one.methods.split()]
+            options = by[0].options.get(method, {})
             path = f"paper/{stream}/{backbone}-{method}.yaml"
-            found[path] = paper(stream, backbone, method, by, f"configs/{path}")
+            found[path] = experiment(path, stream, backbone, method, by, options)
+            tune = {key: value for key, value in options.items() if key == "tune"}
+            options = {**tune, **SHORT.options.get(method, {})}
             path = f"smollm2/{stream}-{method}.yaml"
-            found[path] = short(stream, method, by[0].methods[method], f"configs/{path}")
+            found[path] = experiment(path, stream, "smollm2", method, [SHORT], options)
     return found
 
 
-def main() -> None:
-    """Writes them, and deletes those that are no longer made."""
-    here, made = Path(__file__).parent, files()
-    for folder in ("paper", "smollm2"):
-        for path in (here / folder).rglob("*.yaml"):
-            if path.relative_to(here).as_posix() not in made:
-                path.unlink()
-    for name, text in made.items():
-        (here / name).parent.mkdir(parents=True, exist_ok=True)
-        (here / name).write_text(text)
-
-
 if __name__ == "__main__":
-    main()
+    for name, text in files().items():
+        target = Path(__file__).parent / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)

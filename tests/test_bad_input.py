@@ -46,7 +46,7 @@ def place(learned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     folder = tmp_path / "place"
     shutil.copytree(learned, folder)
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("retain.learner.fit", train)
+    monkeypatch.setattr("retain.learning.fit", train)
     return folder
 
 
@@ -128,6 +128,12 @@ def put(values: Any, field: str, value: Any) -> None:
         ("evaluation.limit", 0, ["'evaluation.limit'", "greater than 0"]),
         ("prompt", {"chat_template": True}, ["no chat template; set prompt.chat_template: false"]),
         ("backbone", ..., ["'backbone'", "add it"]),
+        ("backbone.device", "cuda:1", ["backbone.device 'cuda:1'", "set CUDA_VISIBLE_DEVICES"]),
+        (
+            "method",
+            {"name": "l2p", "pool_size": 3},
+            ["field 'method': picked (5) is more than pool_size (3); lower it"],
+        ),
         ("backbone.dtype", "int1", ["'backbone.dtype'", "'float32'"]),
         ("backbone.name", "nothing.gguf", ["nothing.gguf: no such file; check the path"]),
         ("backbone.name", "copy.jsonl", ["copy.jsonl: neither a model folder nor a .gguf file"]),
@@ -360,7 +366,7 @@ def test_bad_learn(arguments: list[str], says: list[str]) -> None:
     ("arguments", "stdin", "says"),
     [
         (["pertask", "p"], b"", ["needs the task's name (--task); it knows copy"]),
-        (["pertask", "p", "--task", "x"], b"", ["task 'x'", "no block of that name; name one of"]),
+        (["pertask", "p", "--task", "x"], b"", ["task 'x'", "has not learned it; name one of"]),
         (["run", ""], b"", ["generate: an empty prompt; give it a text"]),
         (["run", "a", " \n"], b"", ["generate: an empty prompt"]),
         (["run", "-"], b"\n\n", ["generate: an empty prompt"]),

@@ -1,4 +1,4 @@
-"""What sets the baselines apart: each held to its paper's formula, written out."""
+"""What sets the baselines apart: their formulas, written out."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from torch import Tensor
 from retain.backbone import Backbone, Batch
 from retain.errors import RetainError
 from retain.learner import Learner
+from retain.methods.inclora import IncLora
 from retain.methods.l2p import L2p, L2pConfig
 from retain.methods.lfpt5 import Lfpt5
+from retain.methods.lora import LoraMethodConfig
 from retain.methods.olora import OLora, OLoraConfig, overlap
 from retain.methods.progprompt import ProgPrompt, ProgPromptConfig
 from retain.store import read_jsonl
+from retain.tasks import Example
 from tests.tiny import make_backbone, make_learner, make_task
 
 FIRST, SECOND, THIRD = make_task("copy"), make_task("constant"), make_task("letter")
@@ -108,10 +111,83 @@ def test_prog_prompt_puts_the_newest_first_and_hides_later_ones() -> None:
         embedded(backbone, batch)[0, start : start + 6], torch.cat([third, second, first])
     )
     assert torch.equal(batch["attention_mask"], before)
+    method.route(batch, "first")
+    assert batch["attention_mask"][0, start : start + 6].tolist() == [0, 0, 0, 0, 1, 1]
     method.route(batch, "second")
     assert batch["attention_mask"][0, start : start + 6].tolist() == [0, 0, 1, 1, 1, 1]
     with pytest.raises(RetainError, match="needs the task's name"):
         method.route(batch)
+
+
+def test_prog_prompt_keeps_what_came_out_of_the_residual_layer(tmp_path: Path) -> None:
+    method = ProgPrompt(make_backbone("llama"), ProgPromptConfig(length=2, hidden=8))
+    next(method.phases(FIRST, tmp_path))
+    batch = batch_of(method.backbone)
+    method._put(batch, 1)
+    learning = embedded(method.backbone, batch).detach()
+    (raw,) = (p.detach().clone() for p in method.pool.parameters())
+    method.finish(FIRST, tmp_path)
+    method._put(batch, 1)
+    torch.testing.assert_close(embedded(method.backbone, batch), learning)
+    assert not torch.allclose(method.pool.prompts.every()[0], raw)
+
+
+def test_inc_lora_is_the_sum_of_its_blocks() -> None:
+    method = IncLora(make_backbone("llama"), LoraMethodConfig(rank=2, alpha=4.0))
+    deltas: dict[str, Tensor] = {}
+    for name in ("first", "second"):
+        method.pool.grow(name)
+        for key, layer in method.pool.layers.items():
+            layer.B.data.normal_()
+            deltas[key] = deltas.get(key, 0) + 2.0 * (layer.B @ layer.A).detach()
+    method.route(batch_of(method.backbone))
+    for key, layer in method.pool.layers.items():
+        x = torch.randn(len(FIRST.test), 3, layer.d_in)
+        torch.testing.assert_close(layer(x), layer.base(x) + x @ deltas[key].T)
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_l2p_picks_the_same_in_training(kind: str) -> None:
+    method = L2p(make_backbone(kind), L2pConfig(pool_size=6, length=1, picked=3))
+    model, batch = method.backbone.model, batch_of(method.backbone, with_answer=False)
+    method._pick(batch)
+    expected = method.embedding.rows
+    model.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        method._pick(batch)
+    assert model.training
+    assert torch.equal(method.embedding.rows, expected)
+
+
+def test_lfpt5_loss(tmp_path: Path) -> None:
+    """On its own rows task + λ_lm writing; on written ones (1 − λ) of that + λ KL."""
+    learner = make_learner("lfpt5", make_backbone("llama"), tmp_path / "run")
+    method = learner.method
+    assert isinstance(method, Lfpt5)
+    method.teacher = method.teacher.model_copy(update={"top_k": None})
+    method.options.distillation = 0.3
+    learner.learn(FIRST)
+    backbone = method.backbone
+    phase = next(method.phases(SECOND, tmp_path))
+    own, old = backbone.collate(phase.data[:2]), backbone.collate(method.memory[:1])
+    with torch.no_grad():
+        found, replayed = method._loss(own), method._loss(old)
+        method.weights.use(2)
+        task = backbone.answer_loss(own)
+        written = [
+            Example("Write an input of the task constant:", (e.prompt,)) for e in SECOND.train
+        ]
+        rows = [backbone.encode(e, answer_limit=512) for e in written[:2]]
+        writing = backbone.answer_loss(backbone.collate(rows))
+        torch.testing.assert_close(found, {"task": task, "writing": 0.25 * writing})
+        method.weights.use(1)
+        replay = backbone.answer_loss(old)
+        torch.testing.assert_close(replayed["replay"], 0.7 * replay)
+        logits, targets = backbone.answer_logits(old)
+        then = logits[targets != -100].softmax(-1)  # nothing was learned since
+        entropy = -(then * then.log()).sum(-1).mean()
+        torch.testing.assert_close(replayed["distillation"], 0.3 * entropy, rtol=1e-2, atol=1e-3)
+    assert set(replayed) == {"replay", "writing", "distillation"}
 
 
 def test_lfpt5_replays_what_it_wrote_and_never_the_examples(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from benchmarks.alignment import alignment
 from benchmarks.seekr_step import Bench
 from benchmarks.shift import shifted
+from retain import results
 from retain.tasks import Example, Task
 from tests.tiny import make_backbone, make_learner, make_task
 
@@ -27,7 +28,7 @@ def test_alignment_is_the_divergence_of_what_evaluation_saw(tmp_path: Path) -> N
     learner = make_learner("sapt", make_backbone("llama"), tmp_path / "run")
     for name in ("copy", "letter"):
         learner.learn(make_task(name))
-    (found,) = alignment(tmp_path / "run").values()
+    (found,) = alignment(results.open_run(tmp_path / "run")).values()
     now = learner.answers([example.prompt for example in make_task("copy").test])
     # Right after the first task its block had all of the weight.
     expected = [-math.log(answer.routing["copy"]) for answer in now]

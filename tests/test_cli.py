@@ -108,7 +108,7 @@ def test_run_tells_what_it_does(learned: Path) -> None:
 
 def test_run_again_does_nothing_more(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = read_files(place)
-    monkeypatch.setattr("retain.learner.fit", None)
+    monkeypatch.setattr("retain.learning.fit", None)
     done = call(*again("--resume"))
     assert done.status == 0, done.err
     assert done.out == (place / "out.txt").read_text()

@@ -21,7 +21,7 @@ class Batches(Sampler[list[int]]):
     The task's rows come in the same order with replay as without.
 
     Args:
-        phase: its data, replayed rows and `max_steps` count.
+        phase: its data, replayed rows, `max_steps` and `tasks` count.
         size: rows in a micro-batch; the last of an epoch may have fewer.
         accumulation: micro-batches to an optimizer step.
         epochs: over the task's rows, when no number of steps is fixed.

@@ -133,7 +133,7 @@ def check(kind: type[Checked], values: Any, where: str, prefix: str = "") -> Che
         return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        field = prefix + ".".join(str(part) for part in first["loc"])
+        field = (prefix + ".".join(str(part) for part in first["loc"])).rstrip(".")
         if first["type"] == "extra_forbidden":
             known = ", ".join(_fields_at(kind, first["loc"][:-1]))
             raise RetainError(

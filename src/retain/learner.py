@@ -177,6 +177,11 @@ class Learner:
             return list(self.scores["matrix"][-1])
         if task.name in (known.name for known in self.tasks):
             raise RetainError(f"task '{task.name}': already learned; give the new one another name")
+        if task.epochs is not None and self.method.waits:
+            raise RetainError(
+                f"task '{task.name}': its 'epochs' cannot be its own where tasks are learned "
+                "together; remove the field"
+            )
         if not task.train or not task.dev:
             raise RetainError(f"task '{task.name}': needs training and development examples")
         if task not in self._have_room:

@@ -25,6 +25,8 @@ from retain.training import (
     trained_tensors,
 )
 
+ENDED = ".ended.json"
+
 
 @dataclass
 class Lesson:
@@ -118,13 +120,13 @@ def learn_phases(
 
 def _ended(phase: Phase, backbone: Backbone, place: Path) -> dict[str, Any] | None:
     """Restores a phase that has ended; returns its log and its seconds, or None."""
-    tensors = place.with_suffix(".safetensors")
-    if not tensors.exists():
+    tensors, told = place.with_suffix(".safetensors"), place.with_suffix(ENDED)
+    if not (tensors.exists() and told.exists()):
         return None
     release(backbone.model, phase)
     restore(backbone.model, read_tensors(tensors), tensors)
     backbone.model.requires_grad_(False)
-    ended: dict[str, Any] = read_json(place.with_suffix(".json"))
+    ended: dict[str, Any] = read_json(told)
     return ended
 
 
@@ -140,7 +142,7 @@ def _fit(
     began = time.monotonic()
     log = fit(backbone, phase, config, place, seed, progress)
     ended = {"log": log, "seconds": time.monotonic() - began}
-    write_json(place.with_suffix(".json"), ended)
+    write_json(place.with_suffix(ENDED), ended)
     release(backbone.model, phase)
     write_tensors(place.with_suffix(".safetensors"), trained_tensors(backbone.model))
     backbone.model.requires_grad_(False)

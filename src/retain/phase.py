@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
@@ -16,6 +16,9 @@ Unit = Literal["answers", "rows", "step"]
 An optimizer step whose rows come in several micro-batches weights them by it, so that it is the
 step on one batch of all rows.
 """
+
+
+UNITS: tuple[Unit, ...] = get_args(Unit)
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Phase:
         groups: exactly what may move; everything else is frozen.
         loss: a batch → named parts (scalars); their sum is minimised.
         max_steps: instead of the run's own, when not None.
-        tasks: how many tasks the data is of; a fixed number of steps counts for each of them.
+        tasks: how many tasks the data is of; the run's own number of steps counts for each.
         replay: rows of older tasks to go over in between.
         over: the unit of each part of the loss that is not a mean over answer tokens.
     """

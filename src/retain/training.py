@@ -30,7 +30,7 @@ from retain.backbone import Backbone, Batch
 from retain.backbone.backbone import IGNORED
 from retain.batches import Batches
 from retain.errors import RetainError
-from retain.phase import Phase, Unit
+from retain.phase import UNITS, Phase, Unit
 from retain.progress import Progress
 from retain.store import read_json, remove_folder
 
@@ -93,7 +93,8 @@ class _PhaseTrainer(Trainer):
         self.phase = phase
         self._data = data
         self.model_accepts_loss_kwargs = False  # it divides the loss by the micro-batches
-        self._step: list[Batch] = []
+        self._micro_batches = 1  # of the coming step
+        self._sizes: dict[Unit, int] = {}  # of all of them
         self._seen: dict[str, list[float]] = {}  # of each part, since the last log
 
     def get_train_dataloader(self) -> Any:
@@ -114,19 +115,23 @@ class _PhaseTrainer(Trainer):
         return self.optimizer
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """Also remembers the micro-batches of the coming step."""
-        self._step, items = super().get_batch_samples(*args, **kwargs)
-        return self._step, items
+        """Also measures the micro-batches of the coming step."""
+        found, items = super().get_batch_samples(*args, **kwargs)
+        self._micro_batches = len(found)
+        self._sizes = {unit: sum(_size(batch, unit) for batch in found) for unit in UNITS}
+        return found, items
 
-    def _weight(self, batch: Batch, unit: Unit) -> float:
-        """Of a micro-batch among those of its step; their mean is 1."""
-        if unit == "step" or len(self._step) == 1:
-            return 1.0
-        return len(self._step) * _size(batch, unit) / sum(_size(b, unit) for b in self._step)
+    def _weights(self, batch: Batch) -> dict[Unit, float]:
+        """Of a micro-batch among those of its step, for a part over each unit; their mean is 1."""
+        count = self._micro_batches
+        if count == 1:
+            return dict.fromkeys(UNITS, 1.0)
+        return {unit: count * _size(batch, unit) / self._sizes[unit] for unit in UNITS}
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        weights = self._weights(inputs)
         parts = {
-            name: self._weight(inputs, self.phase.over.get(name, "answers")) * part
+            name: weights[self.phase.over.get(name, "answers")] * part
             for name, part in model(**inputs).items()
         }
         for name, value in parts.items():
@@ -148,7 +153,9 @@ class _PhaseTrainer(Trainer):
 
 
 def _size(batch: Batch, unit: Unit) -> int:
-    return len(batch["labels"]) if unit == "rows" else int((batch["labels"] != IGNORED).sum())
+    if unit == "answers":
+        return int((batch["labels"] != IGNORED).sum())
+    return len(batch["labels"]) if unit == "rows" else 1
 
 
 class _Report(TrainerCallback):

@@ -257,19 +257,6 @@ class Backbone:
             hidden = batch["route_mask"][:, :, None] == 0
             return tokens.float().masked_fill(hidden, float("-inf")).amax(1)
 
-    def features(self, batch: Batch) -> Tensor:
-        """(B, d): the last hidden state over the user's words, its mean, without a graph.
-
-        Of an encoder-decoder it is the encoder's.
-        """
-        trunk = self.model.get_encoder() if self.is_encoder_decoder else self.model.base_model
-        with torch.no_grad():
-            inputs = {"input_ids": batch["route_ids"], "attention_mask": batch["route_mask"]}
-            options = {} if self.is_encoder_decoder else {"use_cache": False}
-            hidden = trunk(**inputs, **options).last_hidden_state.float()  # (B, S, d)
-            mask = batch["route_mask"][:, :, None]
-            return (hidden * mask).sum(1) / mask.sum(1)
-
     @torch.no_grad()
     def generate(self, batch: Batch, max_new_tokens: int, **sampling: Any) -> list[str]:
         """Answers to a batch of prompts; greedy unless `sampling` says otherwise."""

@@ -67,6 +67,11 @@ def load_backbone(config: BackboneConfig, prompt: PromptConfig | None = None) ->
             "restore its files"
         )
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device.partition(":")[2] not in ("", "0"):
+        raise RetainError(
+            f"backbone.device '{device}': training takes the first visible device; "
+            "set CUDA_VISIBLE_DEVICES and name no number"
+        )
     try:
         model = model.to(device)
     except RuntimeError as error:

@@ -198,9 +198,22 @@ class LoraPool:
         for layer in self.layers.values():
             layer.clear()
 
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """The learning block's factors, by layer."""
+        return {
+            f"{name}.{letter}": factor
+            for name, layer in self.layers.items()
+            for letter, factor in (("A", layer.A), ("B", layer.B))
+            if factor is not None
+        }
+
     def parameters(self) -> list[nn.Parameter]:
-        """The learning block's factors."""
-        return [p for layer in self.layers.values() for p in (layer.A, layer.B) if p is not None]
+        """The same, without names."""
+        return list(self.named_parameters().values())
+
+    def block_size(self) -> int:
+        """Numbers in a block."""
+        return sum(self.rank * (layer.d_in + layer.d_out) for layer in self.layers.values())
 
     def use(self, weights: Tensor | None) -> Tensor | None:
         """Sets the weights (B, T) for the coming forward; None switches all blocks off."""

@@ -147,9 +147,17 @@ class PromptPool:
         self.blocks.clear()
         self.prompts.clear()
 
-    def parameters(self) -> list[nn.Parameter]:
+    def named_parameters(self) -> dict[str, nn.Parameter]:
         """The learning prompt."""
-        return [] if self.prompts.new is None else [self.prompts.new]
+        return dict(self.prompts.named_parameters())
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The same, without its name."""
+        return list(self.prompts.parameters())
+
+    def block_size(self) -> int:
+        """Numbers in a prompt."""
+        return self.length * self._backbone.width
 
     def use(self, weights: Tensor | None) -> Tensor | None:
         """Puts the mixture Σ_i a_i P_i (SAPT, section 3.2), weights (B, T), before each prompt."""

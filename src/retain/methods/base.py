@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch
+from retain.errors import RetainError
 from retain.phase import ParamGroup, Phase, Replay
 from retain.tasks import Task
 
@@ -105,6 +106,8 @@ class Method(ABC):
     def route(self, batch: Batch, task: str | None = None) -> Tensor | None:
         """Sets, and returns, the weights over blocks (B, T) for the coming forward or generation.
 
+        A method may change which tokens of the batch are seen, in `batch["attention_mask"]`.
+
         Args:
             batch: collated prompts.
             task: the task's name, for the methods that need it.
@@ -117,6 +120,22 @@ class Method(ABC):
     @abstractmethod
     def load(self, folder: Path) -> None:
         """Adds one saved task; called for each, oldest first."""
+
+
+def block_of(task: str | None, blocks: Sequence[str], method: str) -> int:
+    """The number of a task's block, for methods that need the task's name.
+
+    Raises:
+        RetainError: when no task is named, or one that has no block.
+    """
+    if task in blocks:
+        return blocks.index(task)
+    known = ", ".join(blocks)
+    raise RetainError(
+        f"task '{task}': method {method} has not learned it; name one of {known}"
+        if task
+        else f"method {method} needs the task's name (--task); it knows {known}"
+    )
 
 
 __all__ = ["Footprint", "Method", "MethodConfig", "ParamGroup", "Phase", "Replay"]

@@ -35,7 +35,9 @@ class L2pConfig(MethodConfig):
     @model_validator(mode="after")
     def _enough(self) -> L2pConfig:
         if self.picked > self.pool_size:
-            raise ValueError(f"picked ({self.picked}) is more than pool_size ({self.pool_size})")
+            raise ValueError(
+                f"picked ({self.picked}) is more than pool_size ({self.pool_size}); lower it"
+            )
         return self
 
 
@@ -80,11 +82,28 @@ class L2p(Method):
 
     def _pick(self, batch: Batch) -> Tensor:
         """Puts each input's nearest prompts before it; returns their distance, mean over inputs."""
-        query = self.backbone.features(batch)  # (B, d)
-        cosine = F.normalize(query, dim=1) @ F.normalize(self.keys, dim=1).T  # (B, M)
+        # In full precision, so that training and inference pick the same.
+        with torch.autocast(self.backbone.device.type, enabled=False):
+            query = self._query(batch)  # (B, d)
+            cosine = F.normalize(query, dim=1) @ F.normalize(self.keys, dim=1).T  # (B, M)
         near, index = cosine.topk(self.options.picked, dim=1)
         self.embedding.rows = self.prompts[index].flatten(1, 2)  # (B, N·n, d)
         return (1 - near).sum(1).mean()
+
+    def _query(self, batch: Batch) -> Tensor:
+        """q(x), (B, d): the same in training, where the backbone has dropout, as at inference."""
+        model = self.backbone.model
+        encoder_decoder = self.backbone.is_encoder_decoder
+        trunk = model.get_encoder() if encoder_decoder else model.base_model
+        options = {} if encoder_decoder else {"use_cache": False}
+        mask = batch["route_mask"]
+        training = model.training
+        model.eval()
+        with torch.no_grad():
+            read = trunk(input_ids=batch["route_ids"], attention_mask=mask, **options)
+        model.train(training)
+        hidden = read.last_hidden_state.float()  # (B, S, d)
+        return (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
 
     def route(self, batch: Batch, task: str | None = None) -> None:
         """Puts each input's nearest prompts before it."""

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch, Features
 from retain.backbone.backbone import IGNORED, cross_entropy
+from retain.layers.soft_prompt import PromptPool
 from retain.methods.base import MethodConfig, Phase
-from retain.methods.memory import ScheduleConfig
+from retain.methods.memory import ScheduleConfig, read_examples
 from retain.methods.pseudo import BATCH, generator_rows, write_inputs
 from retain.methods.teacher import TaughtMethod, TeacherConfig, soft_cross_entropy, stacked
-from retain.methods.weights import PromptWeights
+from retain.methods.weights import PoolWeights
 from retain.phase import Unit
+from retain.store import read_json
 from retain.tasks import Example, Task
 
 
@@ -29,27 +31,30 @@ class WritingConfig(MethodConfig):
     max_new_tokens: PositiveInt = 128
 
 
-class Lfpt5Config(MethodConfig):
-    """Rows of the prompt and its rate (times training.learning_rate), λ_kl of the distillation.
+class PseudoConfig(ScheduleConfig):
+    """How many pseudo-samples are written for so many examples, and when they are replayed."""
 
-    `replay.share` of a task's number of examples is written anew.
-    """
+    share: Annotated[float, Field(gt=0, le=1)] = 0.02
+
+
+class Lfpt5Config(MethodConfig):
+    """Rows of the prompt, its rate (times training.learning_rate), and λ_kl of the distillation."""
 
     length: PositiveInt = 20
     rate: PositiveFloat = 30.0
     writing: WritingConfig = Field(default_factory=WritingConfig)
-    distillation: NonNegativeFloat = 0.1
-    replay: ScheduleConfig = Field(default_factory=lambda: ScheduleConfig(share=0.02))
+    distillation: Annotated[float, Field(ge=0, le=1)] = 0.01
+    replay: PseudoConfig = Field(default_factory=PseudoConfig)
     teacher: TeacherConfig = Field(default_factory=TeacherConfig)
 
 
 class Lfpt5(TaughtMethod):
-    """L_task + λ_lm L_lm on the task; L_task + λ_kl KL on pseudo-samples (arXiv 2110.07298, eq. 6).
+    """On the task L_task + λ_lm L_lm; on pseudo-samples (1 − λ_kl) times that, + λ_kl KL.
 
-    L_lm is the loss of writing the task's inputs from a trigger that names it. Right after a task
-    the prompt writes inputs of it and answers them; these stand in for its examples from then on,
-    with the logits of then as the teacher. The paper writes input and answer in one go, anew before
-    each task; a small model seldom keeps that form, and the longer ago a task was, the less.
+    Qin and Joty, arXiv 2110.07298. L_lm is the loss of writing an input from a trigger that names
+    its task. Right after a task the prompt writes inputs of it and answers them; these stand in for
+    its examples from then on, with the logits of then as the teacher. docs/methods.md says where
+    that differs from the published code.
     """
 
     Config = Lfpt5Config
@@ -63,16 +68,17 @@ class Lfpt5(TaughtMethod):
     def __init__(self, backbone: Backbone, config: Lfpt5Config) -> None:
         super().__init__(backbone, config)
         self.options = config
-        self._writing: list[Features] = []
+        self._writing: list[Features] = []  # of the task's rows
+        self._writing_kept: list[Features] = []  # of the rows in memory
 
-    def make_weights(self, config: Any) -> PromptWeights:
+    def make_weights(self, config: Any) -> PoolWeights:
         """The one prompt."""
-        return PromptWeights(self.backbone, config.length)
+        return PoolWeights(self.backbone, PromptPool(self.backbone, config.length))
 
     def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
         """One phase; each row of the task is learned with the row that teaches to write it."""
         for phase in super().phases(task, folder):
-            self._writing = generator_rows(self.backbone, task, _trigger(task))
+            self._writing = generator_rows(self.backbone, task.train, _trigger(task.name))
             prompt = [replace(group, rate=self.options.rate) for group in phase.groups]
             # Numbers below zero tell the task's rows from those in memory.
             rows = [{**row, "number": [-1 - i]} for i, row in enumerate(phase.data)]
@@ -86,7 +92,7 @@ class Lfpt5(TaughtMethod):
         options = self.options.writing
         inputs = write_inputs(
             self.backbone,
-            _trigger(task),
+            _trigger(task.name),
             self.weights.use,
             self.kept(task),
             options.max_new_tokens,
@@ -103,24 +109,39 @@ class Lfpt5(TaughtMethod):
         pairs = zip(inputs, answers, strict=True)
         return [Example(text, (answer,)) for text, answer in pairs if answer]
 
+    def finish(self, task: Task, folder: Path) -> None:
+        """Keeps pseudo-samples, and the model's logits on them."""
+        super().finish(task, folder)
+        self._keep_writing(folder, task.name)
+
+    def load(self, folder: Path) -> None:
+        """Takes over a later task's prompt, and adds the task's pseudo-samples."""
+        super().load(folder)
+        self._keep_writing(folder, read_json(folder / "task.json")["name"])
+
+    def _keep_writing(self, folder: Path, name: str) -> None:
+        examples = read_examples(folder)
+        self._writing_kept += generator_rows(self.backbone, examples, _trigger(name))
+
     def _loss(self, batch: Batch) -> dict[str, Tensor]:
+        numbers: list[int] = batch["number"][:, 0].tolist()
+        own = numbers[0] < 0
+        writing = [self._writing[-1 - n] if own else self._writing_kept[n] for n in numbers]
+        to_write = self.backbone.collate(writing)
+        self.route(to_write)
+        written = self.options.writing.weight * self.backbone.answer_loss(to_write)
         self.route(batch)
         logits, targets = self.backbone.answer_logits(batch)
-        numbers: list[int] = batch["number"][:, 0].tolist()
-        if numbers[0] < 0:
-            writing = self.backbone.collate([self._writing[-1 - number] for number in numbers])
-            self.route(writing)
-            return {
-                "task": cross_entropy(logits, targets),
-                "writing": self.options.writing.weight * self.backbone.answer_loss(writing),
-            }
+        if own:
+            return {"task": cross_entropy(logits, targets), "writing": written}
         teacher = stacked(self.read_signals(batch))
-        student = logits[targets != IGNORED]
+        weight = self.options.distillation
         return {
-            "replay": cross_entropy(logits, targets),
-            "distillation": self.options.distillation * soft_cross_entropy(student, teacher),
+            "replay": (1 - weight) * cross_entropy(logits, targets),
+            "writing": (1 - weight) * written,
+            "distillation": weight * soft_cross_entropy(logits[targets != IGNORED], teacher),
         }
 
 
-def _trigger(task: Task) -> str:
-    return f"Write an input of the task {task.name}:"
+def _trigger(task: str) -> str:
+    return f"Write an input of the task {task}:"

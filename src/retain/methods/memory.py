@@ -72,7 +72,7 @@ class MemoryMethod(Sequential):
 
     def __init__(self, backbone: Backbone, config: Any) -> None:
         super().__init__(backbone, config)
-        self.replay: ScheduleConfig = config.replay
+        self.replay = config.replay
         self.memory: list[Features] = []
 
     def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
@@ -90,7 +90,7 @@ class MemoryMethod(Sequential):
     def choose(self, task: Task) -> list[Example]:
         """The examples to keep: the same ones whenever it is called under the task's seed."""
         count = self.kept(task)
-        if isinstance(self.replay, MemoryConfig) and self.replay.select == "first":
+        if self.replay.select == "first":
             return list(task.train[:count])
         return random.Random(torch.initial_seed()).sample(list(task.train), count)
 
@@ -106,6 +106,10 @@ class MemoryMethod(Sequential):
     def load(self, folder: Path) -> None:
         """Takes over a later task's weights, and adds what was kept of it."""
         super().load(folder)
-        path = folder / EXAMPLES
-        examples = [parse_row(row, str(path)) for row in read_jsonl(path)]
-        self.memory += self.numbered(examples)
+        self.memory += self.numbered(read_examples(folder))
+
+
+def read_examples(folder: Path) -> list[Example]:
+    """What was kept of a task."""
+    path = folder / EXAMPLES
+    return [parse_row(row, str(path)) for row in read_jsonl(path)]

@@ -6,15 +6,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from retain.backbone import Backbone, Features
-from retain.layers.pooled_linear import ADAPTER
+from retain.backbone import Backbone
 from retain.methods.base import Phase
-from retain.methods.memory import EXAMPLES
+from retain.methods.memory import EXAMPLES, read_examples
 from retain.methods.sequential import Sequential, SequentialConfig
-from retain.methods.weights import MODEL
-from retain.store import read_jsonl, write_jsonl
-from retain.tasks import Task
-from retain.tasks.readers import parse_row
+from retain.store import write_jsonl
+from retain.tasks import Example, Task
 
 
 class MultiTask(Sequential):
@@ -33,21 +30,20 @@ class MultiTask(Sequential):
 
     def __init__(self, backbone: Backbone, config: SequentialConfig) -> None:
         super().__init__(backbone, config)
-        self._kept: list[Features] = []
-        self._tasks = 0
+        self._kept: list[list[Example]] = []  # of each older task
 
     def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
         """One phase on the examples of all tasks, or none while more tasks are to come."""
         if self.waiting:
             return
+        old = [self.backbone.encode(example) for examples in self._kept for example in examples]
         for phase in super().phases(task, folder):
-            yield replace(phase, data=[*self._kept, *phase.data], tasks=self._tasks + 1)
+            yield replace(phase, data=[*old, *phase.data], tasks=len(self._kept) + 1)
 
     def finish(self, task: Task, folder: Path) -> None:
         """Keeps the task's examples."""
         write_jsonl(folder / EXAMPLES, [example.as_row() for example in task.train])
-        self._kept += self.encoded(task)
-        self._tasks += 1
+        self._kept.append(list(task.train))
 
     def save(self, folder: Path) -> None:
         """Writes the weights, if they have learned."""
@@ -56,10 +52,6 @@ class MultiTask(Sequential):
 
     def load(self, folder: Path) -> None:
         """Adds a task's examples, and takes over the weights that learned with it."""
-        self.waiting = not any((folder / name).exists() for name in (MODEL, ADAPTER))
-        if not self.waiting:
-            super().load(folder)
-        path = folder / EXAMPLES
-        examples = [parse_row(row, str(path)) for row in read_jsonl(path)]
-        self._kept += [self.backbone.encode(example) for example in examples]
-        self._tasks += 1
+        super().load(folder)
+        self.waiting = not self.weights.saved(folder)
+        self._kept.append(read_examples(folder))

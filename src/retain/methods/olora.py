@@ -53,7 +53,8 @@ class OLora(IncLora):
         terms = []
         for layer in self.pool.layers.values():
             assert layer.A is not None
-            terms.append(overlap(layer.old_A, layer.A, self.normalised))
+            with torch.autocast(layer.A.device.type, enabled=False):
+                terms.append(overlap(layer.old_A, layer.A, self.normalised))
         stacked = torch.stack(terms)
         return stacked.mean() if self.normalised else stacked.sum()
 

@@ -10,9 +10,8 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from retain.backbone import Backbone, Batch
-from retain.errors import RetainError
 from retain.layers.soft_prompt import PromptPool
-from retain.methods.base import Method, MethodConfig, ParamGroup, Phase
+from retain.methods.base import Method, MethodConfig, ParamGroup, Phase, block_of
 from retain.store import read_json
 from retain.tasks import Task
 
@@ -20,13 +19,14 @@ from retain.tasks import Task
 class ProgPromptConfig(MethodConfig):
     """Rows of a prompt, its rate (times training.learning_rate), and the residual layer's width.
 
-    While a prompt learns it passes through x + LayerNorm(W₂ relu(W₁ x)), W₁ to `hidden`; null
-    leaves that out.
+    With `hidden` a prompt passes through x + LayerNorm(W₂ relu(W₁ x)) while it learns, W₁ to so
+    many (800 in the published code, where it is off too). The norm's rows are of length √d, which
+    on backbones with small embeddings drowns the words that a prompt starts from.
     """
 
     length: PositiveInt = 10
     rate: PositiveFloat = 30.0
-    hidden: PositiveInt | None = 800
+    hidden: PositiveInt | None = None
 
 
 class ProgPrompt(Method):
@@ -56,7 +56,8 @@ class ProgPrompt(Method):
         if self.options.hidden:
             self._residual = _residual(self.backbone, self.options.hidden)
             self.backbone.model.add_module("retain_residual", self._residual)
-            groups.append(ParamGroup("residual", list(self._residual.parameters())))
+            residual = list(self._residual.parameters())
+            groups.append(ParamGroup("residual", residual, self.options.rate))
         rows = [self.backbone.encode(example) for example in task.train]
         yield Phase("learn", rows, groups, self._loss)
 
@@ -84,19 +85,12 @@ class ProgPrompt(Method):
         self.pool.embedding.rows = prompts.flip(0).flatten(0, 1)[None]
         hidden = self.pool.length * (len(prompts) - count)
         place = -1 - batch["input_ids"]
-        seen = ~((place >= 0) & (place < hidden))
-        batch["attention_mask"] = batch["attention_mask"] * seen
+        mask = batch["attention_mask"]
+        batch["attention_mask"] = torch.where(place >= 0, (place >= hidden).to(mask), mask)
 
     def route(self, batch: Batch, task: str | None = None) -> None:
         """Puts the named task's prompt and the earlier ones before each prompt of the batch."""
-        if task not in self.pool.blocks:
-            known = ", ".join(self.pool.blocks)
-            raise RetainError(
-                f"task '{task}': method progprompt has no prompt of that name; name one of {known}"
-                if task
-                else f"method progprompt needs the task's name (--task); it knows {known}"
-            )
-        self._put(batch, self.pool.blocks.index(task) + 1)
+        self._put(batch, block_of(task, self.pool.blocks, "progprompt") + 1)
 
     def save(self, folder: Path) -> None:
         """Writes the task's prompt."""

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from retain.backbone import Backbone, Features
 from retain.errors import RetainError
-from retain.tasks import Example, Task
+from retain.tasks import Example
 
 BATCH = 32
 ROUNDS = 10
 """How often empty pseudo-samples are drawn again before giving up."""
 
 
-def generator_rows(backbone: Backbone, task: Task, trigger: str) -> list[Features]:
-    """Rows that teach to write the task's inputs when given the trigger."""
+def generator_rows(backbone: Backbone, examples: Sequence[Example], trigger: str) -> list[Features]:
+    """Rows that teach to write the examples' inputs when given the trigger."""
     longest = backbone.prompt.max_prompt_tokens
-    pairs = [Example(trigger, (example.prompt,)) for example in task.train]
+    pairs = [Example(trigger, (example.prompt,)) for example in examples]
     return [backbone.encode(pair, answer_limit=longest) for pair in pairs]
 
 
@@ -38,7 +38,7 @@ def write_inputs(
         count: how many.
         max_new_tokens: of one input.
         top_k: tokens to draw from.
-        remedy: an option that makes a better generator, for the error.
+        remedy: an option that makes a better generator when it is higher, for the error.
 
     Raises:
         RetainError: when what it writes is mostly empty.
@@ -54,5 +54,5 @@ def write_inputs(
             return texts
     raise RetainError(
         f"the generator writes empty pseudo-samples ({len(texts)} of {count} have text); "
-        f"raise {remedy}"
+        f"start again in another --output with a higher {remedy}"
     )

@@ -9,9 +9,10 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch, Features
+from retain.layers.pooled_linear import LoraPool
 from retain.methods.base import Footprint, Method, ParamGroup, Phase
 from retain.methods.lora import LoraMethodConfig
-from retain.methods.weights import MODEL, FullWeights, LoraWeights, Weights
+from retain.methods.weights import MODEL, FullWeights, PoolWeights, Weights
 from retain.phase import Unit
 from retain.tasks import Task
 
@@ -38,7 +39,8 @@ class Sequential(Method):
         """What learns, as the options say."""
         if isinstance(config, SequentialConfig) and config.tune == "full":
             return FullWeights(self.backbone)
-        return LoraWeights(self.backbone, config.target_modules, config.rank, config.alpha)
+        pool = LoraPool(self.backbone.model, config.target_modules, config.rank, config.alpha)
+        return PoolWeights(self.backbone, pool)
 
     def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
         """One phase on the task's own examples."""
@@ -67,8 +69,9 @@ class Sequential(Method):
         self.weights.save(folder)
 
     def load(self, folder: Path) -> None:
-        """Takes over the weights of a later task."""
-        self.weights.load(folder)
+        """Takes over the weights of a later task, where they are still kept."""
+        if self.weights.saved(folder):
+            self.weights.load(folder)
 
 
 class SeqLora(Sequential):

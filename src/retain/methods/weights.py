@@ -10,7 +10,7 @@ from torch import nn
 
 from retain.backbone import Backbone
 from retain.errors import RetainError
-from retain.layers.pooled_linear import LoraPool
+from retain.layers.pooled_linear import ADAPTER, LoraPool
 from retain.layers.soft_prompt import PromptPool
 from retain.store import read_tensors, write_tensors
 
@@ -34,6 +34,9 @@ class Weights(Protocol):
 
     def save(self, folder: Path) -> None:
         """Writes them, and ends the learning."""
+
+    def saved(self, folder: Path) -> bool:
+        """Whether a task's folder has them."""
 
     def load(self, folder: Path) -> None:
         """Takes over what was saved there."""
@@ -64,11 +67,13 @@ class FullWeights:
         """Writes `model.safetensors`, named as in transformers."""
         write_tensors(folder / MODEL, self._named)
 
+    def saved(self, folder: Path) -> bool:
+        """Whether a task's folder has them; only the newest does."""
+        return (folder / MODEL).exists()
+
     def load(self, folder: Path) -> None:
-        """Reads them; an older task's folder has none."""
+        """Reads them."""
         path = folder / MODEL
-        if not path.exists():
-            return
         tensors = read_tensors(path)
         if {n: t.shape for n, t in tensors.items()} != {n: p.shape for n, p in self._named.items()}:
             raise RetainError(f"{path}: does not fit this backbone; is it from another one?")
@@ -77,37 +82,33 @@ class FullWeights:
                 parameter.copy_(tensors[name])
 
 
-class LoraWeights:
-    """One LoRA, W x + (α/r) B A x (Hu et al., arXiv 2106.09685); every task's folder keeps it."""
+class PoolWeights:
+    """One block, a LoRA (Hu et al., arXiv 2106.09685) or a soft prompt (Lester et al., 2104.08691).
 
-    def __init__(
-        self, backbone: Backbone, target_modules: list[str] | None, rank: int, alpha: float
-    ) -> None:
+    Every task's folder keeps it.
+    """
+
+    def __init__(self, backbone: Backbone, pool: LoraPool | PromptPool) -> None:
         self._name = backbone.name
-        self.pool = LoraPool(backbone.model, target_modules, rank, alpha)
+        self.pool = pool
 
     def begin(self) -> None:
-        """Adds the LoRA, or lets it learn on."""
+        """Adds the block, or lets it learn on."""
         if self.pool.blocks:
             self.pool.thaw()
         else:
             self.pool.grow("shared")
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        """The factors, by layer."""
-        return {
-            f"{name}.{letter}": parameter
-            for name, layer in self.pool.layers.items()
-            for letter, parameter in (("A", layer.A), ("B", layer.B))
-            if parameter is not None
-        }
+        """The block's own."""
+        return self.pool.named_parameters()
 
     def size(self) -> int:
-        """Bytes of its factors, float32."""
-        return sum(4 * self.pool.rank * (x.d_in + x.d_out) for x in self.pool.layers.values())
+        """Bytes of the block, float32."""
+        return 4 * self.pool.block_size()
 
     def use(self, batch_size: int) -> None:
-        """The one LoRA is always on; before the first task there is none."""
+        """The one block is always on; before the first task there is none."""
         if self.pool.blocks:
             self.pool.use_block(batch_size, 0)
 
@@ -115,42 +116,9 @@ class LoraWeights:
         """Writes it in peft's layout."""
         self.pool.save_block(folder, self._name)
 
-    def load(self, folder: Path) -> None:
-        """Replaces it by a later one."""
-        self.pool.clear()
-        self.pool.load_block(folder, "shared")
-
-
-class PromptWeights:
-    """One soft prompt (Lester et al., arXiv 2104.08691); every task's folder keeps it."""
-
-    def __init__(self, backbone: Backbone, length: int) -> None:
-        self._backbone = backbone
-        self.pool = PromptPool(backbone, length)
-
-    def begin(self) -> None:
-        """Adds the prompt, or lets it learn on."""
-        if self.pool.blocks:
-            self.pool.thaw()
-        else:
-            self.pool.grow("shared")
-
-    def named_parameters(self) -> dict[str, nn.Parameter]:
-        """Its rows."""
-        return dict(self.pool.prompts.named_parameters())
-
-    def size(self) -> int:
-        """Bytes of its rows, float32."""
-        return 4 * self.pool.length * self._backbone.width
-
-    def use(self, batch_size: int) -> None:
-        """The one prompt is always on; before the first task there is none."""
-        if self.pool.blocks:
-            self.pool.use_block(batch_size, 0)
-
-    def save(self, folder: Path) -> None:
-        """Writes it in peft's layout."""
-        self.pool.save_block(folder, self._backbone.name)
+    def saved(self, folder: Path) -> bool:
+        """Whether a task's folder has it."""
+        return (folder / ADAPTER).exists()
 
     def load(self, folder: Path) -> None:
         """Replaces it by a later one."""

@@ -139,7 +139,7 @@ class Routed(Method):
             options = self.options.generator
             yield Phase(
                 "generator",
-                generator_rows(self.backbone, task, TRIGGER),
+                generator_rows(self.backbone, task.train, TRIGGER),
                 [ParamGroup("generator", self.pool.parameters(), self.rate * options.rate)],
                 self._generator_loss,
                 options.max_steps,
