@@ -1,6 +1,7 @@
 # make demo: the main job, from nothing.   make test: what CI runs.
 # make results: a results table; it runs what is missing, in any number of sittings, such as
 #   make results STREAM=configs/superni-short.yaml METHODS='seqlora "sapt rank=4"' SEEDS='0 1'
+# make bench: the costs of docs/performance.md as ratios (JSON=FILE also writes them there).
 # All set up .venv themselves; constraints.txt says with which releases.
 PYTHON ?= python3
 BIN = .venv/bin
@@ -10,7 +11,7 @@ STREAM = configs/superni-short.yaml
 METHODS = pertask seqlora sapt
 SEEDS = 0 1
 
-.PHONY: demo results test
+.PHONY: demo results bench test
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
@@ -29,6 +30,9 @@ demo: .venv/ready | models/SmolLM2-135M-Instruct
 
 results: .venv/ready | models/SmolLM2-135M-Instruct
 	$(BIN)/python benchmarks/results.py $(STREAM) --variants $(METHODS) --seeds $(SEEDS) $(MORE)
+
+bench: .venv/ready
+	$(BIN)/python -m benchmarks.bench $(if $(JSON),--json $(JSON))
 
 test: .venv/ready
 	$(BIN)/ruff check .

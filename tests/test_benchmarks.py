@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks import bench
 from benchmarks.alignment import alignment
 from benchmarks.seekr_step import Bench
 from benchmarks.shift import shifted
@@ -47,3 +49,42 @@ def test_a_shift_changes_prompts_the_same_way_each_time(shift: str) -> None:
     words = zip(rows[0].prompt.split(), first.test[0].prompt.split(), strict=True)
     assert sum(a != b for a, b in words) < 6
     assert shifted(task, "none").test == rows
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WIDTH": 64, "BATCH": 2, "LENGTH": 12}.items():
+        monkeypatch.setattr(bench, name, value)
+    monkeypatch.setattr(bench.seekr_step, "Bench", partial(Bench, width=64, length=120))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small")
+@pytest.mark.filterwarnings("ignore")  # what users would run instead warns as it likes
+@pytest.mark.parametrize("group", bench.GROUPS)
+def test_every_side_of_a_group_runs(group: str) -> None:
+    times = bench.times_of(group, 2)
+    wanted = {side for row in bench.ROWS if row.group == group for side in (row.above, row.below)}
+    assert wanted <= times.keys()
+    assert all(len(seconds) == 2 for seconds in times.values())
+
+
+@pytest.mark.usefixtures("small")
+def test_the_naive_pool_is_the_pool() -> None:
+    """The same factors and weights give the same output in the papers' way."""
+    model, plain = bench.bench_model(), bench.bench_model()
+    pool = bench.pool_of(model, 3)
+    weights = bench.mixing(3)
+    for name, layer in pool.layers.items():
+        naive = bench.NaiveLinear(plain.get_submodule(name), 3)
+        layer.freeze()
+        factors = zip(layer.old_A.split(bench.RANK), layer.old_B.split(bench.RANK, 1), strict=True)
+        for i, (A, B) in enumerate(factors):
+            B.normal_(std=0.1)
+            naive.A[i].data.copy_(A)
+            naive.B[i].data.copy_(B)
+        naive.weights = weights
+        plain.set_submodule(name, naive)
+    pool.use(weights)
+    ids = torch.randint(2, 100, (2, 12))
+    torch.testing.assert_close(model(ids).logits, plain(ids).logits, rtol=1e-4, atol=1e-4)

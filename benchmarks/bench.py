@@ -1,0 +1,396 @@
+"""What retain costs beside what a user would run instead: `make bench`.
+
+    python -m benchmarks.bench [--json FILE] [--only KEY …] [--rounds N]
+
+The bench model is a LLaMA of width 1024 (MLP 2816, 4 layers, 8 heads, vocabulary 8192) with random
+weights, LoRA of rank 8 on q and v, all positions labelled, batch 8 x 128 unless a row says
+otherwise. The sides of a row take turns in one process; the first round is not counted; a ratio is
+the median over rounds. Peak memory is that of fresh processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor, nn
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
+
+from benchmarks import seekr_step
+from retain import Learner, Task
+from retain.backbone import Backbone
+from retain.evaluation import EvaluationConfig, answer
+from retain.layers.pooled_linear import LoraPool
+from retain.progress import Progress
+from retain.store import write_json
+from retain.tasks import Example
+
+WIDTH = 1024
+RANK, ALPHA = 8, 16
+BATCH, LENGTH = 8, 128
+VOCABULARY = 8192
+TARGETS = ["q_proj", "v_proj"]
+Sides = dict[str, Callable[[], object]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A ratio of two sides' times: `above` over `below`.
+
+    Attributes:
+        key: its name in the JSON file.
+        group: the sides that take turns.
+        target: as the ratio should be; `at_most` says on which side.
+        floor: by counting operations, where there is one.
+    """
+
+    key: str
+    group: str
+    above: str
+    below: str
+    target: float
+    at_most: bool
+    floor: str = ""
+
+
+ROWS = [
+    Row("pool_15_vs_single", "pool", "pool 15", "single", 1.10, True, "1.04"),
+    Row("pool_100_vs_single", "pool", "pool 100", "single", 1.35, True, "1.25"),
+    Row("pool_50_naive_vs_fused", "pool", "naive 50", "pool 50", 3, False),
+    Row("pool_15_peft_vs_fused", "pool", "peft 15", "pool 15", 1.2, False),
+    Row("pool_50_peft_vs_fused", "pool", "peft 50", "pool 50", 2, False),
+    Row("seekr_step_vs_plain", "seekr", "seekr", "plain", 1.10, True, "1.02"),
+    Row("eager_vs_seekr", "seekr", "eager", "seekr", 1.2, False),
+    Row("decode_15_vs_merged", "decode", "merged", "pool 15", 0.9, False),
+    Row("seqlora_vs_trainer_peft", "train", "seqlora", "trainer", 1.05, True, "1"),
+    Row("eval_pipeline_vs_retain", "evaluate", "pipeline", "retain", 1.5, False),
+]
+MEMORY = Row("seekr_memory_vs_plain", "memory", "seekr", "plain", 1.15, True, "1.02")
+
+
+def bench_model() -> LlamaForCausalLM:
+    """The bench model."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=11 * WIDTH // 4,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        max_position_embeddings=1024,
+        eos_token_id=1,
+        bos_token_id=None,
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(config).requires_grad_(False).eval()
+
+
+def bench_tokenizer() -> PreTrainedTokenizerFast:
+    """A word a token: w2, w3, …"""
+    words = {"<pad>": 0, "</s>": 1, **{f"w{i}": i for i in range(2, VOCABULARY)}}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", padding_side="left"
+    )
+
+
+def words(count: int) -> str:
+    """A text of so many random tokens."""
+    return " ".join(f"w{i}" for i in torch.randint(2, VOCABULARY, (count,)).tolist())
+
+
+# -- the pool
+
+
+class NaiveLinear(nn.Module):
+    """As the papers' code has it: each block's output computed, stacked, weighted and summed."""
+
+    def __init__(self, base: nn.Linear, blocks: int) -> None:
+        super().__init__()
+        self.base = base
+        self.A = nn.ParameterList([torch.randn(RANK, base.in_features) / 32 for _ in range(blocks)])
+        self.B = nn.ParameterList(
+            [torch.randn(base.out_features, RANK) / 32 for _ in range(blocks)]
+        )
+        self.A[:-1].requires_grad_(False)
+        self.B[:-1].requires_grad_(False)
+        self.weights = torch.empty(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, S, d) → (B, S, d)."""
+        outputs = [x @ A.T @ B.T for A, B in zip(self.A, self.B, strict=True)]
+        mixed = (torch.stack(outputs, 1) * self.weights[:, :, None, None]).sum(1)
+        y: Tensor = self.base(x) + ALPHA / RANK * mixed
+        return y
+
+
+def step_of(model: nn.Module, before: Callable[[], object] = lambda: None) -> Callable[[], None]:
+    """Forward and backward on one batch."""
+    ids = torch.randint(2, VOCABULARY, (BATCH, LENGTH))
+
+    def step() -> None:
+        before()
+        model.zero_grad()
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+
+    return step
+
+
+def single() -> Callable[[], None]:
+    """One PEFT LoRA."""
+    config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS)
+    return step_of(get_peft_model(bench_model(), config))
+
+
+def peft_pool(blocks: int) -> Callable[[], None]:
+    """So many active PEFT adapters, all but the last frozen."""
+    config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS)
+    model = get_peft_model(bench_model(), config, adapter_name="b0")
+    names = [f"b{i}" for i in range(blocks)]
+    for name in names[1:]:
+        model.add_adapter(name, config)
+    model.base_model.set_adapter(names)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(f".{names[-1]}." in name)
+    return step_of(model)
+
+
+def mixing(blocks: int) -> Tensor:
+    """A router's weights (B, T), which take a gradient."""
+    return torch.softmax(torch.randn(BATCH, blocks), 1).requires_grad_(True)
+
+
+def pool_of(model: LlamaForCausalLM, blocks: int) -> LoraPool:
+    """A pool of so many blocks, of which the last learns."""
+    pool = LoraPool(model, TARGETS, RANK, ALPHA)
+    for i in range(blocks):
+        pool.grow(f"b{i}")
+    return pool
+
+
+def fused_pool(blocks: int) -> Callable[[], None]:
+    """retain's pool."""
+    model = bench_model()
+    pool, weights = pool_of(model, blocks), mixing(blocks)
+    return step_of(model, lambda: pool.use(weights))
+
+
+def naive_pool(blocks: int) -> Callable[[], None]:
+    """The papers' pool."""
+    model, weights = bench_model(), mixing(blocks)
+    for name, module in list(model.named_modules()):
+        if name.rpartition(".")[2] in TARGETS and isinstance(module, nn.Linear):
+            layer = NaiveLinear(module, blocks)
+            layer.weights = weights
+            model.set_submodule(name, layer)
+    return step_of(model)
+
+
+@contextmanager
+def pool_sides() -> Iterator[Sides]:
+    yield {
+        "single": single(),
+        "pool 15": fused_pool(15),
+        "pool 50": fused_pool(50),
+        "pool 100": fused_pool(100),
+        "naive 50": naive_pool(50),
+        "peft 15": peft_pool(15),
+        "peft 50": peft_pool(50),
+    }
+
+
+# -- SEEKR
+
+
+@contextmanager
+def seekr_sides() -> Iterator[Sides]:
+    with tempfile.TemporaryDirectory() as folder:
+        bench = seekr_step.Bench(Path(folder))
+        yield {kind: partial(bench.step, kind) for kind in seekr_step.KINDS}
+
+
+# -- decoding
+
+
+@contextmanager
+def decode_sides() -> Iterator[Sides]:
+    ids = torch.randint(2, VOCABULARY, (16, 64))
+    options = {"max_new_tokens": 48, "min_new_tokens": 48, "do_sample": False}
+    merged, model = bench_model(), bench_model()
+    pool = pool_of(model, 15)
+    pool.freeze()
+    weights = torch.softmax(torch.randn(16, 15), 1)
+
+    def decode() -> None:
+        pool.use(weights)
+        model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+
+    yield {
+        "merged": lambda: merged.generate(ids, attention_mask=torch.ones_like(ids), **options),
+        "pool 15": decode,
+    }
+
+
+# -- a whole task
+
+
+@contextmanager
+def train_sides() -> Iterator[Sides]:
+    steps, rows = 10, 40
+    torch.manual_seed(1)
+    examples = [Example(words(2), (words(LENGTH - 3),)) for _ in range(rows)]
+    task = Task("task", examples, examples[:1], examples[:1])
+    settings = {"max_steps": steps, "per_device_train_batch_size": BATCH, "learning_rate": 1e-3}
+    tokenizer = bench_tokenizer()
+    count = iter(range(10**6))
+
+    def retain_side() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            learner = Learner(
+                Backbone(bench_model(), tokenizer, "bench"),
+                {"name": "seqlora", "rank": RANK, "alpha": ALPHA, "target_modules": TARGETS},
+                Path(folder) / str(next(count)),
+                training=settings,
+                evaluation={"max_new_tokens": 1},
+            )
+            learner.learn(task)
+
+    def trainer_side() -> None:
+        model = get_peft_model(
+            bench_model(), LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS)
+        )
+        coded = [tokenizer(f"{e.prompt} {e.references[0]}")["input_ids"] + [1] for e in examples]
+        data = [{"input_ids": ids, "labels": ids} for ids in coded]
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = TrainingArguments(
+                folder,
+                report_to="none",
+                disable_tqdm=True,
+                save_strategy="no",
+                logging_steps=1,
+                lr_scheduler_type="linear",
+                use_cpu=True,
+                **settings,
+            )
+            trainer = Trainer(model, arguments, train_dataset=data, data_collator=stack)
+            trainer.remove_callback(transformers.PrinterCallback)
+            trainer.train()
+            model.save_pretrained(folder)
+
+    yield {"seqlora": retain_side, "trainer": trainer_side}
+
+
+def stack(rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
+    """Rows of one length as a batch."""
+    return {key: torch.tensor([row[key] for row in rows]) for key in rows[0]}
+
+
+# -- evaluation
+
+
+@contextmanager
+def evaluate_sides() -> Iterator[Sides]:
+    torch.manual_seed(2)
+    prompts = [words(n) for n in torch.randint(16, 257, (200,)).tolist()]
+    examples = [Example(prompt, ("",)) for prompt in prompts]
+    backbone = Backbone(bench_model(), bench_tokenizer(), "bench")
+    backbone.model.generation_config.eos_token_id = None  # both write all 16 tokens
+    config = EvaluationConfig(max_new_tokens=16, batch_size=16)
+    write: Any = pipeline(
+        "text-generation", model=bench_model(), tokenizer=bench_tokenizer(), device="cpu"
+    )
+    write.model.generation_config.eos_token_id = None
+    options = {"max_new_tokens": 16, "do_sample": False, "return_full_text": False}
+    yield {
+        "pipeline": lambda: write(prompts, batch_size=16, **options),
+        "retain": lambda: answer(backbone, examples, lambda batch: None, config, Progress()),
+    }
+
+
+GROUPS = {
+    "pool": pool_sides,
+    "seekr": seekr_sides,
+    "decode": decode_sides,
+    "train": train_sides,
+    "evaluate": evaluate_sides,
+}
+
+
+def times_of(group: str, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each side of a group in each round."""
+    with GROUPS[group]() as sides:
+        times: dict[str, list[float]] = {name: [] for name in sides}
+        for number in range(rounds + 1):
+            for name, side in sides.items():
+                began = time.perf_counter()
+                side()
+                if number:
+                    times[name].append(time.perf_counter() - began)
+    return times
+
+
+def summary(ratios: list[float]) -> dict[str, Any]:
+    """A median with its quartiles."""
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return {"median": round(middle, 3), "quartiles": [round(low, 3), round(high, 3)]}
+
+
+def line(row: Row, found: dict[str, Any]) -> str:
+    """A row of the table."""
+    met = found["median"] <= row.target if row.at_most else found["median"] >= row.target
+    target = f"{'≤' if row.at_most else '≥'} {row.target:g}{'' if met else ' (missed)'}"
+    low, high = found["quartiles"]
+    spread = f"{low:.3f} to {high:.3f}"
+    return f"| `{row.key}` | {found['median']:.3f} | {spread} | {row.floor} | {target} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="also write the ratios here")
+    parser.add_argument("--only", nargs="+", choices=[*GROUPS, "memory"], help="these groups")
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    wanted = options.only or [*GROUPS, "memory"]
+    found: dict[str, dict[str, Any]] = {}
+    print("| ratio | median | quartiles | floor | target |")
+    print("|---|---|---|---|---|")
+    for group in wanted:
+        if group == "memory":
+            ratios = [
+                seekr_step.peak_memory("seekr") / seekr_step.peak_memory("plain") for _ in range(3)
+            ]
+            found[MEMORY.key] = summary(ratios)
+            print(line(MEMORY, found[MEMORY.key]), flush=True)
+            continue
+        times = times_of(group, options.rounds)
+        for row in (row for row in ROWS if row.group == group):
+            pairs = zip(times[row.above], times[row.below], strict=True)
+            found[row.key] = summary([above / below for above, below in pairs])
+            print(line(row, found[row.key]), flush=True)
+    if options.json:
+        write_json(options.json, found)
+
+
+if __name__ == "__main__":
+    main()
