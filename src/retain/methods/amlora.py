@@ -31,7 +31,7 @@ GATES = "gates.json"
 
 
 class SelectorConfig(MethodConfig):
-    """What the paper leaves open of the selector; docs/methods.md argues the defaults.
+    """Shape and training of the selector; docs/methods.md argues the defaults.
 
     `hidden` adds a second layer; `granularity` gives each token its own gates, or all tokens those
     of the prompt; `train` lets all blocks' selectors learn on, or the new one only; `rate` is times

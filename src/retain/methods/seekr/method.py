@@ -90,7 +90,7 @@ PROFILES: dict[str, dict[str, Any]] = {
 class SeekrConfig(TaughtConfig):
     """SEEKR's options. `profile: reference` fills in what the published code does.
 
-    `logit_weight` is λ1 and `attention_weight` λ2. `gradient` and `change` say whether a sample
+    `logit_weight` is 1 − λ1 and `attention_weight` λ2. `gradient` and `change` say whether a sample
     counts with its mean square or the root of it; `logit_positions`, whether logits are compared
     where they predict the answer's tokens or where these stand. `score` rates heads; all but
     importance are for ablation, and sensitivity chooses no layers, since it is 1 in each.
@@ -114,7 +114,7 @@ class SeekrConfig(TaughtConfig):
 
 
 class Seekr(TaughtMethod):
-    """(1 − λ1) replay + λ1 logits + λ2 attention on a replay batch (arXiv 2411.06171)."""
+    """λ1 replay + (1 − λ1) logits + λ2 attention on a replay batch (arXiv 2411.06171, eq. 13)."""
 
     Config = SeekrConfig
     idea = "replay, with distillation of the attention heads that matter and forget most"
