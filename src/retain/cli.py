@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from retain import processes
 from retain.errors import RetainError
 
 app = typer.Typer(
@@ -20,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Teach a language model one task after another, without forgetting the earlier ones.",
 )
-console = Console()
+console = Console(quiet=not processes.is_first())
 
 Run = Annotated[Path, typer.Argument(help="The run's folder.", metavar="RUN")]
 Single = Annotated[
@@ -223,7 +224,7 @@ def _say(text: str) -> None:
 def _progress(prefix: str) -> Any:
     from retain.progress import ConsoleProgress
 
-    return ConsoleProgress(Console(stderr=True), prefix)
+    return ConsoleProgress(Console(stderr=True, quiet=not processes.is_first()), prefix)
 
 
 def _more(complaints: list[str]) -> str:

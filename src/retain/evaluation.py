@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
+from retain import processes
 from retain.backbone import Backbone, Batch
 from retain.metrics import text
 from retain.progress import Progress
@@ -55,29 +56,24 @@ def answer(
 ) -> tuple[list[str], torch.Tensor | None]:
     """Greedy answers in the order of the examples, and the weights (N, T) they were routed with.
 
-    Batches are formed by length, so that little is padded.
+    Batches are formed by length, so that little is padded; several processes share them.
     """
     features = [backbone.encode(example, with_answer=False) for example in examples]
     order = sorted(range(len(features)), key=lambda i: -len(features[i]["input_ids"]))
-    answers = [""] * len(features)
-    weights: list[torch.Tensor | None] = [None] * len(features)
-    done = 0
-    for start in range(0, len(order), config.batch_size):
+    starts = range(0, len(order), config.batch_size)
+    found: list[tuple[int, str, torch.Tensor | None]] = []
+    for start in starts[processes.number() :: processes.count()]:
         chosen = order[start : start + config.batch_size]
         batch = backbone.collate([features[i] for i in chosen])
         with torch.no_grad():
             routing = route(batch)
-        for i, prediction in zip(
-            chosen, backbone.generate(batch, config.max_new_tokens), strict=True
-        ):
-            answers[i] = prediction
-        if routing is not None:
-            for i, row in zip(chosen, routing.cpu(), strict=True):
-                weights[i] = row
-        done += len(chosen)
-        progress.update(done)
-    known = [row for row in weights if row is not None]
-    return answers, torch.stack(known) if known else None
+        answers = backbone.generate(batch, config.max_new_tokens)
+        rows = [None] * len(chosen) if routing is None else routing.cpu()
+        found += zip(chosen, answers, rows, strict=True)
+        progress.update(min(len(order), len(found) * processes.count()))
+    found = sorted(processes.gathered(found), key=lambda row: row[0])
+    weights = [row for _, _, row in found if row is not None]
+    return [answer for _, answer, _ in found], torch.stack(weights) if weights else None
 
 
 def evaluate(

@@ -12,7 +12,7 @@ from typing import Any
 import transformers
 import yaml
 
-from retain import results
+from retain import processes, results
 from retain.backbone import Backbone, BackboneConfig, PromptConfig, load_backbone
 from retain.config import ExperimentConfig, check, check_method, resolved
 from retain.errors import RetainError
@@ -155,6 +155,7 @@ class Learner:
         self._takes = ""
         self._interrupted = False
         self.backbone = backbone or load_backbone(experiment.backbone, experiment.prompt)
+        processes.connect(self.backbone.device.type == "cpu")
         transformers.set_seed(experiment.seed)
         self.method = METHODS[name](self.backbone, options)
 
@@ -257,7 +258,7 @@ class Learner:
         key = {"task": task.name, "fingerprints": task.fingerprints(), **_environment()}
         mark = folder / UNFINISHED / "task.json"
         learned = self.run.learned()
-        for other in (self.run.path / "tasks").glob("*"):
+        for other in sorted((self.run.path / "tasks").glob("*")):
             if other not in learned and other != folder:
                 remove_folder(other)
         if folder.exists() and (not mark.exists() or read_json(mark) != key):

@@ -22,6 +22,7 @@ import safetensors.torch
 import torch
 from filelock import FileLock, Timeout
 
+from retain import processes
 from retain.errors import RetainError
 
 FORMAT = 1
@@ -60,8 +61,10 @@ def _sync(path: Path) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replaces `path` by `content`, or leaves it as it was."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
+    with processes.first_alone() as writes:
+        if writes:
+            with replacing(path) as temporary:
+                temporary.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -82,9 +85,11 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Writes named tensors as safetensors, atomically; those on the CPU are not copied."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
-        safetensors.torch.save_file(plain, temporary)
+    with processes.first_alone() as writes:
+        if writes:
+            plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            with replacing(path) as temporary:
+                safetensors.torch.save_file(plain, temporary)
 
 
 def read_json(path: Path) -> Any:
@@ -175,7 +180,8 @@ class RunDirectory:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
+            if processes.is_first():
+                self._lock.acquire(timeout=0)
         except Timeout:
             raise RetainError(
                 f"{self.path}: another process is writing to this run; wait for it to end"
@@ -300,16 +306,18 @@ class RunDirectory:
 
     def remove_superseded(self, latest_only: Iterable[str]) -> None:
         """Deletes such files where they are no longer committed; a crash may have left them."""
-        for folder in self.learned():
-            for name in latest_only:
-                path = folder / name
+        paths = [folder / name for folder in self.learned() for name in latest_only]
+        with processes.first_alone() as deletes:
+            for path in paths if deletes else ():
                 if path.relative_to(self.path).as_posix() not in self.files:
                     path.unlink(missing_ok=True)
 
 
 def remove_folder(path: Path) -> None:
     """Deletes a folder of unfinished work, if it is there."""
-    shutil.rmtree(path, ignore_errors=True)
+    with processes.first_alone() as deletes:
+        if deletes:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _task_number(name: str) -> int:

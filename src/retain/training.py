@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
+from retain import processes
 from retain.backbone import Backbone, Batch
 from retain.backbone.backbone import IGNORED
 from retain.batches import Batches
@@ -117,8 +117,10 @@ class _PhaseTrainer(Trainer):
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Also measures the micro-batches of the coming step."""
         found, items = super().get_batch_samples(*args, **kwargs)
-        self._micro_batches = len(found)
-        self._sizes = {unit: sum(_size(batch, unit) for batch in found) for unit in UNITS}
+        own = [{unit: _size(batch, unit) for unit in UNITS} for batch in found]
+        sizes = processes.gathered(own)
+        self._micro_batches = len(sizes)
+        self._sizes = {unit: sum(size[unit] for size in sizes) for unit in UNITS}
         return found, items
 
     def _weights(self, batch: Batch) -> dict[Unit, float]:
@@ -147,7 +149,9 @@ class _PhaseTrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
-            logs = {**logs, **{f"loss_{k}": fmean(v) for k, v in self._seen.items()}}
+            seen = processes.gathered([(k, x) for k, own in self._seen.items() for x in own])
+            means = {name: fmean(x for key, x in seen if key == name) for name in self._seen}
+            logs = {**logs, **{f"loss_{name}": mean for name, mean in means.items()}}
             self._seen = {}
         super().log(logs, *args, **kwargs)
 
@@ -217,7 +221,7 @@ def batches(config: TrainingConfig, phase: Phase, seed: int) -> Batches:
     return Batches(
         phase,
         config.per_device_train_batch_size,
-        config.gradient_accumulation_steps,
+        config.gradient_accumulation_steps * processes.count(),
         config.num_train_epochs,
         config.max_steps,
         seed,
@@ -245,8 +249,6 @@ def fit(
     Returns:
         The log: per logged step its number, loss, `loss_<part>`, gradient norm, learning rate.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise RetainError("training: several processes are not supported yet; start one")
     release(backbone.model, phase)
     order = batches(config, phase, seed)
     if config.gradient_checkpointing:
@@ -264,6 +266,8 @@ def fit(
         log_level="error",
         use_cpu=backbone.device.type == "cpu",
         dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False,
+        ddp_backend=processes.backend(backbone.device.type == "cpu"),
         **options,
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # more than one GPU is for accelerate launch

@@ -9,6 +9,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
+from retain import processes
 from retain.backbone.backbone import Backbone, BackboneConfig, PromptConfig
 from retain.errors import RetainError
 
@@ -72,6 +73,7 @@ def load_backbone(config: BackboneConfig, prompt: PromptConfig | None = None) ->
             f"backbone.device '{device}': training takes the first visible device; "
             "set CUDA_VISIBLE_DEVICES and name no number"
         )
+    device = processes.connect(device == "cpu") or device
     try:
         model = model.to(device)
     except RuntimeError as error:

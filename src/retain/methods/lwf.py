@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from retain.methods.teacher import (
     stacked,
     write_logits,
 )
-from retain.store import read_tensors
+from retain.store import read_tensors, remove_folder
 from retain.tasks import Task
 
 
@@ -68,7 +67,7 @@ class Lwf(Sequential):
 
     def finish(self, task: Task, folder: Path) -> None:
         """Deletes the old model's answers."""
-        shutil.rmtree(folder / SIGNALS, ignore_errors=True)
+        remove_folder(folder / SIGNALS)
         self._learned += 1
 
     def _loss(self, batch: Batch) -> dict[str, Tensor]:

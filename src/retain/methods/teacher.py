@@ -26,6 +26,7 @@ from retain.store import read_tensors, write_tensors
 from retain.tasks import Task
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
+BATCH = 8
 SIGNALS = "teacher"
 """The folder of a task's signals, in the task's own."""
 
@@ -97,13 +98,14 @@ def write_logits(
     temperature: float = 1.0,
 ) -> None:
     """Writes the method's logits where each row's answer is predicted, over `temperature`."""
-    for number, row in enumerate(rows):
-        batch = method.backbone.collate([row])
+    for start in range(0, len(rows), BATCH):
+        batch = method.backbone.collate(rows[start : start + BATCH])
         method.route(batch)
         with torch.no_grad():
-            logits, targets = method.backbone.answer_logits(batch)
-        found = logits[targets != IGNORED] / temperature
-        write_tensors(file_of(folder, number), compressed(found, config))
+            every, targets = method.backbone.answer_logits(batch)
+        for number, (logits, labels) in enumerate(zip(every, targets, strict=True), start):
+            found = logits[labels != IGNORED] / temperature
+            write_tensors(file_of(folder, number), compressed(found, config))
 
 
 def stacked(files: Sequence[Mapping[str, Tensor]]) -> TeacherLogits:

@@ -153,7 +153,9 @@ class Routed(Method):
                 options.top_k,
                 "method.generator.max_steps",
             )
-        write_jsonl(folder / "pseudo.jsonl", [{"prompt": text} for text in self._pseudo])
+        kept = folder / "pseudo.jsonl"
+        write_jsonl(kept, [{"prompt": text} for text in self._pseudo])
+        self._pseudo = [row["prompt"] for row in read_jsonl(kept)]  # the same in all processes
 
         self.pool.restart()
         self.router.grow(self._new_key(task))

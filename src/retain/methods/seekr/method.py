@@ -7,7 +7,6 @@ far they moved, and the model's logits and chosen attention rows are kept with t
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -44,7 +43,7 @@ from retain.methods.teacher import (
     stacked,
 )
 from retain.phase import Unit
-from retain.store import read_json, read_tensors, write_json, write_tensors
+from retain.store import read_json, read_tensors, remove_folder, write_json, write_tensors
 from retain.tasks import Task
 
 HEADS = "heads.json"
@@ -202,7 +201,7 @@ class Seekr(TaughtMethod):
             path = file_of(folder / SIGNALS, number)
             write_tensors(path, self._signals(row, number, heads))
         self.capture.off()
-        shutil.rmtree(folder / BEFORE, ignore_errors=True)
+        remove_folder(folder / BEFORE)
 
     def _choose_heads(self, rows: Sequence[Features], folder: Path) -> dict[str, Tensor]:
         """Rates the heads and writes `heads.json`; the indices of the chosen ones by module."""
