@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 import transformers
@@ -33,6 +33,9 @@ from retain.errors import RetainError
 from retain.phase import UNITS, Phase, Unit
 from retain.progress import Progress
 from retain.store import read_json, remove_folder
+
+NAMED = 3
+"""How many of a batch's examples an error names."""
 
 
 class TrainingConfig(BaseModel):
@@ -88,9 +91,13 @@ class _PhaseModule(nn.Module):
 class _PhaseTrainer(Trainer):
     """Trainer over parameter groups, keeping the means of the loss parts for the log."""
 
-    def __init__(self, phase: Phase, data: DataLoader[Batch], **kwargs: Any) -> None:
+    def __init__(
+        self, phase: Phase, backbone: Backbone, data: DataLoader[Batch], **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.phase = phase
+        self._backbone = backbone
+        self._inputs: list[Batch] = []  # of the step
         self._data = data
         self.model_accepts_loss_kwargs = False  # it divides the loss by the micro-batches
         self._micro_batches = 1  # of the coming step
@@ -119,6 +126,7 @@ class _PhaseTrainer(Trainer):
         found, items = super().get_batch_samples(*args, **kwargs)
         own = [{unit: _size(batch, unit) for unit in UNITS} for batch in found]
         sizes = processes.gathered(own)
+        self._inputs = []
         self._micro_batches = len(sizes)
         self._sizes = {unit: sum(size[unit] for size in sizes) for unit in UNITS}
         return found, items
@@ -131,6 +139,7 @@ class _PhaseTrainer(Trainer):
         return {unit: count * _size(batch, unit) / self._sizes[unit] for unit in UNITS}
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        self._inputs.append(inputs)
         weights = self._weights(inputs)
         parts = {
             name: weights[self.phase.over.get(name, "answers")] * part
@@ -139,13 +148,28 @@ class _PhaseTrainer(Trainer):
         for name, value in parts.items():
             number = value.item()
             if not math.isfinite(number):
-                raise RetainError(
-                    f"phase '{self.phase.name}', step {self.state.global_step + 1}: "
-                    f"the loss '{name}' is {number}; start again in another --output with a lower "
-                    "training.learning_rate"
-                )
+                self._stop(f"the loss '{name}' is {number}")
             self._seen.setdefault(name, []).append(number)
         return torch.stack(list(parts.values())).sum()
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> float:
+        norm: float = super()._get_grad_norm(*args, **kwargs)
+        if not math.isfinite(norm):
+            self._stop(f"the gradient's norm is {norm}")
+        return norm
+
+    def _stop(self, what: str) -> NoReturn:
+        """Refuses a step before it changes anything; says which, and on what."""
+        texts = [text for batch in self._inputs for text in self._backbone.prompts(batch)]
+        shown = ", ".join(repr(text[:40]) for text in texts[:NAMED])
+        more = f" and {len(texts) - NAMED} more" if len(texts) > NAMED else ""
+        last = _last_checkpoint(Path(str(self.args.output_dir)))
+        good = f"step {_step(Path(last))}" if last else "the phase's beginning"
+        raise RetainError(
+            f"phase '{self.phase.name}', step {self.state.global_step + 1}: {what}, on {shown}"
+            f"{more}; the last good state is {good}; start again in another --output with a lower "
+            "training.learning_rate, or take a look at these examples"
+        )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
@@ -275,6 +299,7 @@ def fit(
     with _quiet():
         trainer = _PhaseTrainer(
             phase,
+            backbone,
             DataLoader(rows, batch_sampler=order, collate_fn=backbone.collate),
             model=_PhaseModule(backbone.model, phase),
             args=arguments,

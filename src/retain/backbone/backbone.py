@@ -164,6 +164,11 @@ class Backbone:
         batch["route_mask"] = _pad([[1] * len(r["route_ids"]) for r in rows], 0, False)
         return {key: value.to(self.device) for key, value in batch.items()}
 
+    def prompts(self, batch: Batch) -> list[str]:
+        """The user's words of each row."""
+        rows = zip(batch["route_ids"], batch["route_mask"], strict=True)
+        return [self.tokenizer.decode(ids[mask.bool()]).strip() for ids, mask in rows]
+
     def _prompt_text(self, example: Example) -> str:
         if self.prompt.chat_template:
             turns = list(example.messages) or [{"role": "user", "content": example.prompt}]
