@@ -259,7 +259,7 @@ def train_sides() -> Iterator[Sides]:
     steps, rows = 10, 40
     torch.manual_seed(1)
     examples = [Example(words(2), (words(LENGTH - 3),)) for _ in range(rows)]
-    task = Task("task", examples, examples[:1], examples[:1])
+    task = Task("task", examples[1:], examples[1:2], examples[:1], metric="rouge_l")
     settings = {"max_steps": steps, "per_device_train_batch_size": BATCH, "learning_rate": 1e-3}
     tokenizer = bench_tokenizer()
     count = iter(range(10**6))

@@ -186,6 +186,13 @@ def test_superni(tmp_path: Path) -> None:
     assert sorted((*task.train, *task.dev), key=str) == sorted(examples, key=str)
 
 
+def test_superni_leaves_out_what_has_no_answer(tmp_path: Path) -> None:
+    instances = [{"input": i, "output": [o]} for i, o in (("a", "yes"), ("b", ""), ("c", "no"))]
+    content = {"Definition": ["Say it."], "Instances": instances}
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    assert [e.references for e in read_superni(tmp_path, "train")] == [("yes",), ("no",)]
+
+
 def test_long_sequence(tmp_path: Path) -> None:
     folder = write_benchmark(tmp_path / "cb", labels=["yes", "{no}"])
     assert read_long_sequence(folder, "test")[0] == Example(

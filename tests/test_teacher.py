@@ -171,7 +171,7 @@ def test_unfinished_work_makes_room(seekr: Learner, monkeypatch: pytest.MonkeyPa
         free, total = 1000, 10**9
 
     monkeypatch.setattr("retain.room.shutil.disk_usage", lambda path: Full())
-    seekr.check_room([SECOND])
+    seekr.check_tasks([SECOND])
 
 
 def test_lwf_keeps_no_answers_of_the_old_model(tmp_path: Path) -> None:

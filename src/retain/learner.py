@@ -17,6 +17,7 @@ from retain.backbone import Backbone, BackboneConfig, PromptConfig, load_backbon
 from retain.config import ExperimentConfig, check, check_method, resolved
 from retain.errors import RetainError
 from retain.evaluation import Evaluation, EvaluationConfig, answer, evaluate
+from retain.examples import check_examples
 from retain.learning import Seeds, learn_phases
 from retain.methods import METHODS
 from retain.progress import Progress
@@ -151,8 +152,8 @@ class Learner:
         self.run = run
         self.progress = progress or Progress()
         self.tasks: list[Task] = []
-        self._have_room: list[Task] = []
-        self._takes = ""
+        self._checked: list[Task] = []
+        self._news: dict[str, list[str]] = {}  # to be told, by task; what is of all tasks under ""
         self._interrupted = False
         self.backbone = backbone or load_backbone(experiment.backbone, experiment.prompt)
         processes.connect(self.backbone.device.type == "cpu")
@@ -185,13 +186,12 @@ class Learner:
             )
         if not task.train or not task.dev:
             raise RetainError(f"task '{task.name}': needs training and development examples")
-        if task not in self._have_room:
-            self.check_room([task])
+        if task not in self._checked:
+            self.check_tasks([task])
         with self.run.locked():
             self._start_run()
-            if self._takes:
-                self.progress.message(self._takes)
-                self._takes = ""
+            for line in (*self._news.pop("", ()), *self._news.pop(task.name, ())):
+                self.progress.message(line)
             self._complete_row()
             folder = self.run.task_folder(len(self.tasks), task.name)
             self._continue_or_clear(folder, task)
@@ -204,15 +204,19 @@ class Learner:
             self._complete_row()
         return list(self.scores["matrix"][-1])
 
-    def check_room(self, tasks: Sequence[Task]) -> None:
-        """Estimates what these tasks take beside the model; `learn` asks for its own, and says it.
+    def check_tasks(self, tasks: Sequence[Task]) -> None:
+        """Looks at tasks before the first is learned; `learn` asks for its own, and says it.
 
         Raises:
-            RetainError: when it does not fit on disk or in RAM.
+            RetainError: when what they take beside the model does not fit on disk or in RAM, or the
+                score of one would mean nothing.
         """
         batch_size = self.experiment.training.per_device_train_batch_size
-        self._takes = check_room(self.method, tasks, batch_size, self.run)
-        self._have_room = list(tasks)
+        takes = check_room(self.method, tasks, batch_size, self.run)
+        self._news = {"": [takes] if takes else []}
+        for task in tasks:
+            self._news[task.name] = check_examples(task, self.backbone, self.experiment.evaluation)
+        self._checked = list(tasks)
 
     def finish_evaluation(self) -> None:
         """Scores the last learned task's row, if a crash left it out, and renews scores.json."""

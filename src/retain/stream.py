@@ -73,7 +73,7 @@ def learn_stream(
     else:
         learner = Learner.from_config(experiment, progress)
     left = tasks[len(learner.tasks) :]
-    learner.check_room(left)
+    learner.check_tasks(left)
     for task in left:
         learner.learn(task, more=task is not left[-1])
     learner.finish_evaluation()

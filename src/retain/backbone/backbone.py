@@ -147,6 +147,12 @@ class Backbone:
         labels = [IGNORED] * len(ids) + answer
         return {**features, "input_ids": ids + answer, "labels": labels}
 
+    def lengths(self, example: Example) -> tuple[int, int]:
+        """Tokens of an example's prompt and of its first reference, before anything is cut."""
+        prompt = self._prompt_text(example)
+        words = self._ids(prompt, special=not self.prompt.chat_template)
+        return len(words), len(self._answer_ids(example, prompt)) - 1
+
     def collate(self, rows: Sequence[Features]) -> Batch:
         """Pads features into a batch; decoder-only sequences are padded on the left."""
         left = not self.is_encoder_decoder

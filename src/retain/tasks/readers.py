@@ -91,7 +91,8 @@ def read_rows(path: Path, columns: Mapping[str, str] = COLUMNS) -> list[Example]
 def read_superni(folder: Path, split: str) -> list[Example]:
     """Super-NaturalInstructions: `Definition` (a list), `Instances` of `input` and `output`.
 
-    The prompt is the definition, the input, and the cue `Output:`.
+    The prompt is the definition, the input, and the cue `Output:`. An instance with an empty answer
+    is left out; the benchmark has six, in task511.
     """
     return _read_instances(folder / f"{split}.json", "{definition}\n\nInput: {input}\nOutput:")
 
@@ -166,7 +167,10 @@ def _read_instances(path: Path, template: str) -> list[Example]:
         examples = []
         for number, instance in enumerate(instances, 1):
             text = template.format(definition=definition, input=instance["input"])
-            row = {"prompt": text.strip(), "answer": instance["output"]}
+            answer = instance["output"]
+            if answer in ("", [""]):
+                continue
+            row = {"prompt": text.strip(), "answer": answer}
             examples.append(parse_row(row, f"{path}, instance {number}"))
     except (KeyError, TypeError) as error:
         raise RetainError(f"{path}: not in the benchmark's layout (missing {error})") from None
