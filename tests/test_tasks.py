@@ -209,12 +209,12 @@ def test_long_sequence(tmp_path: Path) -> None:
     [
         ("train.json", "{}", "not in the benchmark's layout"),
         ("train.json", "[]", "not in the benchmark's layout"),
-        ("train.json", '{"Definition": ["d"], "Instances": []}', "empty"),
+        ("train.json", '{"Definition": ["d"], "Instances": []}', "no instance with an answer"),
         ("train.json", '{"Definition": ["d"], "Instances": [{"input": "i"}]}', "layout"),
         (
             "train.json",
             '{"Definition": ["d"], "Instances": [{"input": "i", "output": ""}]}',
-            "instance 1: field 'answer' is empty",
+            "no instance with an answer",
         ),
         ("train.json", "{", "not readable as JSON"),
         ("labels.json", "3", "must be a list"),

@@ -175,7 +175,7 @@ def _read_instances(path: Path, template: str) -> list[Example]:
     except (KeyError, TypeError) as error:
         raise RetainError(f"{path}: not in the benchmark's layout (missing {error})") from None
     if not examples:
-        raise RetainError(f"{path}: the task is empty")
+        raise RetainError(f"{path}: no instance with an answer; give it at least one")
     return examples
 
 
