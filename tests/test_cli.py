@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -267,3 +269,28 @@ def test_installed_command() -> None:
     done = subprocess.run([script, "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert "generate" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 2])
+def test_interrupts_end_a_run_that_can_go_on(place: Path, times: int) -> None:
+    command = [sys.executable, "-m", "retain", *again("--resume", "--output", "other")]
+    with subprocess.Popen(
+        [*command, "--set", "training.max_steps=300"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as running:
+        assert running.stderr is not None
+        seen = ""
+        for line in running.stderr:
+            seen += line
+            if "trains" in line or ("Ctrl-C again" in line and times == 2):
+                running.send_signal(signal.SIGINT)
+    assert running.returncode == 130
+    # A second one that comes when the step is over has nothing left to stop.
+    assert ("stopped after step" if times == 1 else "stopped a") in seen
+    assert "Traceback" not in seen
+    done = call(*again("--resume", "--output", "other", "--set", "training.max_steps=300"))
+    assert done.status == 0, done.err
+    assert call("verify", "other").status == 0

@@ -15,6 +15,7 @@ from transformers import Trainer
 import retain.learner
 import retain.store
 from retain import RetainError, results
+from retain.errors import StoppedError
 from retain.learner import Learner
 from retain.progress import Progress
 from retain.store import read_jsonl
@@ -135,6 +136,34 @@ def test_killed_in_the_middle_of_a_phase(whole: Whole, tmp_path: Path, step: int
     steps = [event for event in record.events if event.endswith(f" {whole.last_phase}")]
     all_steps = [event for event in whole.events if event.endswith(f" {whole.last_phase}")]
     assert steps == [all_steps[0], *all_steps[step:]]  # the step that was cut off comes again
+
+
+class Asked(Record):
+    """Asks for an end at an event, as Ctrl-C does."""
+
+    def _note(self, event: str) -> None:
+        self.events.append(event)
+        self.stopping = self.stopping or self.when(event)
+
+
+@pytest.mark.parametrize("place", ["step", "phase", "evaluation"])
+def test_asked_to_stop_it_stops_and_goes_on(whole: Whole, tmp_path: Path, place: str) -> None:
+    asked = Asked()
+    learner = make_learner(whole.method, make_backbone(KIND), tmp_path / "run", asked, save_steps=9)
+    learner.learn(FIRST)
+    event = {
+        "step": f"1 {whole.last_phase}",  # known when the step is over
+        "phase": f"finish {whole.last_phase}",
+        "evaluation": whole.evaluation,
+    }[place]
+    asked.when = event.__eq__
+    with pytest.raises(StoppedError, match="after step 2" if place == "step" else "answered"):
+        learner.learn(SECOND)
+    assert asked.events[-1] == (f"2 {whole.last_phase}" if place == "step" else whole.evaluation)
+    record = Record()
+    carry_on(tmp_path / "run", record)
+    assert content(tmp_path / "run") == whole.files
+    assert not {f"1 {whole.last_phase}", f"2 {whole.last_phase}"} & {*record.events}
 
 
 def test_killed_at_the_end_of_a_phase(whole: Whole, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from retain import processes
-from retain.errors import RetainError
+from retain.errors import RetainError, StoppedError
+
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, as shells have it; typer returns it for a KeyboardInterrupt."""
 
 app = typer.Typer(
     add_completion=False,
@@ -224,7 +228,15 @@ def _say(text: str) -> None:
 def _progress(prefix: str) -> Any:
     from retain.progress import ConsoleProgress
 
-    return ConsoleProgress(Console(stderr=True, quiet=not processes.is_first()), prefix)
+    progress = ConsoleProgress(Console(stderr=True, quiet=not processes.is_first()), prefix)
+
+    def stop(*_: object) -> None:
+        progress.message("stops after this step; Ctrl-C again stops at once")
+        progress.stopping = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, stop)
+    return progress
 
 
 def _more(complaints: list[str]) -> str:
@@ -232,14 +244,23 @@ def _more(complaints: list[str]) -> str:
 
 
 def main() -> None:
-    """Runs the command; a user's mistake ends with status 2 and one `error:` line."""
+    """Runs the command; a user's mistake ends with status 2 and one `error:` line.
+
+    Ctrl-C finishes the step and saves it, twice it stops at once; either ends with status 130.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        app(standalone_mode=False, prog_name="retain")
+        if app(standalone_mode=False, prog_name="retain") == INTERRUPTED:
+            raise typer.Abort
     except RetainError as error:
         text = " ".join(str(error).split())
-    except typer.Abort:
-        sys.exit(130)
+    except (StoppedError, typer.Abort) as stop:  # the first Ctrl-C, or the second
+        print(
+            f"stopped {str(stop) or 'at once'}; the same run goes on: retain run … --resume, or "
+            "retain learn again",
+            file=sys.stderr,
+        )
+        sys.exit(INTERRUPTED)
     except Exception as error:
         usage = getattr(error, "format_message", None)  # click's own: a wrong option, a missing one
         if usage is None:
@@ -247,5 +268,7 @@ def main() -> None:
         text = f"{usage().rstrip('.')}; see retain --help"
     else:
         return
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     print(f"error: {text}", file=sys.stderr)
     sys.exit(2)

@@ -1,4 +1,4 @@
-"""The one exception that a user's input can cause."""
+"""What a user can cause: a mistake, or an end of the work."""
 
 
 class RetainError(Exception):
@@ -6,3 +6,7 @@ class RetainError(Exception):
 
     The command line prints it as `error: …` and exits with status 2.
     """
+
+
+class StoppedError(Exception):
+    """The user asked for an end: what was done is on disk, and the run can go on from there."""

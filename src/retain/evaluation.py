@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from retain import processes
 from retain.backbone import Backbone, Batch
+from retain.errors import StoppedError
 from retain.metrics import text
 from retain.progress import Progress
 from retain.tasks import Example, Task
@@ -63,6 +64,8 @@ def answer(
     starts = range(0, len(order), config.batch_size)
     found: list[tuple[int, str, torch.Tensor | None]] = []
     for start in starts[processes.number() :: processes.count()]:
+        if progress.stopping:
+            raise StoppedError("while it answered test examples")
         chosen = order[start : start + config.batch_size]
         batch = backbone.collate([features[i] for i in chosen])
         with torch.no_grad():

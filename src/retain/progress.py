@@ -11,7 +11,14 @@ from rich.progress import Progress as RichProgress
 
 
 class Progress:
-    """Receives a run's events. This one is silent."""
+    """Receives a run's events. This one is silent.
+
+    Attributes:
+        stopping: set when the user asks for an end: the step at hand is finished and saved, and
+            then the work ends with a `StoppedError`.
+    """
+
+    stopping = False
 
     def message(self, text: str) -> None:
         """One line of news."""

@@ -29,7 +29,7 @@ from retain import processes
 from retain.backbone import Backbone, Batch
 from retain.backbone.backbone import IGNORED
 from retain.batches import Batches
-from retain.errors import RetainError
+from retain.errors import RetainError, StoppedError
 from retain.phase import UNITS, Phase, Unit
 from retain.progress import Progress
 from retain.store import read_json, remove_folder
@@ -196,6 +196,17 @@ class _Report(TrainerCallback):
             self.progress.update(state.global_step, parts)
 
 
+class _Stop(TrainerCallback):
+    """Saves and ends after the step in which the user asks for it."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.progress.stopping:
+            control.should_save = control.should_training_stop = True
+
+
 class _NoLastCheckpoint(TrainerCallback):
     """The phase's result comes in its place, and Trainer would resume it with one step too many."""
 
@@ -304,11 +315,13 @@ def fit(
             model=_PhaseModule(backbone.model, phase),
             args=arguments,
             train_dataset=rows,
-            callbacks=[_Report(progress), _NoLastCheckpoint()],
+            callbacks=[_Report(progress), _Stop(progress), _NoLastCheckpoint()],
         )
         trainer.remove_callback(transformers.PrinterCallback)
         checkpoint = _last_checkpoint(folder)
         trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.state.global_step < order.steps:
+        raise StoppedError(f"after step {trainer.state.global_step} of {order.steps}")
     if config.gradient_checkpointing:
         backbone.model.activation_checkpointing_disable()
     backbone.model.requires_grad_(False).eval()
