@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from retain.methods import list_methods
+from retain.store import RunDirectory
 from tests.command import call, settings, write_settings, write_tasks
 from tests.tiny import OPTIONS, make_task, read_files
 
@@ -247,6 +248,52 @@ def test_verify_counts_the_files_and_names_a_damaged_one(place: Path) -> None:
         path.write_bytes(content)
     path.unlink()
     assert f"out/{name}: missing" in call("verify", "out").err
+
+
+def test_check_counts_what_was_lost_since_a_task_was_learned(place: Path) -> None:
+    matrix = read_scores(place / "out")["matrix"]
+    path = place / "out/tasks/02-red-任务-1/evaluation.json"
+    row = json.loads(path.read_text(encoding="utf-8"))
+    row["scores"][0] = matrix[0][0] - 30.0
+    path.write_text(json.dumps(row), encoding="utf-8")
+    refused = call("check", "out", "--max-forgetting", "5")
+    assert refused.status == 2
+    assert "damaged" in refused.err
+    run = RunDirectory(place / "out")
+    run.load_manifest()
+    run.commit([path])
+    done = call("check", "out", "--max-forgetting", "29.9")
+    assert (done.status, done.out) == (1, "constant: lost 30.0 points since it was learned\n")
+    done = call("check", "out", "--max-forgetting", "30")
+    assert (done.status, done.out) == (0, "no task lost more than 30 points\n")
+
+
+def test_rollback_makes_the_run_what_it_was(place: Path) -> None:
+    first = read_scores(place / "out")["matrix"][:1]
+    before = read_files(place)
+    wrong = call("rollback", "out", "--to", "nothing")
+    assert (wrong.status, read_files(place)) == (2, before)
+    assert f"no task 'nothing'; name one of constant, {ODD}" in wrong.err
+    done = call("rollback", "out", "--to", "constant")
+    assert (done.status, done.out) == (0, f"removed {ODD}\n")
+    assert read_scores(place / "out")["matrix"] == first
+    assert [path.name for path in (place / "out/tasks").iterdir()] == ["01-constant"]
+    assert call("verify", "out").status == 0
+    relearned = call(*again("--resume"))
+    assert relearned.status == 0, relearned.err
+    after = read_files(place / "out")
+    for name in ("adapter_model.safetensors", "router.safetensors", "evaluation.json"):
+        assert after[f"tasks/02-red-任务-1/{name}"] == before[f"out/tasks/02-red-任务-1/{name}"]
+
+
+def test_rollback_refuses_where_older_weights_are_gone(place: Path) -> None:
+    full = ("--output", "full", "--set", "method=seqft")
+    assert call(*again(*full)).status == 0
+    before = read_files(place)
+    done = call("rollback", "full", "--to", "constant")
+    assert done.status == 2
+    assert "full/tasks/01-constant/model.safetensors: no longer there" in done.err
+    assert read_files(place) == before
 
 
 def test_methods_are_listed() -> None:

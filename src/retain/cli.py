@@ -199,6 +199,39 @@ def verify(run: Run) -> None:
 
 
 @app.command()
+def check(
+    run: Run,
+    points: Annotated[
+        float, typer.Option("--max-forgetting", help="Points that a task may lose.", min=0)
+    ],
+) -> None:
+    """Status 1 when a task has lost more points than that since it was learned: for CI."""
+    from retain import results
+    from retain.metrics.continual import losses
+
+    scores = results.scores(results.open_run(run))
+    lost = zip(scores["tasks"], losses(scores["matrix"]), strict=True)
+    worse = [(name, value) for name, value in lost if value is not None and value > points]
+    for name, value in worse:
+        _say(f"{name}: lost {value:.1f} points since it was learned")
+    if worse:
+        raise typer.Exit(1)
+    _say(f"no task lost more than {points:g} points")
+
+
+@app.command()
+def rollback(
+    run: Run,
+    task: Annotated[str, typer.Option("--to", help="The last task to keep.", metavar="TASK")],
+) -> None:
+    """Make a run what it was right after a task."""
+    from retain import results
+
+    gone = results.roll_back(results.open_run(run), task)
+    _say(f"removed {', '.join(gone)}" if gone else f"{task} is the newest task: nothing to remove")
+
+
+@app.command()
 def methods() -> None:
     """List the methods."""
     from retain.methods import METHODS
@@ -250,7 +283,8 @@ def main() -> None:
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        if app(standalone_mode=False, prog_name="retain") == INTERRUPTED:
+        status = app(standalone_mode=False, prog_name="retain")
+        if status == INTERRUPTED:
             raise typer.Abort
     except RetainError as error:
         text = " ".join(str(error).split())
@@ -267,7 +301,7 @@ def main() -> None:
             raise
         text = f"{usage().rstrip('.')}; see retain --help"
     else:
-        return
+        sys.exit(status or 0)
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     print(f"error: {text}", file=sys.stderr)

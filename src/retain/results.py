@@ -115,6 +115,25 @@ def write_scores(run: RunDirectory, single: Sequence[float] | None = None) -> No
     run.commit([path])
 
 
+def roll_back(run: RunDirectory, task: str) -> list[str]:
+    """Makes a run what it was right after a task; returns the names of the tasks that went.
+
+    Raises:
+        RetainError: when there is no such task, or its weights are no longer kept.
+    """
+    from retain.methods import METHODS
+
+    names = [_read(run, folder / "task.json")["name"] for folder in run.learned()]
+    if task not in names:
+        raise RetainError(f"{run.path}: no task '{task}'; name one of {', '.join(names)}")
+    method = METHODS[settings(run)["method"]["name"]]
+    index = names.index(task)
+    with run.locked():
+        run.roll_back(index, method.latest_only)
+        write_scores(run)
+    return names[index + 1 :]
+
+
 def same_task(run: RunDirectory, index: int, task: Task) -> bool:
     """Whether the run's task `index` was learned from, and is tested on, exactly these examples."""
     stored = _read(run, run.learned()[index] / "task.json")

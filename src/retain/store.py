@@ -304,6 +304,27 @@ class RunDirectory:
             wanted & self.files.keys(),
         )
 
+    def roll_back(self, index: int, latest_only: Iterable[str] = ()) -> None:
+        """Forgets the tasks after number `index`; the caller holds the lock.
+
+        Raises:
+            RetainError: when the run keeps some of its files for the newest task only.
+        """
+        learned = self.learned()
+        kept, gone = learned[index], learned[index + 1 :]
+        names = [(kept / name).relative_to(self.path).as_posix() for name in latest_only]
+        newest = [(learned[-1] / name).relative_to(self.path).as_posix() for name in latest_only]
+        for old, new in zip(names, newest, strict=True):
+            if new in self.files and old not in self.files:
+                raise RetainError(
+                    f"{self.path / old}: no longer there, since this method keeps only the newest "
+                    "weights; learn the stream again up to that task"
+                )
+        places = [f"{folder.relative_to(self.path).as_posix()}/" for folder in gone]
+        self.commit((), [n for n in self.files if any(n.startswith(place) for place in places)])
+        for folder in gone:
+            remove_folder(folder)
+
     def remove_superseded(self, latest_only: Iterable[str]) -> None:
         """Deletes such files where they are no longer committed; a crash may have left them."""
         paths = [folder / name for folder in self.learned() for name in latest_only]

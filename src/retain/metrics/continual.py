@@ -33,6 +33,11 @@ def backward_transfer(matrix: Matrix) -> float | None:
     return _mean([_minus(matrix[last][j], matrix[j][j]) for j in range(last)])
 
 
+def losses(matrix: Matrix) -> list[float | None]:
+    """Per task the points lost since it was learned, R[j][j] − R[T−1][j]; negative for a gain."""
+    return [_minus(matrix[j][j], matrix[-1][j]) for j in range(len(matrix))]
+
+
 def forward_transfer(matrix: Matrix, single: Sequence[float | None]) -> float | None:
     """FWT = mean over j of (R[j][j] − single_j), single_j from a model trained on j alone."""
     return _mean([_minus(matrix[j][j], single[j]) for j in range(len(matrix))])
