@@ -45,15 +45,8 @@ def read(folder: Path) -> str:
     """A line of the table: scores at the end, and how many answers are words of the other task."""
     run = results.open_run(folder)
     scores = results.scores(run)
-    last = run.learned()[-1] / "predictions"
-    twins = [i for i, name in enumerate(scores["tasks"]) if name in TWINS]
-    # A method that cannot forget decodes a task once, right after learning it.
-    paths = [last / f"{i + 1:02d}.jsonl" for i in twins]
-    paths = [
-        p if p.exists() else run.learned()[i] / "predictions" / p.name
-        for i, p in zip(twins, paths, strict=True)
-    ]
-    rows = [read_jsonl(path) for path in paths]
+    paths = results.newest_predictions(run)
+    rows = [read_jsonl(paths[name]) for name in scores["tasks"] if name in TWINS]
     words = [{reference for row in task for reference in row["references"]} for task in rows]
     strayed = [
         100 * fmean(row["prediction"] in words[1 - i] for row in task)

@@ -28,7 +28,7 @@ from retain.methods import METHODS
 from retain.metrics import continual
 from retain.metrics.text import score
 from retain.progress import ConsoleProgress
-from retain.store import read_jsonl
+from retain.store import RunDirectory, read_jsonl
 from retain.stream import learn_stream
 
 SHARED = ("rank", "alpha", "target_modules", "tune", "replay", "teacher", "generator")
@@ -83,24 +83,18 @@ def row(folder: Path, pertask: Path) -> dict[str, float | None]:
     line["parameters"] = max((cost.get("parameters", 0) for cost in costs), default=0) or None
     line["minutes"] = sum(cost.get("seconds", 0) for cost in costs) / 60 or None
     line["megabytes"] = sum(cost["bytes"] for cost in costs) / 1e6
-    line["rouge_l"] = continual.average_performance([_rouge(opened.learned())])
+    line["rouge_l"] = continual.average_performance([_rouge(opened)])
     return line
 
 
-def _rouge(folders: list[Path]) -> list[float | None]:
-    """ROUGE-L of the last row, from the newest predictions on each task."""
-    newest = {p.name: p for folder in folders for p in (folder / "predictions").glob("*.jsonl")}
+def _rouge(run: RunDirectory) -> list[float | None]:
+    """ROUGE-L of the newest predictions on each task."""
     found: list[float | None] = []
-    for _, path in sorted(newest.items()):
+    for path in results.newest_predictions(run).values():
         rows = read_jsonl(path)
-        found.append(
-            score(
-                "rouge_l",
-                [r["prediction"] for r in rows],
-                [r["references"] for r in rows],
-                [r["prompt"] for r in rows],
-            )
-        )
+        predictions = [row["prediction"] for row in rows]
+        references, prompts = [r["references"] for r in rows], [r["prompt"] for r in rows]
+        found.append(score("rouge_l", predictions, references, prompts))
     return found
 
 

@@ -220,6 +220,26 @@ def check(
 
 
 @app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Finished runs; the first is the base.")],
+    table: Annotated[Path | None, typer.Option("--csv", help="Also write a line a run.")] = None,
+    page: Annotated[Path | None, typer.Option("--html", help="Also write the tables.")] = None,
+) -> None:
+    """Methods side by side over seeds and orders, and what one has over the other."""
+    from retain.report import compare as comparison
+    from retain.store import write_text
+
+    entries = [comparison.read_entry(path) for path in runs]
+    for line in comparison.warnings(entries):
+        Console(stderr=True).print(f"warning: {line}", highlight=False, markup=False)
+    console.print(comparison.tables(entries))
+    for path, render in ((table, comparison.as_csv), (page, comparison.as_html)):
+        if path is not None:
+            write_text(path, render(entries))
+            _say(f"wrote {path}")
+
+
+@app.command()
 def rollback(
     run: Run,
     task: Annotated[str, typer.Option("--to", help="The last task to keep.", metavar="TASK")],

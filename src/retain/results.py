@@ -134,6 +134,20 @@ def roll_back(run: RunDirectory, task: str) -> list[str]:
     return names[index + 1 :]
 
 
+def newest_predictions(run: RunDirectory) -> dict[str, Path]:
+    """By task the file of its newest predictions; one that cannot be forgotten is decoded once."""
+    folders = run.learned()
+    names = [_read(run, folder / "task.json")["name"] for folder in folders]
+    found = {}
+    for j, name in enumerate(names):
+        paths = [folder / "predictions" / f"{j + 1:02d}.jsonl" for folder in folders[j:]]
+        known = [p for p in paths if p.relative_to(run.path).as_posix() in run.files]
+        if known:
+            run.check(known[-1].relative_to(run.path).as_posix())
+            found[name] = known[-1]
+    return found
+
+
 def same_task(run: RunDirectory, index: int, task: Task) -> bool:
     """Whether the run's task `index` was learned from, and is tested on, exactly these examples."""
     stored = _read(run, run.learned()[index] / "task.json")
@@ -150,9 +164,9 @@ def single_scores(run: RunDirectory, pertask: Path) -> list[float]:
     method = settings(other)["method"]["name"]
     if method != "pertask":
         raise RetainError(f"{pertask}: its method is {method}; give a run of pertask")
-    known = dict(zip(_scored(other), rows(other), strict=False))
+    known = dict(zip(scored(other), rows(other), strict=False))
     found = []
-    for key in _scored(run):
+    for key in scored(run):
         if key not in known:
             raise RetainError(
                 f"{pertask}: has no task '{key[0]}' with the same test data, metric, prompt, "
@@ -171,7 +185,7 @@ def _read(run: RunDirectory, path: Path) -> Any:
     return read_json(path)
 
 
-def _scored(run: RunDirectory) -> list[tuple[str, ...]]:
+def scored(run: RunDirectory) -> list[tuple[str, ...]]:
     """What two runs must share, task by task, for their scores to compare; the name comes first."""
     values = settings(run)
     how = [values["evaluation"]["limit"], values["evaluation"]["max_new_tokens"], values["prompt"]]

@@ -29,13 +29,14 @@ def summarise(folder: Path) -> RunSummary:
         matrix=scores["matrix"],
         metrics=scores["metrics"],
         routing=routing if pooled else None,
-        settings=dict(_flat({k: v for k, v in settings.items() if k != "tasks"})),
+        settings=dict(flat({k: v for k, v in settings.items() if k != "tasks"})),
     )
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as `a.b` and value."""
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
