@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import yaml
 from retain import processes, results
 from retain.backbone import Backbone, BackboneConfig, PromptConfig, load_backbone
 from retain.config import ExperimentConfig, check, check_method, resolved
+from retain.environment import changes, fingerprint, refuse_other_backbone, versions
 from retain.errors import RetainError
 from retain.evaluation import Evaluation, EvaluationConfig, answer, evaluate
 from retain.examples import check_examples
@@ -36,6 +35,7 @@ from retain.tasks.readers import parse_row
 from retain.training import TrainingConfig, as_trained
 
 UNFINISHED = "checkpoints"
+ENVIRONMENT = "environment.json"
 
 
 @dataclass(frozen=True)
@@ -157,6 +157,13 @@ class Learner:
         self._interrupted = False
         self.backbone = backbone or load_backbone(experiment.backbone, experiment.prompt)
         processes.connect(self.backbone.device.type == "cpu")
+        self._fingerprint = fingerprint(self.backbone.model)
+        if run.exists:
+            run.check(ENVIRONMENT)
+            stored = read_json(run.path / ENVIRONMENT)
+            refuse_other_backbone(stored, self._fingerprint, run.path, self.backbone.name)
+            if news := changes(stored):
+                self.progress.message(news)
         transformers.set_seed(experiment.seed)
         self.method = METHODS[name](self.backbone, options)
 
@@ -251,15 +258,15 @@ class Learner:
     def _start_run(self) -> None:
         if self.run.exists:
             return
-        files = [self.run.path / "config.yaml", self.run.path / "environment.json"]
+        files = [self.run.path / "config.yaml", self.run.path / ENVIRONMENT]
         values = self.experiment.model_dump(mode="json")
         write_text(files[0], yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-        write_json(files[1], _environment())
+        write_json(files[1], {**versions(), "backbone": self._fingerprint})
         self.run.commit(files)
 
     def _continue_or_clear(self, folder: Path, task: Task) -> None:
         """Keeps unfinished work on this very task; unfinished work on another one goes."""
-        key = {"task": task.name, "fingerprints": task.fingerprints(), **_environment()}
+        key = {"task": task.name, "fingerprints": task.fingerprints(), **versions()}
         mark = folder / UNFINISHED / "task.json"
         learned = self.run.learned()
         for other in sorted((self.run.path / "tasks").glob("*")):
@@ -397,8 +404,3 @@ def _stored_task(folder: Path) -> Task:
     path = folder / "test.jsonl"
     test = [parse_row(row, str(path)) for row in read_jsonl(path)]
     return Task(description["name"], (), (), test, description["metric"])
-
-
-def _environment() -> dict[str, str]:
-    libraries = ("retain", "torch", "transformers", "peft", "accelerate", "tokenizers")
-    return {"python": platform.python_version(), **{name: version(name) for name in libraries}}
