@@ -291,3 +291,34 @@ def test_tasks_are_found_in_the_order_they_were_learned(tmp_path: Path) -> None:
     run.files = {f"{folder.relative_to(tmp_path)}/task.json": "" for folder in folders[::-1]}
     run.files["config.yaml"] = ""
     assert run.learned() == folders
+
+
+# -- runs from elsewhere, whose manifest is in order
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "tasks/../../outside"])
+def test_a_manifest_names_no_file_outside_of_the_run(tmp_path: Path, name: str) -> None:
+    (tmp_path / "outside").write_text("x")
+    run = make_run(tmp_path / "run", a="x")
+    run.files[name] = run.files["a"]
+    run.commit(())
+    with pytest.raises(RetainError, match=r"names a file outside of the run \('"):
+        RunDirectory(tmp_path / "run").load_manifest()
+
+
+def test_a_link_out_of_the_run_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "outside").write_text("x")
+    run = make_run(tmp_path / "run", a="x", b="y")
+    (tmp_path / "run" / "a").unlink()
+    (tmp_path / "run" / "a").symlink_to(tmp_path / "outside")  # of the very same content
+    with pytest.raises(RetainError, match=r"run/a: leads out of the run"):
+        run.check()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_are_finite(tmp_path: Path, value: float) -> None:
+    path = tmp_path / "a.safetensors"
+    store.write_tensors(path, {"x": torch.tensor([1.0, value]), "y": torch.tensor([1])})
+    with pytest.raises(RetainError, match="'x' holds numbers that are not finite; restore it"):
+        store.read_weights(path)
+    assert store.read_tensors(path)["y"].item() == 1

@@ -14,7 +14,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import safetensors
@@ -148,6 +148,17 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise RetainError(f"{path}: damaged ({error}); restore it or relearn the task") from None
 
 
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """As `read_tensors`, for what computes answers: every number has to be finite."""
+    tensors = read_tensors(path)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise RetainError(
+                f"{path}: '{name}' holds numbers that are not finite; restore it from a copy"
+            )
+    return tensors
+
+
 def slug(name: str) -> str:
     """A safe folder name for a free-text task name: letters of any script, digits, `-` and `_`."""
     return re.sub(r"[^\w-]+", "-", name).strip("-")[:40] or "task"
@@ -225,6 +236,9 @@ class RunDirectory:
                 f"{path}: format {manifest['format']}, but this version reads {FORMAT}; "
                 "use the version of retain that wrote it"
             )
+        for name in manifest["files"]:
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                raise RetainError(f"{path}: names a file outside of the run ('{name}'); restore it")
         self.files = manifest["files"]
 
     def commit(self, paths: Iterable[Path], superseded: Iterable[str] = ()) -> None:
@@ -247,7 +261,9 @@ class RunDirectory:
         complaints = []
         for name in self.files if paths is None else paths:
             path = self.path / name
-            if not path.is_file():
+            if not path.resolve().is_relative_to(self.path.resolve()):
+                complaints.append(f"{path}: leads out of the run; restore it from a copy")
+            elif not path.is_file():
                 complaints.append(f"{path}: missing; restore it from a copy of the run")
             elif _checksum(path) != self.files[name]:
                 complaints.append(

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from retain.errors import RetainError
 from retain.layers.targets import shape, target_linears
-from retain.store import read_json, read_tensors, write_json, write_tensors
+from retain.store import read_json, read_weights, write_json, write_tensors
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """The names of a block's files in peft's layout."""
@@ -259,7 +259,7 @@ class LoraPool:
             RetainError: when the file does not hold this pool's layers at this rank.
         """
         path = folder / ADAPTER
-        tensors = read_tensors(path)
+        tensors = read_weights(path)
         config = read_json(folder / ADAPTER_CONFIG)
         if (config.get("r"), config.get("lora_alpha")) != (self.rank, self.alpha):
             raise RetainError(

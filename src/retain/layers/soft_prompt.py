@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from retain.backbone import Backbone
 from retain.errors import RetainError
 from retain.layers.pooled_linear import ADAPTER, ADAPTER_CONFIG, plain
-from retain.store import read_json, read_tensors, write_json, write_tensors
+from retain.store import read_json, read_weights, write_json, write_tensors
 
 KEY = "prompt_embeddings"
 
@@ -199,7 +199,7 @@ class PromptPool:
             RetainError: when the file does not hold a prompt of this length and width.
         """
         path = folder / ADAPTER
-        prompt = read_tensors(path).get(KEY)
+        prompt = read_weights(path).get(KEY)
         kind = read_json(folder / ADAPTER_CONFIG).get("peft_type")
         wanted = (self.length, self._backbone.width)
         if kind != "PROMPT_TUNING" or prompt is None or prompt.shape != wanted:

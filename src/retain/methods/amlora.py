@@ -23,7 +23,7 @@ from retain.layers.attentive_linear import (
 from retain.layers.pooled_linear import LoraPool
 from retain.methods.base import Method, MethodConfig, ParamGroup, Phase
 from retain.methods.lora import LoraMethodConfig
-from retain.store import read_json, read_tensors, write_json, write_tensors
+from retain.store import read_json, read_weights, write_json, write_tensors
 from retain.tasks import Task
 
 SELECTOR = "selector.safetensors"
@@ -237,7 +237,7 @@ class AmLora(Method):
     def load(self, folder: Path) -> None:
         """Adds the task's block; the selectors are the latest task's."""
         path = folder / SELECTOR
-        tensors = read_tensors(path)
+        tensors = read_weights(path)
         blocks, m = len(self.pool.blocks) + 1, self.options.selector.hidden or 1
         for name, layer in self.layers.items():
             shapes = {"M": (blocks, m, layer.d_out), "b": (blocks, m), "v": (blocks, m)}

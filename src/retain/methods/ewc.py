@@ -15,7 +15,7 @@ from retain.methods.base import Footprint, Phase
 from retain.methods.sequential import Sequential, SequentialConfig
 from retain.methods.weights import MODEL
 from retain.phase import Unit
-from retain.store import read_tensors, write_tensors
+from retain.store import read_weights, write_tensors
 from retain.tasks import Task
 
 FISHER = "fisher.safetensors"
@@ -102,7 +102,7 @@ class Ewc(Sequential):
         path = folder / FISHER
         if path.exists():
             device = self.backbone.device
-            self._fisher = {name: tensor.to(device) for name, tensor in read_tensors(path).items()}
+            self._fisher = {name: tensor.to(device) for name, tensor in read_weights(path).items()}
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:
         """Importance on disk, the old until the new is there; importance and anchor in memory."""

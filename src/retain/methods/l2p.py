@@ -14,7 +14,7 @@ from retain.backbone import Backbone, Batch
 from retain.errors import RetainError
 from retain.layers.soft_prompt import prompted_embedding
 from retain.methods.base import Method, MethodConfig, ParamGroup, Phase
-from retain.store import read_tensors, write_tensors
+from retain.store import read_weights, write_tensors
 from retain.tasks import Task
 
 PROMPTS = "prompts.safetensors"
@@ -115,7 +115,7 @@ class L2p(Method):
 
     def load(self, folder: Path) -> None:
         """Takes over a later task's pool."""
-        tensors = read_tensors(folder / PROMPTS)
+        tensors = read_weights(folder / PROMPTS)
         for name, own in (("prompts", self.prompts), ("keys", self.keys)):
             if name not in tensors or tensors[name].shape != own.shape:
                 raise RetainError(

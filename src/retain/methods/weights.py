@@ -12,7 +12,7 @@ from retain.backbone import Backbone
 from retain.errors import RetainError
 from retain.layers.pooled_linear import ADAPTER, LoraPool
 from retain.layers.soft_prompt import PromptPool
-from retain.store import read_tensors, write_tensors
+from retain.store import read_weights, write_tensors
 
 MODEL = "model.safetensors"
 
@@ -74,7 +74,7 @@ class FullWeights:
     def load(self, folder: Path) -> None:
         """Reads them."""
         path = folder / MODEL
-        tensors = read_tensors(path)
+        tensors = read_weights(path)
         if {n: t.shape for n, t in tensors.items()} != {n: p.shape for n, p in self._named.items()}:
             raise RetainError(f"{path}: does not fit this backbone; is it from another one?")
         with torch.no_grad():

@@ -25,7 +25,7 @@ from retain.methods.lora import LoraMethodConfig
 from retain.methods.pseudo import BATCH, generator_rows, write_inputs
 from retain.methods.sapt.reflection import Reflection
 from retain.methods.sapt.router import Router, generic_centre
-from retain.store import read_json, read_jsonl, read_tensors, write_jsonl, write_tensors
+from retain.store import read_json, read_jsonl, read_weights, write_jsonl, write_tensors
 from retain.tasks import Example, Task
 
 TRIGGER = "Write an input of the task:"
@@ -229,7 +229,7 @@ class Routed(Method):
     def load(self, folder: Path) -> None:
         """Adds the task's block and key; the query projection is the latest task's."""
         path = folder / "router.safetensors"
-        tensors = read_tensors(path)
+        tensors = read_weights(path)
         own = {**self.router.projection(), "key": self.router.centre, "centre": self.router.centre}
         for name, tensor in own.items():
             if name not in tensors or tensors[name].shape != tensor.shape:
