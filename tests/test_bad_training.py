@@ -65,3 +65,40 @@ def test_it_stops_before_the_step(
     whole = fresh.learn(FIRST)
     resumed = Learner.load(tmp_path / "run", backbone=make_backbone("llama"))
     assert resumed.learn(FIRST) == whole
+
+
+@pytest.mark.parametrize(
+    ("error", "settings", "says"),
+    [
+        (torch.OutOfMemoryError("x"), {}, "go on with --resume --set training.gradient_checkp"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: 9"),
+            {},
+            "at 6 rows a batch; go",
+        ),
+        (MemoryError(), {"gradient_checkpointing": True}, "per_device_train_batch_size under 6"),
+    ],
+)
+def test_out_of_memory_says_what_to_change(
+    error: Exception, settings: dict[str, bool], says: str, tmp_path: Path
+) -> None:
+    learner = make_learner("seqlora", make_backbone("llama"), tmp_path / "run", **settings)
+
+    def fails(batch: Batch) -> dict[str, Tensor]:
+        raise error
+
+    learner.method._loss = fails
+    with pytest.raises(RetainError, match="training: out of memory") as caught:
+        learner.learn(FIRST)
+    assert says in str(caught.value)
+
+
+def test_another_runtime_error_is_not_one_of_memory(tmp_path: Path) -> None:
+    learner = make_learner("seqlora", make_backbone("llama"), tmp_path / "run")
+
+    def fails(batch: Batch) -> dict[str, Tensor]:
+        raise RuntimeError("a bug")
+
+    learner.method._loss = fails
+    with pytest.raises(RuntimeError, match="a bug"):
+        learner.learn(FIRST)

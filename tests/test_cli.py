@@ -250,6 +250,24 @@ def test_verify_counts_the_files_and_names_a_damaged_one(place: Path) -> None:
     assert f"out/{name}: missing" in call("verify", "out").err
 
 
+def test_what_changes_no_result_may_change_on_the_way(place: Path) -> None:
+    before = read_files(place / "out")
+    free = (
+        "training.gradient_checkpointing=true",
+        "training.save_steps=7",
+        "evaluation.batch_size=1",
+    )
+    longer = "tasks.2={path: letter.jsonl, test: letter.test.jsonl}"
+    done = call(*again("--resume", *(a for c in (*free, longer) for a in ("--set", c))))
+    assert done.status == 0, done.err
+    after = read_files(place / "out")
+    assert after["config.yaml"] == before["config.yaml"]
+    assert len(read_scores(place / "out")["matrix"]) == 3
+    refused = call(*again("--resume", "--set", "training.bf16=true"))
+    assert refused.status == 2
+    assert "training.bf16: False is now True" in refused.err
+
+
 def test_check_counts_what_was_lost_since_a_task_was_learned(place: Path) -> None:
     matrix = read_scores(place / "out")["matrix"]
     path = place / "out/tasks/02-red-任务-1/evaluation.json"

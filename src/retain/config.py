@@ -189,13 +189,23 @@ def read_experiment(path: Path, changes: Iterable[str] = ()) -> ExperimentConfig
     return experiment
 
 
+FREE = (
+    ("training", "gradient_checkpointing"),
+    ("training", "save_steps"),
+    ("evaluation", "batch_size"),
+)
+"""What may change while a run goes on: it changes what the work takes, and not what comes of it."""
+
+
 def refuse_changes(stored: ExperimentConfig, given: ExperimentConfig, folder: Path) -> None:
     """Raises RetainError when a run is to be continued under another experiment file.
 
-    More tasks at the end are fine: that is a longer stream.
+    More tasks at the end are fine: that is a longer stream; so is what is `FREE`.
     """
     old = resolved(stored).model_dump(mode="json")
     new = resolved(given).model_dump(mode="json")
+    for part, field in FREE:
+        del old[part][field], new[part][field]
     old_tasks, new_tasks = old.pop("tasks"), new.pop("tasks")
     old.pop("output"), new.pop("output")
     differences = _differences(old, new)

@@ -225,6 +225,11 @@ class Learner:
             self._news[task.name] = check_examples(task, self.backbone, self.experiment.evaluation)
         self._checked = list(tasks)
 
+    def take_over(self, experiment: ExperimentConfig) -> None:
+        """Goes on with another experiment's settings, which differ in `config.FREE` at most."""
+        update = {"training": experiment.training, "evaluation": experiment.evaluation}
+        self.experiment = self.experiment.model_copy(update=update)
+
     def finish_evaluation(self) -> None:
         """Scores the last learned task's row, if a crash left it out, and renews scores.json."""
         self._refuse_interrupted()

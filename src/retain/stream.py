@@ -70,6 +70,7 @@ def learn_stream(
                     f"'{task.name}' has now; use another --output"
                 )
         learner = Learner.load(folder, progress)
+        learner.take_over(experiment)
     else:
         learner = Learner.from_config(experiment, progress)
     left = tasks[len(learner.tasks) :]

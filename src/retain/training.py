@@ -34,6 +34,8 @@ from retain.phase import UNITS, Phase, Unit
 from retain.progress import Progress
 from retain.store import read_json, remove_folder
 
+NO_MEMORY = "can't allocate memory"
+"""What torch says on a CPU."""
 NAMED = 3
 """How many of a batch's examples an error names."""
 
@@ -319,7 +321,8 @@ def fit(
         )
         trainer.remove_callback(transformers.PrinterCallback)
         checkpoint = _last_checkpoint(folder)
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with _memory_advice(config):
+            trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.state.global_step < order.steps:
         raise StoppedError(f"after step {trainer.state.global_step} of {order.steps}")
     if config.gradient_checkpointing:
@@ -327,6 +330,23 @@ def fit(
     backbone.model.requires_grad_(False).eval()
     # Sorted, as the rows that were read from a checkpoint are.
     return [dict(sorted(row.items())) for row in trainer.state.log_history if "loss" in row]
+
+
+@contextmanager
+def _memory_advice(config: TrainingConfig) -> Iterator[None]:
+    """Turns a lack of memory into an error that says what to change."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY in str(error)):
+            raise
+        rows = config.per_device_train_batch_size
+        advice = f"start again in another --output with per_device_train_batch_size under {rows}"
+        if rows == 1:
+            advice = "take a smaller backbone, or lower prompt.max_prompt_tokens"
+        if not config.gradient_checkpointing:
+            advice = "go on with --resume --set training.gradient_checkpointing=true"
+        raise RetainError(f"training: out of memory at {rows} rows a batch; {advice}") from None
 
 
 def as_trained(backbone: Backbone, config: TrainingConfig) -> AbstractContextManager[None]:
