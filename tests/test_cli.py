@@ -252,13 +252,12 @@ def test_verify_counts_the_files_and_names_a_damaged_one(place: Path) -> None:
 
 def test_what_changes_no_result_may_change_on_the_way(place: Path) -> None:
     before = read_files(place / "out")
-    free = (
-        "training.gradient_checkpointing=true",
-        "training.save_steps=7",
-        "evaluation.batch_size=1",
-    )
-    longer = "tasks.2={path: letter.jsonl, test: letter.test.jsonl}"
-    done = call(*again("--resume", *(a for c in (*free, longer) for a in ("--set", c))))
+    values = yaml.safe_load((place / "exp.yaml").read_text(encoding="utf-8"))
+    values["tasks"].append({"path": "letter.jsonl", "test": "letter.test.jsonl"})
+    values["training"].update(gradient_checkpointing=True, save_steps=7)
+    values["evaluation"]["batch_size"] = 1
+    write_settings(place / "longer.yaml", values)
+    done = call("run", "longer.yaml", "--set", "seed=3", "--resume")
     assert done.status == 0, done.err
     after = read_files(place / "out")
     assert after["config.yaml"] == before["config.yaml"]
