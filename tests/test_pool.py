@@ -66,6 +66,42 @@ def test_equals_the_formula_forward_and_backward(count, rank, length, gradient, 
         torch.testing.assert_close(fused, expected, rtol=1e-4, atol=1e-3)
 
 
+@given(
+    count=st.integers(2, 9),
+    top=st.integers(1, 9),
+    beams=st.integers(1, 2),
+    learning=st.booleans(),
+    seed=st.integers(0, 100),
+)
+@settings(max_examples=40, deadline=None)
+def test_few_blocks_are_the_mixture_when_the_others_have_no_weight(
+    count, top, beams, learning, seed
+):
+    torch.manual_seed(seed)
+    mixture = Mixture()
+    layer = PooledLinear(nn.Linear(7, 11).requires_grad_(False), 2, SCALE, mixture, True)
+    for A, B in blocks_for(count, 2, 7, 11):
+        layer.push(A, B)
+    if learning:
+        layer.thaw()
+        count -= 1
+    weights = torch.rand(3, count)
+    weights[weights < weights.topk(min(top, count), 1).values[:, -1:]] = 0.0
+    weights = torch.cat([weights, torch.rand(3, int(learning))], 1).requires_grad_(True)
+    mixture.weights = weights
+    x = torch.randn(3 * beams, 4, 7, requires_grad=True)
+    slope = torch.randn(3 * beams, 4, 11)
+    results = []
+    for few in (None, top):
+        mixture.top_k = few
+        y = layer(x)
+        gradients = torch.autograd.grad((y * slope).sum(), [x, weights])
+        # A block without a weight is not computed, so its weight takes no gradient.
+        results.append([y, gradients[0], gradients[1] * (weights != 0)])
+    for dense, sparse in zip(*results, strict=True):
+        torch.testing.assert_close(sparse, dense, rtol=1e-4, atol=1e-4)
+
+
 @given(count=st.integers(1, 5), beams=st.integers(1, 3))
 @settings(max_examples=10, deadline=None)
 def test_beams_use_their_samples_weights(count, beams):

@@ -53,6 +53,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, OPTIONS.get(name, {})) for name in METHODS},
+    "sapt-sparse": (
+        "sapt",
+        {
+            **OPTIONS["sapt"],
+            "router": {"hidden": 16, "top_k": 1},
+            "reflection": {"tasks": 1},
+        },
+    ),
     "sapt-real": ("sapt", {**OPTIONS["sapt"], "reflection": {"samples": "real"}}),
     "amlora-instance": (
         "amlora",

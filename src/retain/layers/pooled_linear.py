@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from peft import LoraConfig, TaskType
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -32,9 +31,13 @@ class Mixture:
 
     They stay until they are replaced: through all steps of a generation, and through the
     recomputation of gradient checkpointing.
+
+    Attributes:
+        top_k: how many frozen blocks of a sample have a weight at most; None is all of them.
     """
 
     weights: Tensor | None = None
+    top_k: int | None = None
 
 
 class PooledLinear(nn.Module):
@@ -119,17 +122,38 @@ class PooledLinear(nn.Module):
         weights = weights.repeat_interleave(x.shape[0] // weights.shape[0], 0) * self.scale
         if old:
             source = x if self.old_block_gradient else x.detach()
-            gates = weights[:, :old].repeat_interleave(self.rank, 1)  # (B, old·r)
-            y = y + _delta(source, self.old_A, self.old_B, gates).to(y.dtype)
+            few = self.mixture.top_k
+            if few is None or few >= old:
+                A, B, gates = self.old_A, self.old_B, weights[:, :old]
+            else:
+                A, B, gates = self._largest(weights[:, :old], few)
+            gates = gates.repeat_interleave(self.rank, 1)  # (B, old·r)
+            y = y + _delta(source, A, B, gates).to(y.dtype)
         if self.A is not None and self.B is not None:
             gates = weights[:, old:].expand(-1, self.rank)  # (B, r)
             y = y + _delta(x, self.A, self.B, gates).to(y.dtype)
         return y
 
+    def _largest(self, weights: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The factors of each sample's blocks with the largest weights, and these weights.
+
+        Args:
+            weights: of the frozen blocks, (B, old).
+            count: k, how many.
+
+        Returns:
+            A (B, k·r, d_in), B (B, d_out, k·r), weights (B, k).
+        """
+        largest, index = weights.topk(count, dim=1)
+        A = self.old_A.unflatten(0, (-1, self.rank))[index].flatten(1, 2)
+        B = self.old_B.unflatten(1, (-1, self.rank))[:, index].movedim(1, 0).flatten(2)
+        return A, B, largest
+
 
 def _delta(x: Tensor, A: Tensor, B: Tensor, gates: Tensor) -> Tensor:
-    z = F.linear(x.to(A.dtype), A)  # (B, S, k), k = blocks · r
-    return F.linear(z * gates[:, None].to(z.dtype), B)  # (B, S, d_out)
+    """Factors are the same for all samples, or one set each."""
+    z = x.to(A.dtype) @ A.mT  # (B, S, k), k = blocks · r
+    return (z * gates[:, None].to(z.dtype)) @ B.mT  # (B, S, d_out)
 
 
 class LoraPool:

@@ -33,13 +33,18 @@ KEY_EXAMPLES = 256
 
 
 class RouterConfig(MethodConfig):
-    """The router's options; `rate` is times training.learning_rate."""
+    """The router's options; `rate` is times training.learning_rate.
+
+    With `top_k` a prompt's most attended blocks share the weight, and only they are computed: for
+    streams of hundreds of tasks.
+    """
 
     hidden: PositiveInt = 100
     temperature: PositiveFloat | None = None
     centre: Literal["generic", "none"] = "generic"
     key: Literal["mean_query", "uniform"] = "mean_query"
     rate: PositiveFloat = 0.01
+    top_k: PositiveInt | None = None
 
 
 class GeneratorConfig(MethodConfig):
@@ -55,11 +60,13 @@ class GeneratorConfig(MethodConfig):
 class ReflectionConfig(MethodConfig):
     """λ of the reflection loss, and on what it is taken.
 
+    With `tasks` a step reflects on so many old tasks, drawn at random, which stand for all of them.
     `samples: real` keeps inputs of old tasks instead of generated ones, as a comparison.
     """
 
     weight: NonNegativeFloat = 0.5
     samples: Literal["generated", "real"] = "generated"
+    tasks: PositiveInt | None = None
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -116,7 +123,11 @@ class Routed(Method):
         if config.router.centre == "generic":
             centre = generic_centre(backbone)
         self.router = Router(
-            backbone.width, config.router.hidden, config.router.temperature, centre
+            backbone.width,
+            config.router.hidden,
+            config.router.temperature,
+            centre,
+            config.router.top_k,
         )
         self.router.to(backbone.device)
         # A child of the model, so that data parallelism and checkpoints see it.
@@ -174,7 +185,7 @@ class Routed(Method):
         """Keeps the mean attention over held-out inputs, and the pseudo-samples' embeddings."""
         e = self._embed([example.prompt for example in task.dev])
         with torch.no_grad():
-            self._attention = self.router(e).mean(0)
+            self._attention = self.router.attention(e).mean(0)
         self.reflection.add(self._embed(self._pseudo), self._attention)
 
     def _generator_loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -185,7 +196,9 @@ class Routed(Method):
         self.route(batch)
         parts = {"task": self.backbone.answer_loss(batch)}
         if self.reflection.embeddings and self.options.reflection.weight:
-            parts["reflection"] = self.options.reflection.weight * self.reflection.loss(self.router)
+            options = self.options.reflection
+            loss = self.reflection.loss(self.router, options.tasks)
+            parts["reflection"] = options.weight * loss
         return parts
 
     def _new_key(self, task: Task) -> Tensor:
@@ -257,6 +270,7 @@ class Sapt(Routed):
             config.alpha,
             config.old_block_gradient,
         )
+        pool.mixture.top_k = config.router.top_k
         super().__init__(backbone, config, pool, rate=1.0)
 
 

@@ -45,15 +45,21 @@ class Reflection:
         self.embeddings.append(embeddings)
         self.attention.append(attention)
 
-    def loss(self, router: Router) -> Tensor:
-        """Σ over old tasks of the mean over their pseudo-samples of KL(stored ‖ attention now)."""
-        e = torch.cat(self.embeddings)  # (N, d), all old tasks at once
+    def loss(self, router: Router, tasks: int | None = None) -> Tensor:
+        """Σ over old tasks of the mean over their pseudo-samples of KL(stored ‖ attention now).
+
+        With `tasks` over so many of them, drawn at random, and scaled up to all.
+        """
+        count = len(self.embeddings)
+        drawn = range(count) if tasks is None or tasks >= count else torch.randperm(count)[:tasks]
+        embeddings = [self.embeddings[i] for i in drawn]
+        e = torch.cat(embeddings)  # (N, d), all of these tasks at once
         now = router.logits(e)  # (N, T)
         stored = torch.cat(
             [
                 F.pad(a, (0, now.shape[1] - len(a))).expand(len(x), -1)
-                for x, a in zip(self.embeddings, self.attention, strict=True)
+                for x, a in zip(embeddings, (self.attention[i] for i in drawn), strict=True)
             ]
         )
-        share = torch.cat([torch.full((len(x),), 1 / len(x)) for x in self.embeddings]).to(now)
-        return (padded_kl(stored, now) * share).sum()
+        share = torch.cat([torch.full((len(x),), 1 / len(x)) for x in embeddings]).to(now)
+        return (padded_kl(stored, now) * share).sum() * (count / len(drawn))

@@ -24,13 +24,22 @@ class Router(nn.Module):
         hidden: the width between W_down and W_up.
         temperature: T; None is √d.
         centre: c (d,), subtracted from every pooled embedding.
+        top_k: how many blocks keep a weight; None is all of them.
     """
 
     old_keys: Tensor
     centre: Tensor
 
-    def __init__(self, width: int, hidden: int, temperature: float | None, centre: Tensor) -> None:
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        temperature: float | None,
+        centre: Tensor,
+        top_k: int | None = None,
+    ) -> None:
         super().__init__()
+        self.top_k = top_k
         self.temperature = temperature or width**0.5
         self.down = nn.Linear(width, hidden, bias=False)
         self.up = nn.Linear(hidden, width, bias=False)
@@ -61,9 +70,18 @@ class Router(nn.Module):
         with torch.autocast(e.device.type, enabled=False):
             return self.query(e.float()) @ self.keys.T / self.temperature
 
-    def forward(self, e: Tensor) -> Tensor:
+    def attention(self, e: Tensor) -> Tensor:
         """Pooled embeddings (B, d) → attention over the blocks (B, T)."""
         return F.softmax(self.logits(e), dim=-1)
+
+    def forward(self, e: Tensor) -> Tensor:
+        """The blocks' weights (B, T): the attention, of which only the `top_k` largest stay."""
+        attention = self.attention(e)
+        if self.top_k is None or self.top_k >= attention.shape[1]:
+            return attention
+        largest, index = attention.topk(self.top_k, dim=1)
+        kept = torch.zeros_like(attention).scatter(1, index, largest)
+        return kept / largest.sum(1, keepdim=True)
 
     def projection(self) -> dict[str, Tensor]:
         """The query projection's tensors, by the names they are saved under."""
