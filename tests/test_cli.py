@@ -220,6 +220,15 @@ def test_report_with_single_task_scores(place: Path) -> None:
     assert json.loads(answer.out)["routing"] == {"constant": 0.0, ODD: 1.0}
 
 
+def test_report_as_markdown_is_nothing_but_markdown(place: Path) -> None:
+    done = call("report", "out", "--markdown")
+    assert done.status == 0, done.err
+    lines = [line for line in done.out.splitlines() if line]
+    assert lines[0] == "### out"
+    assert all(line.startswith(("### ", "| ")) for line in lines)
+    assert (place / "out" / "report.html").exists()
+
+
 def test_report_refuses_single_scores_on_other_test_data(place: Path) -> None:
     pertask = ("--set", "method={name: pertask, rank: 2}", "--set", "evaluation.limit=1")
     assert call(*again("--output", "single", *pertask)).status == 0

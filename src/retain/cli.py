@@ -136,10 +136,13 @@ def report(
     picture: Annotated[
         Path | None, typer.Option(help="Also write the score matrices as a PNG.")
     ] = None,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the tables as Markdown.")
+    ] = False,
 ) -> None:
     """Print the scores and write one self-contained HTML page."""
     from retain import results
-    from retain.report import matrices_png, render, summarise
+    from retain.report import markdown, matrices_png, render, summarise
     from retain.store import write_text
 
     for path in runs:
@@ -155,6 +158,9 @@ def report(
     write_text(page, render(summaries))
     if picture is not None:
         matrices_png(summaries, picture)
+    if as_markdown:  # nothing else, so that it can be piped
+        print(markdown(summaries), end="")
+        return
     _print_scores(runs)
     _say(f"wrote {page}")
 
