@@ -276,6 +276,20 @@ def test_what_changes_no_result_may_change_on_the_way(place: Path) -> None:
     assert "training.bf16: False is now True" in refused.err
 
 
+def test_export(place: Path) -> None:
+    done = call("export", "out", "adapters")
+    assert done.status == 0, done.err
+    assert "wrote adapters: 2 PEFT adapters" in done.out
+    mixed = ("--mixture", "constant=0.5", "--mixture", f"{ODD}=0.5")
+    for name, options in (("one", ("--task", ODD)), ("half", mixed)):
+        done = call("export", "out", name, *options)
+        assert done.status == 0, done.err
+        assert (place / name / "model.safetensors").exists()
+    refused = call("export", "out", "x", "--mixture", "constant")
+    assert refused.status == 2
+    assert "expected TASK=WEIGHT" in refused.err
+
+
 def test_check_counts_what_was_lost_since_a_task_was_learned(place: Path) -> None:
     matrix = read_scores(place / "out")["matrix"]
     path = place / "out/tasks/02-red-任务-1/evaluation.json"

@@ -17,9 +17,10 @@ from torch.nn.modules.module import register_module_forward_hook
 from transformers.pytorch_utils import Conv1D
 
 from retain.backbone import Backbone, Batch, Features
+from retain.export import pool_of
 from retain.layers.pooled_linear import LoraPool
 from retain.learner import Learner
-from retain.methods import METHODS, Method, Phase
+from retain.methods import METHODS, Phase
 from retain.methods.amlora import AmLora
 from retain.store import read_json
 from retain.tasks import Task
@@ -68,12 +69,6 @@ class Watch:
                         self.still.append(f"{phase.name}: {name}")
 
         return watched
-
-
-def pool_of(method: Method) -> LoraPool | None:
-    """The method's LoRA blocks, if it has some."""
-    pool = getattr(getattr(method, "weights", method), "pool", None)
-    return pool if isinstance(pool, LoraPool) else None
 
 
 def tensors(model: nn.Module) -> list[tuple[str, Tensor]]:

@@ -17,7 +17,7 @@ def test_zero_shot(method: str, measured: bool, tmp_path: Path) -> None:
         method,
         tmp_path / "run",
         training=TRAINING,
-        evaluation={"max_new_tokens": 2, "zero_shot": True},
+        evaluation={"max_new_tokens": 4, "zero_shot": True},
     )
     for name in ("copy", "constant"):
         learner.learn(make_task(name))

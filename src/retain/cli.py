@@ -205,6 +205,30 @@ def verify(run: Run) -> None:
 
 
 @app.command()
+def export(
+    run: Run,
+    folder: Annotated[Path, typer.Argument(help="An empty or new folder.", metavar="DIR")],
+    task: Annotated[str | None, typer.Option(help="Merge this task's block.")] = None,
+    mixture: Annotated[
+        list[str] | None,
+        typer.Option(help="Merge blocks with fixed weights.", metavar="TASK=WEIGHT"),
+    ] = None,
+) -> None:
+    """Write a run's blocks as PEFT adapters, or one merged model, with a model card."""
+    from retain.export import export as write
+    from retain.learner import Learner
+
+    weights = {task: 1.0} if task is not None else None
+    for part in mixture or ():
+        name, _, value = part.rpartition("=")
+        try:
+            weights = {**(weights or {}), name: float(value)}
+        except ValueError:
+            raise RetainError(f"--mixture {part}: expected TASK=WEIGHT; correct it") from None
+    _say(write(Learner.load(run, _progress("")), folder, weights))
+
+
+@app.command()
 def check(
     run: Run,
     points: Annotated[

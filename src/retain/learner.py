@@ -250,7 +250,8 @@ class Learner:
                 "continue with Learner.load"
             )
 
-    def _refuse_unready(self) -> None:
+    def refuse_unready(self) -> None:
+        """Raises RetainError when there is no whole model to answer with."""
         self._refuse_interrupted()
         if not self.tasks:
             raise RetainError(f"{self.run.path}: nothing learned yet")
@@ -362,7 +363,7 @@ class Learner:
 
     def evaluate(self, limit: int | None = None) -> dict[str, float]:
         """Answers every learned task's test examples again, and scores them; writes nothing."""
-        self._refuse_unready()
+        self.refuse_unready()
         config = self.experiment.evaluation
         if limit is not None:
             config = config.model_copy(update={"limit": limit})
@@ -377,7 +378,7 @@ class Learner:
 
     def answers(self, prompts: Sequence[str], task: str | None = None) -> list[Answer]:
         """Greedy answers with their routing; `task` is for methods that need the task's name."""
-        self._refuse_unready()
+        self.refuse_unready()
         outputs, weights = answer(
             self.backbone,
             [Example(prompt, ("",)) for prompt in prompts],

@@ -7,7 +7,7 @@ matrix products whatever the number of blocks: z = A x in rank space, z scaled b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -134,6 +134,15 @@ class PooledLinear(nn.Module):
             y = y + _delta(x, self.A, self.B, gates).to(y.dtype)
         return y
 
+    def merged(self, weights: Tensor) -> nn.Module:
+        """The base layer with W + Σ_i a_i (α/r) B_i A_i, a (T,) over the frozen blocks."""
+        gates = weights.to(self.old_A).repeat_interleave(self.rank) * self.scale
+        delta = (self.old_B * gates) @ self.old_A  # (d_out, d_in)
+        delta = delta.T if isinstance(self.base, Conv1D) else delta
+        with torch.no_grad():
+            self.base.weight += delta.to(self.weight)
+        return self.base
+
     def _largest(self, weights: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """The factors of each sample's blocks with the largest weights, and these weights.
 
@@ -183,6 +192,7 @@ class LoraPool:
         linears, self.endings = target_linears(model, target_modules)
         self.rank, self.alpha = rank, alpha
         self.mixture = mixture or Mixture()
+        self._model = model
         self.blocks: list[str] = []
         self.layers: dict[str, PooledLinear] = {}
         self._encoder_decoder = model.config.is_encoder_decoder
@@ -250,6 +260,12 @@ class LoraPool:
         one_hot = torch.zeros(batch_size, len(self.blocks), device=device)
         one_hot[:, index] = 1.0
         return self.use(one_hot)
+
+    def merge(self, weights: Sequence[float]) -> None:
+        """Adds the blocks, with these weights, to the backbone's own for good, and leaves it."""
+        for name, layer in self.layers.items():
+            self._model.set_submodule(name, layer.merged(torch.tensor(weights)))
+        self.layers.clear()
 
     def save_block(self, folder: Path, base_name: str) -> None:
         """Writes the learning block in peft's layout, for PeftModel.from_pretrained, and stacks it.

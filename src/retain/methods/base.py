@@ -64,6 +64,7 @@ class Method(ABC):
         forgets: False where an old task's answers cannot change, so they are not decoded again.
         lowers_disk, lowers_ram: which settings make its footprint smaller.
         latest_only: names of files of which only the newest task's are kept: whole models.
+        fixed_mixture: whether its weights are the same for every input.
         waits: whether it learns the tasks of a stream together, when the last one has come.
 
     Attributes:
@@ -79,6 +80,7 @@ class Method(ABC):
     lowers_disk: ClassVar[str] = "nothing in the settings"
     lowers_ram: ClassVar[str] = "nothing in the settings"
     latest_only: ClassVar[tuple[str, ...]] = ()
+    fixed_mixture: ClassVar[bool] = False
     waits: ClassVar[bool] = False
     waiting: bool = False
 

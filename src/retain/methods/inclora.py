@@ -14,6 +14,7 @@ class IncLora(BlockPerTask):
     Incremental LoRA, as in O-LoRA's comparison (arXiv 2310.14152).
     """
 
+    fixed_mixture = True
     idea = "a LoRA per task on top of all earlier ones, which stay as they are"
 
     def route(self, batch: Batch, task: str | None = None) -> None:

@@ -61,6 +61,7 @@ class Lfpt5(TaughtMethod):
     idea = "one soft prompt that solves tasks and writes inputs of older ones, which are replayed"
     stores = "the soft prompt as it was after the task, pseudo-samples with their logits"
     needs_old_data = False
+    fixed_mixture = False  # of weights; a soft prompt cannot be merged into them
     latest_only = ()
     over: ClassVar[Mapping[str, Unit]] = {"writing": "rows"}
     lowers_disk = "method.replay.share, or method.teacher.top_k"

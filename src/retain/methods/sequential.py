@@ -27,6 +27,7 @@ class Sequential(Method):
     """What the methods with one set of weights share: learning, routing, disk."""
 
     lowers_disk = "the number of weights that learn, with method.tune: lora"
+    fixed_mixture = True
     latest_only: ClassVar[tuple[str, ...]] = (MODEL,)
     over: ClassVar[Mapping[str, Unit]] = {}
     """As `Phase.over`."""
