@@ -1,7 +1,7 @@
 # make demo: the main job, from nothing.   make test: what CI runs.
 # make results: a results table; it runs what is missing, in any number of sittings, such as
 #   make results STREAM=configs/superni-short.yaml METHODS='seqlora "sapt rank=4"' SEEDS='0 1'
-# make bench: the costs of docs/performance.md as ratios (JSON=FILE also writes them there).
+# make bench: costs beside what a user would run instead (JSON=FILE also writes them there).
 # All set up .venv themselves; constraints.txt says with which releases.
 PYTHON ?= python3
 BIN = .venv/bin

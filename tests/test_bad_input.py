@@ -128,6 +128,11 @@ def put(values: Any, field: str, value: Any) -> None:
         ("evaluation.limit", 0, ["'evaluation.limit'", "greater than 0"]),
         ("prompt", {"chat_template": True}, ["no chat template; set prompt.chat_template: false"]),
         ("backbone", ..., ["'backbone'", "add it"]),
+        (
+            "method",
+            {"name": "sapt", "router": {"top_k": 1}},
+            ["'method.router.top_k'", "greater than or equal to 2"],
+        ),
         ("backbone.device", "cuda:1", ["backbone.device 'cuda:1'", "set CUDA_VISIBLE_DEVICES"]),
         (
             "method",

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from retain.methods import list_methods
-from retain.store import RunDirectory
+from retain.store import RunDirectory, write_json
 from tests.command import call, settings, write_settings, write_tasks
 from tests.tiny import OPTIONS, make_task, read_files
 
@@ -269,7 +269,9 @@ def test_what_changes_no_result_may_change_on_the_way(place: Path) -> None:
     done = call("run", "longer.yaml", "--set", "seed=3", "--resume")
     assert done.status == 0, done.err
     after = read_files(place / "out")
-    assert after["config.yaml"] == before["config.yaml"]
+    settings_now = yaml.safe_load(after["config.yaml"])
+    assert settings_now["training"]["gradient_checkpointing"]  # `learn` needs it from now on
+    assert settings_now["seed"] == yaml.safe_load(before["config.yaml"])["seed"]
     assert len(read_scores(place / "out")["matrix"]) == 3
     refused = call(*again("--resume", "--set", "training.bf16=true"))
     assert refused.status == 2
@@ -306,6 +308,11 @@ def test_check_counts_what_was_lost_since_a_task_was_learned(place: Path) -> Non
     assert (done.status, done.out) == (1, "constant: lost 30.0 points since it was learned\n")
     done = call("check", "out", "--max-forgetting", "30")
     assert (done.status, done.out) == (0, "no task lost more than 30 points\n")
+    run.commit((), ["tasks/02-red-任务-1/evaluation.json"])  # as after a crash in evaluation
+    for command in (["check", "out", "--max-forgetting", "30"], ["compare", "out"]):
+        done = call(*command)
+        assert done.status == 2
+        assert "out: its newest task is not scored yet" in done.err
 
 
 def test_rollback_makes_the_run_what_it_was(place: Path) -> None:
@@ -314,7 +321,11 @@ def test_rollback_makes_the_run_what_it_was(place: Path) -> None:
     wrong = call("rollback", "out", "--to", "nothing")
     assert (wrong.status, read_files(place)) == (2, before)
     assert f"no task 'nothing'; name one of constant, {ODD}" in wrong.err
+    RunDirectory.load_manifest(run := RunDirectory(place / "out"))
+    write_json(place / "out" / "single.json", [1.0, 2.0])
+    run.commit([place / "out" / "single.json"])
     done = call("rollback", "out", "--to", "constant")
+    assert read_scores(place / "out")["single"] is None
     assert (done.status, done.out) == (0, f"removed {ODD}\n")
     assert read_scores(place / "out")["matrix"] == first
     assert [path.name for path in (place / "out/tasks").iterdir()] == ["01-constant"]

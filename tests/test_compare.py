@@ -27,8 +27,7 @@ def entry(
     name: str,
     seed: int,
     scores: Mapping[str, list[float]],
-    method: Mapping[str, Any] | None = None,
-    **budget: Any,
+    **options: Any,
 ) -> Entry:
     examples = {task: torch.tensor(values, dtype=torch.float32) for task, values in scores.items()}
     average = float(torch.stack([e.mean() for e in examples.values()]).mean())
@@ -38,9 +37,9 @@ def entry(
         "backward_transfer": 1.0,
         "forward_transfer": None,
     }
-    options = {"name": name, **(method or {})}
-    shared = {"backbone": "b", **budget}
-    return Entry(Path(f"{name}-{seed}"), options, (seed, *scores), metrics, examples, shared)
+    settings = {key.replace("__", "."): value for key, value in options.items()}
+    tests = tuple((task, str(len(values))) for task, values in scores.items())
+    return Entry(Path(f"{name}-{seed}"), name, settings, seed, tests, metrics, examples)
 
 
 def shown(entries: list[Entry]) -> str:
@@ -84,16 +83,22 @@ def test_without_a_common_seed_order_or_test_set_there_is_no_difference() -> Non
 
 def test_other_options_make_another_group_that_says_which() -> None:
     runs = [
-        entry("a", 0, {"x": [0]}, {"router": {"rate": 0.1}, "rank": 8}),
-        entry("a", 1, {"x": [0]}, {"router": {"rate": 1.0}, "rank": 8}),
+        entry("a", 0, {"x": [0]}, router__rate=0.1, rank=8),
+        entry("a", 1, {"x": [0]}, router__rate=1.0, rank=8),
         entry("b", 0, {"x": [0]}),
     ]
     assert list(grouped(runs)) == ["a router.rate=0.1", "a router.rate=1.0", "b"]
 
 
 def test_what_runs_do_not_share_is_said() -> None:
-    runs = [entry("a", 0, {"x": [0]}, steps=1), entry("b", 0, {"x": [0]}, steps=2)]
-    assert warnings(runs) == ["b-0: another steps than a-0"]
+    runs = [
+        entry("a", 0, {"x": [0]}, training__max_steps=1, rank=8),
+        entry("b", 0, {"x": [0, 0]}, training__max_steps=2, rank=4),
+    ]
+    assert warnings(runs) == [
+        "b-0: other tasks or test data than a-0",
+        "b-0: training.max_steps is 2, and 1 in a-0",
+    ]
 
 
 def test_of_real_runs(tmp_path: Path) -> None:

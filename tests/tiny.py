@@ -57,7 +57,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "sapt",
         {
             **OPTIONS["sapt"],
-            "router": {"hidden": 16, "top_k": 1},
+            "router": {"hidden": 16, "top_k": 2},
             "reflection": {"tasks": 1},
         },
     ),

@@ -239,7 +239,10 @@ def check(
     from retain import results
     from retain.metrics.continual import losses
 
-    scores = results.scores(results.open_run(run))
+    opened = results.open_run(run)
+    scores = results.scores(opened)
+    if not scores["matrix"] or len(scores["matrix"]) < len(opened.learned()):
+        raise RetainError(f"{run}: its newest task is not scored yet; finish it with retain learn")
     lost = zip(scores["tasks"], losses(scores["matrix"]), strict=True)
     worse = [(name, value) for name, value in lost if value is not None and value > points]
     for name, value in worse:
@@ -259,7 +262,7 @@ def compare(
     from retain.report import compare as comparison
     from retain.store import write_text
 
-    entries = [comparison.read_entry(path) for path in runs]
+    entries = [comparison.read_entry(path) for path in dict.fromkeys(runs)]
     for line in comparison.warnings(entries):
         Console(stderr=True).print(f"warning: {line}", highlight=False, markup=False)
     console.print(comparison.tables(entries))
@@ -275,9 +278,9 @@ def rollback(
     task: Annotated[str, typer.Option("--to", help="The last task to keep.", metavar="TASK")],
 ) -> None:
     """Make a run what it was right after a task."""
-    from retain import results
+    from retain.stream import roll_back
 
-    gone = results.roll_back(results.open_run(run), task)
+    gone = roll_back(run, task)
     _say(f"removed {', '.join(gone)}" if gone else f"{task} is the newest task: nothing to remove")
 
 
@@ -339,9 +342,9 @@ def main() -> None:
     except RetainError as error:
         text = " ".join(str(error).split())
     except (StoppedError, typer.Abort) as stop:  # the first Ctrl-C, or the second
+        told = str(stop) or "at once"
         print(
-            f"stopped {str(stop) or 'at once'}; the same run goes on: retain run … --resume, or "
-            "retain learn again",
+            f"stopped {told}; a run goes on with retain run --resume, or retain learn again",
             file=sys.stderr,
         )
         sys.exit(INTERRUPTED)

@@ -27,16 +27,17 @@ def fingerprint(model: nn.Module) -> str:
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         values = tensor.flatten()[:: max(1, tensor.numel() // SAMPLED)]
-        digest.update(values.double().cpu().numpy().tobytes())
+        digest.update(values.cpu().double().numpy().tobytes())
     return digest.hexdigest()
 
 
 def refuse_other_backbone(stored: dict[str, str], found: str, run: Path, name: str) -> None:
     """Raises RetainError when the backbone is not the one that a run has learned on."""
     if stored.get("backbone", found) != found:
+        news = changes(stored)
         raise RetainError(
             f"{run}: learned on other weights than backbone '{name}' now has; restore it, or start "
-            "another run"
+            f"another run{f' ({news})' if news else ''}"
         )
 
 

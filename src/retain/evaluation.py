@@ -64,7 +64,7 @@ def answer(
     starts = range(0, len(order), config.batch_size)
     found: list[tuple[int, str, torch.Tensor | None]] = []
     for start in starts[processes.number() :: processes.count()]:
-        if progress.stopping:
+        if progress.stopping and processes.count() == 1:  # others would wait for this one
             raise StoppedError("while it answered test examples")
         chosen = order[start : start + config.batch_size]
         batch = backbone.collate([features[i] for i in chosen])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from retain.backbone import Backbone
 from retain.errors import RetainError
@@ -27,7 +28,10 @@ def check_examples(task: Task, backbone: Backbone, evaluation: EvaluationConfig)
     """
     limits, test = backbone.prompt, task.test[: evaluation.limit]
     train = [backbone.lengths(example) for example in task.train]
-    answers = [backbone.lengths(example)[1] for example in test]
+    answers = [
+        min(backbone.lengths(replace(e, references=(text,)))[1] for text in e.references)
+        for e in test
+    ]
     fits = [length <= evaluation.max_new_tokens for length in answers]
     if not any(fits) and task.metric in EXACT:
         raise RetainError(

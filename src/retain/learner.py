@@ -228,7 +228,11 @@ class Learner:
     def take_over(self, experiment: ExperimentConfig) -> None:
         """Goes on with another experiment's settings, which differ in `config.FREE` at most."""
         update = {"training": experiment.training, "evaluation": experiment.evaluation}
-        self.experiment = self.experiment.model_copy(update=update)
+        changed = self.experiment.model_copy(update=update)
+        if changed != self.experiment:
+            self.experiment = changed
+            with self.run.locked():
+                self._write_settings()
 
     def finish_evaluation(self) -> None:
         """Scores the last learned task's row, if a crash left it out, and renews scores.json."""
@@ -264,15 +268,24 @@ class Learner:
     def _start_run(self) -> None:
         if self.run.exists:
             return
-        files = [self.run.path / "config.yaml", self.run.path / ENVIRONMENT]
+        path = self.run.path / ENVIRONMENT
+        write_json(path, {**versions(), "backbone": self._fingerprint})
+        self._write_settings(path)
+
+    def _write_settings(self, *others: Path) -> None:
+        path = self.run.path / "config.yaml"
         values = self.experiment.model_dump(mode="json")
-        write_text(files[0], yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-        write_json(files[1], {**versions(), "backbone": self._fingerprint})
-        self.run.commit(files)
+        write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+        self.run.commit([path, *others])
 
     def _continue_or_clear(self, folder: Path, task: Task) -> None:
         """Keeps unfinished work on this very task; unfinished work on another one goes."""
-        key = {"task": task.name, "fingerprints": task.fingerprints(), **versions()}
+        key = {
+            "task": task.name,
+            "fingerprints": task.fingerprints(),
+            "processes": processes.count(),  # a step's rows are dealt out among them
+            **versions(),
+        }
         mark = folder / UNFINISHED / "task.json"
         learned = self.run.learned()
         for other in sorted((self.run.path / "tasks").glob("*")):
@@ -350,15 +363,17 @@ class Learner:
     def _evaluate_task(self, task: Task, config: EvaluationConfig) -> Evaluation:
         total = min(len(task.test), config.limit or len(task.test))
         self.progress.start(f"evaluates {task.name}", total, "examples")
-        cell = evaluate(
-            self.backbone,
-            task,
-            lambda batch: self.method.route(batch, task.name),
-            config,
-            self.progress,
-        )
-        self.progress.update(total, {"score": cell.score})
-        self.progress.finish()
+        try:
+            cell = evaluate(
+                self.backbone,
+                task,
+                lambda batch: self.method.route(batch, task.name),
+                config,
+                self.progress,
+            )
+            self.progress.update(total, {"score": cell.score})
+        finally:
+            self.progress.finish()
         return cell
 
     def evaluate(self, limit: int | None = None) -> dict[str, float]:

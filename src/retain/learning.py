@@ -111,8 +111,10 @@ def learn_phases(
             # The phase that learns the task sees its rows in the same order in every method.
             seed = seeds(1 if phase.name == "learn" else 1 + number)
             progress.start(label, batches(config, phase, seed).steps, "steps")
-            ended = _fit(phase, backbone, config, place, seed, progress)
-            progress.finish()
+            try:
+                ended = _fit(phase, backbone, config, place, seed, progress)
+            finally:
+                progress.finish()
         lesson.log += [{"phase": phase.name, **row} for row in ended["log"]]
         lesson.seconds += ended["seconds"]
         seeds(0)

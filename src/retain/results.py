@@ -115,25 +115,6 @@ def write_scores(run: RunDirectory, single: Sequence[float] | None = None) -> No
     run.commit([path])
 
 
-def roll_back(run: RunDirectory, task: str) -> list[str]:
-    """Makes a run what it was right after a task; returns the names of the tasks that went.
-
-    Raises:
-        RetainError: when there is no such task, or its weights are no longer kept.
-    """
-    from retain.methods import METHODS
-
-    names = [_read(run, folder / "task.json")["name"] for folder in run.learned()]
-    if task not in names:
-        raise RetainError(f"{run.path}: no task '{task}'; name one of {', '.join(names)}")
-    method = METHODS[settings(run)["method"]["name"]]
-    index = names.index(task)
-    with run.locked():
-        run.roll_back(index, method.latest_only)
-        write_scores(run)
-    return names[index + 1 :]
-
-
 def newest_predictions(run: RunDirectory) -> dict[str, Path]:
     """By task the file of its newest predictions; one that cannot be forgotten is decoded once."""
     folders = run.learned()

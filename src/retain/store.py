@@ -320,8 +320,12 @@ class RunDirectory:
             wanted & self.files.keys(),
         )
 
-    def roll_back(self, index: int, latest_only: Iterable[str] = ()) -> None:
-        """Forgets the tasks after number `index`; the caller holds the lock.
+    def roll_back(
+        self, index: int, latest_only: Iterable[str] = (), of_all_tasks: Iterable[str] = ()
+    ) -> None:
+        """Forgets the tasks after number `index`, and files that speak of all tasks.
+
+        The caller holds the lock.
 
         Raises:
             RetainError: when the run keeps some of its files for the newest task only.
@@ -336,8 +340,8 @@ class RunDirectory:
                     f"{self.path / old}: no longer there, since this method keeps only the newest "
                     "weights; learn the stream again up to that task"
                 )
-        places = [f"{folder.relative_to(self.path).as_posix()}/" for folder in gone]
-        self.commit((), [n for n in self.files if any(n.startswith(place) for place in places)])
+        places = tuple(f"{folder.relative_to(self.path).as_posix()}/" for folder in gone)
+        self.commit((), [n for n in self.files if n.startswith((*places, *of_all_tasks))])
         for folder in gone:
             remove_folder(folder)
 

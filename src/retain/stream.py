@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from retain import results
-from retain.config import ExperimentConfig, TaskConfig, check, refuse_changes
+from retain.config import ExperimentConfig, TaskConfig, check, check_method, refuse_changes
 from retain.errors import RetainError
 from retain.learner import Learner
+from retain.methods import METHODS
 from retain.metrics import trace
 from retain.progress import Progress
-from retain.store import RunDirectory
+from retain.store import RunDirectory, read_json
 from retain.tasks import Example, Task
 from retain.tasks.readers import (
     COLUMNS,
@@ -79,6 +80,26 @@ def learn_stream(
         learner.learn(task, more=task is not left[-1])
     learner.finish_evaluation()
     return learner
+
+
+def roll_back(folder: Path, task: str) -> list[str]:
+    """Makes a run what it was right after a task; returns the names of the tasks that went.
+
+    Raises:
+        RetainError: when there is no such task, or its weights are no longer kept.
+    """
+    run = results.open_run(folder)
+    name, _ = check_method(results.settings(run)["method"], str(folder / "config.yaml"))
+    for place in run.learned():
+        run.check((place / "task.json").relative_to(folder).as_posix())
+    names = [read_json(place / "task.json")["name"] for place in run.learned()]
+    if task not in names:
+        raise RetainError(f"{folder}: no task '{task}'; name one of {', '.join(names)}")
+    index = names.index(task)
+    with run.locked():
+        run.roll_back(index, METHODS[name].latest_only, [results.SINGLE])
+        results.write_scores(run)
+    return names[index + 1 :]
 
 
 def read_task(config: TaskConfig) -> Task:

@@ -205,7 +205,7 @@ class _Stop(TrainerCallback):
         self.progress = progress
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.progress.stopping:
+        if any(processes.gathered([self.progress.stopping])):
             control.should_save = control.should_training_stop = True
 
 

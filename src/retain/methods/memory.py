@@ -83,9 +83,9 @@ class MemoryMethod(Sequential):
 
     def finish(self, task: Task, folder: Path) -> None:
         """Keeps a share of the task's examples."""
-        examples = self.choose(task)
-        write_jsonl(folder / EXAMPLES, [example.as_row() for example in examples])
-        self.memory += self.numbered(examples)
+        write_jsonl(folder / EXAMPLES, [example.as_row() for example in self.choose(task)])
+        # Read back: what was drawn at random is then the same in all processes.
+        self.memory += self.numbered(read_examples(folder))
 
     def choose(self, task: Task) -> list[Example]:
         """The examples to keep: the same ones whenever it is called under the task's seed."""

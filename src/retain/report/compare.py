@@ -16,6 +16,7 @@ from rich.text import Text
 from torch import Tensor
 
 from retain import results
+from retain.config import FREE
 from retain.errors import RetainError
 from retain.report.reader import flat
 from retain.report.summary import METRIC_LABELS
@@ -28,6 +29,8 @@ SHORT = {
     "backward_transfer": "BWT",
     "forward_transfer": "FWT",
 }
+PARTS = ("training", "backbone", "prompt", "evaluation")
+"""Settings beside the method's own that runs should share."""
 DRAWS = 4000
 """Resamplings for an interval."""
 
@@ -38,19 +41,27 @@ class Entry:
 
     Attributes:
         folder: where it is.
-        method: its resolved options.
-        pair: seed and order of tasks: what two runs share when they are compared.
+        method: its name.
+        options: those of the method, and the settings of training, backbone, prompt and evaluation,
+            as `a.b` and value: runs of one method that differ in one are not averaged.
+        seed: the run's.
+        tests: of each task in order its name, test data, and how they are scored.
         metrics: as in scores.json.
         examples: by task the newest score of each test example, 0 to 100.
-        budget: what else two runs should share, by name.
     """
 
     folder: Path
-    method: Mapping[str, Any]
-    pair: tuple[Any, ...]
+    method: str
+    options: Mapping[str, Any]
+    seed: int
+    tests: tuple[tuple[str, ...], ...]
     metrics: Mapping[str, float | None]
     examples: Mapping[str, Tensor]
-    budget: Mapping[str, Any]
+
+    @property
+    def pair(self) -> tuple[Any, ...]:
+        """What two runs share when they are compared: seed, order of tasks, test data."""
+        return (self.seed, self.tests)
 
 
 @dataclass(frozen=True)
@@ -74,54 +85,57 @@ def read_entry(folder: Path) -> Entry:
     """Reads a finished run, without its model.
 
     Raises:
-        RetainError: when nothing has been scored in it.
+        RetainError: when its newest task has not been scored.
     """
     run = results.open_run(folder)
     settings, scores = results.settings(run), results.scores(run)
-    paths = results.newest_predictions(run)
-    if not paths:
-        raise RetainError(f"{folder}: nothing scored yet; finish the run first")
+    if not scores["matrix"] or len(scores["matrix"]) < len(run.learned()):
+        raise RetainError(f"{folder}: its newest task is not scored yet; finish the run first")
     examples = {
         name: torch.tensor([float(row["score"]) for row in read_jsonl(path)])
-        for name, path in paths.items()
+        for name, path in results.newest_predictions(run).items()
     }
-    budget = {
-        "backbone": settings["backbone"]["name"],
-        "training": settings["training"],
-        "test data and how it is scored": sorted(results.scored(run)),
-    }
-    pair = (settings["seed"], *scores["tasks"])
-    return Entry(folder, settings["method"], pair, scores["metrics"], examples, budget)
+    for part, field in FREE:
+        settings[part].pop(field, None)
+    method = settings["method"].pop("name")
+    shared = {part: settings[part] for part in PARTS}
+    options = dict(flat({**settings["method"], **shared}))
+    tests = tuple(results.scored(run))
+    return Entry(folder, method, options, settings["seed"], tests, scores["metrics"], examples)
 
 
 def grouped(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
     """Runs of one method with the same options, by a label that tells these apart."""
-    names = [str(entry.method["name"]) for entry in entries]
     groups: dict[str, list[Entry]] = {}
-    for entry, name in zip(entries, names, strict=True):
-        same = [dict(flat(e.method)) for e, n in zip(entries, names, strict=True) if n == name]
-        own = dict(flat(entry.method))
-        differing = [f"{k}={v}" for k, v in own.items() if any(o.get(k) != v for o in same)]
-        groups.setdefault(" ".join([name, *differing]), []).append(entry)
+    for entry in entries:
+        same = [other.options for other in entries if other.method == entry.method]
+        differing = [
+            f"{key}={value}"
+            for key, value in entry.options.items()
+            if any(options.get(key) != value for options in same)
+        ]
+        groups.setdefault(" ".join([entry.method, *differing]), []).append(entry)
     return groups
 
 
 def warnings(entries: Sequence[Entry]) -> list[str]:
-    """A line for each thing that runs should share and do not."""
-    first = entries[0]
-    return [
-        f"{entry.folder}: another {what} than {first.folder}"
-        for entry in entries[1:]
-        for what in first.budget
-        if entry.budget[what] != first.budget[what]
-    ]
+    """A line for each thing that runs of different methods should share and do not."""
+    first, lines = entries[0], []
+    for entry in entries[1:]:
+        if sorted(entry.tests) != sorted(first.tests):
+            lines.append(f"{entry.folder}: other tasks or test data than {first.folder}")
+        for key, value in entry.options.items():
+            ours = first.options.get(key)
+            if key.split(".")[0] in PARTS and value != ours:
+                lines.append(f"{entry.folder}: {key} is {value}, and {ours} in {first.folder}")
+    return lines
 
 
 def difference(ours: Sequence[Entry], base: Sequence[Entry]) -> Difference | None:
     """Of AP, over pairs of runs with the same seed, order and test examples; None without any."""
     by_pair = {entry.pair: entry for entry in base}
-    pairs = [(e, by_pair[e.pair]) for e in ours if e.pair in by_pair and _same_tests(e, by_pair)]
-    if not pairs:
+    pairs = [(entry, by_pair[entry.pair]) for entry in ours if entry.pair in by_pair]
+    if not pairs or any(not entry.examples for pair in pairs for entry in pair):
         return None
     generator = torch.Generator().manual_seed(0)
     means, draws = [], []
@@ -132,11 +146,6 @@ def difference(ours: Sequence[Entry], base: Sequence[Entry]) -> Difference | Non
         draws.append(gain[index].mean(1))
     low, high = torch.stack(draws).mean(0).quantile(torch.tensor([0.025, 0.975])).tolist()
     return Difference(float(torch.stack(means).mean()), low, high, len(pairs))
-
-
-def _same_tests(entry: Entry, others: Mapping[tuple[Any, ...], Entry]) -> bool:
-    other = others[entry.pair].examples
-    return {n: len(s) for n, s in entry.examples.items()} == {n: len(s) for n, s in other.items()}
 
 
 def tables(entries: Sequence[Entry]) -> RenderableType:
@@ -183,7 +192,7 @@ def as_csv(entries: Sequence[Entry]) -> str:
     writer.writerow(["run", "method", "seed", "order", *METRIC_LABELS])
     for label, group in grouped(entries).items():
         for entry in group:
-            seed, *order = entry.pair
+            order = " > ".join(test[0] for test in entry.tests)
             values = (entry.metrics[key] for key in METRIC_LABELS)
-            writer.writerow([entry.folder, label, seed, " > ".join(order), *values])
+            writer.writerow([entry.folder, label, entry.seed, order, *values])
     return text.getvalue()

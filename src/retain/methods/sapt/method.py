@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
@@ -44,7 +44,7 @@ class RouterConfig(MethodConfig):
     centre: Literal["generic", "none"] = "generic"
     key: Literal["mean_query", "uniform"] = "mean_query"
     rate: PositiveFloat = 0.01
-    top_k: PositiveInt | None = None
+    top_k: Annotated[int, Field(ge=2)] | None = None  # one alone would have no gradient
 
 
 class GeneratorConfig(MethodConfig):
