@@ -86,7 +86,7 @@ class ConsoleProgress(Progress):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-        else:
+        elif self._line:
             self._print(self._line)
 
     def _print(self, line: str) -> None:
