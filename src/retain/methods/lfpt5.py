@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
@@ -130,7 +131,9 @@ class Lfpt5(TaughtMethod):
         writing = [self._writing[-1 - n] if own else self._writing_kept[n] for n in numbers]
         to_write = self.backbone.collate(writing)
         self.route(to_write)
-        written = self.options.writing.weight * self.backbone.answer_loss(to_write)
+        written = self.options.writing.weight * _mean_of_rows(
+            *self.backbone.answer_logits(to_write)
+        )
         self.route(batch)
         logits, targets = self.backbone.answer_logits(batch)
         if own:
@@ -142,6 +145,14 @@ class Lfpt5(TaughtMethod):
             "writing": (1 - weight) * written,
             "distillation": weight * soft_cross_entropy(logits[targets != IGNORED], teacher),
         }
+
+
+def _mean_of_rows(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of logits (B, K, V) over each row's own targets (B, K), then over rows."""
+    each = F.cross_entropy(
+        logits.transpose(1, 2).float(), targets, ignore_index=IGNORED, reduction="none"
+    )
+    return (each.sum(1) / (targets != IGNORED).sum(1)).mean()
 
 
 def _trigger(task: str) -> str:
