@@ -16,6 +16,8 @@ from typing import Any
 
 import yaml
 
+from retain.methods import METHODS
+
 WIDTH = 100
 Options = Mapping[str, Any]
 
@@ -239,7 +241,8 @@ def experiment(
     (first, own), *others = orders(stream).items()
     full = method in FULL and options.get("tune") != "lora"
     kind = "prompt" if method in PROMPT else "full" if full else "lora"
-    epochs = "num_train_epochs" in one.training
+    # Tasks that are learned together have one number of epochs.
+    epochs = "num_train_epochs" in one.training and not METHODS[method].waits
 
     papers = " and ".join(each.paper for each in by)
     head = wrap(f"{name}, order {first}: {method} on {backbone} {papers}.", WIDTH - 2)
