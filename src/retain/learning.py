@@ -10,6 +10,7 @@ from typing import Any
 import transformers
 
 from retain.backbone import Backbone
+from retain.checkpoints import is_sealed, seal
 from retain.methods import Method
 from retain.phase import Phase
 from retain.progress import Progress
@@ -25,7 +26,8 @@ from retain.training import (
     trained_tensors,
 )
 
-ENDED = ".ended.json"
+TENSORS, LOG = "trained.safetensors", "log.json"
+"""What is kept of a phase that has ended."""
 
 
 @dataclass
@@ -122,14 +124,18 @@ def learn_phases(
 
 def _ended(phase: Phase, backbone: Backbone, place: Path) -> dict[str, Any] | None:
     """Restores a phase that has ended; returns its log and its seconds, or None."""
-    tensors, told = place.with_suffix(".safetensors"), place.with_suffix(ENDED)
-    if not (tensors.exists() and told.exists()):
+    result = _result(place)
+    if not is_sealed(result):
         return None
     release(backbone.model, phase)
-    restore(backbone.model, read_tensors(tensors), tensors)
+    restore(backbone.model, read_tensors(result / TENSORS), result / TENSORS)
     backbone.model.requires_grad_(False)
-    ended: dict[str, Any] = read_json(told)
+    ended: dict[str, Any] = read_json(result / LOG)
     return ended
+
+
+def _result(place: Path) -> Path:
+    return place.with_name(f"{place.name}.ended")
 
 
 def _fit(
@@ -140,13 +146,15 @@ def _fit(
     seed: int,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Trains a phase and leaves its result beside `place`, the tensors last."""
+    """Trains a phase and leaves its result beside `place`."""
     began = time.monotonic()
     log = fit(backbone, phase, config, place, seed, progress)
     ended = {"log": log, "seconds": time.monotonic() - began}
-    write_json(place.with_suffix(ENDED), ended)
+    result = _result(place)
+    write_json(result / LOG, ended)
     release(backbone.model, phase)
-    write_tensors(place.with_suffix(".safetensors"), trained_tensors(backbone.model))
+    write_tensors(result / TENSORS, trained_tensors(backbone.model))
     backbone.model.requires_grad_(False)
+    seal(result)
     remove_folder(place)
     return ended

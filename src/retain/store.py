@@ -39,24 +39,32 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     except (OSError, safetensors.SafetensorError) as error:
-        raise _unwritable(path, error) from None
+        raise unwritable(path, error) from None
     finally:
         with suppress(OSError):
             temporary.unlink()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until a file's content, or a folder's names, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _make_folder(path: Path) -> None:
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in new:
+        sync(folder.parent)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -193,12 +201,15 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             if processes.is_first():
                 self._lock.acquire(timeout=0)
+                for left in (self.path / "tasks").rglob(".*.tmp"):
+                    with suppress(OSError):
+                        left.unlink()  # of a writer that was killed
         except Timeout:
             raise RetainError(
                 f"{self.path}: another process is writing to this run; wait for it to end"
             ) from None
         except OSError as error:
-            raise _unwritable(self.path, error) from None
+            raise unwritable(self.path, error) from None
         try:
             self._refuse_changed()
             yield
@@ -251,7 +262,7 @@ class RunDirectory:
         for name in superseded:
             del self.files[name]
         for path in paths:
-            self.files[path.relative_to(self.path).as_posix()] = _checksum(path)
+            self.files[path.relative_to(self.path).as_posix()] = checksum(path)
         manifest: dict[str, Any] = {"format": FORMAT, "files": dict(sorted(self.files.items()))}
         manifest["sha256"] = _self_checksum(manifest)
         write_json(self.path / MANIFEST, manifest)
@@ -265,7 +276,7 @@ class RunDirectory:
                 complaints.append(f"{path}: leads out of the run; restore it from a copy")
             elif not path.is_file():
                 complaints.append(f"{path}: missing; restore it from a copy of the run")
-            elif _checksum(path) != self.files[name]:
+            elif checksum(path) != self.files[name]:
                 complaints.append(
                     f"{path}: damaged (its checksum does not match); restore it from a copy"
                 )
@@ -365,12 +376,14 @@ def _task_number(name: str) -> int:
     return int(name.removeprefix("tasks/").partition("-")[0])
 
 
-def _unwritable(path: Path, error: OSError | safetensors.SafetensorError) -> RetainError:
-    cause = getattr(error, "strerror", None) or error
+def unwritable(path: Path, error: Exception) -> RetainError:
+    """What is told where the disk refuses a file."""
+    cause = getattr(error, "strerror", None) or str(error).splitlines()[0]
     return RetainError(f"{path}: cannot be written ({cause}); free the place or choose another")
 
 
-def _checksum(path: Path) -> str:
+def checksum(path: Path) -> str:
+    """The sha256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -23,16 +23,15 @@ from pydantic import (
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
 
 from retain import processes
 from retain.backbone import Backbone, Batch
 from retain.backbone.backbone import IGNORED
 from retain.batches import Batches
+from retain.checkpoints import last_checkpoint, saving, step_of
 from retain.errors import RetainError, StoppedError
 from retain.phase import UNITS, Phase, Unit
 from retain.progress import Progress
-from retain.store import read_json, remove_folder
 
 NO_MEMORY = "can't allocate memory"
 """What torch says on a CPU."""
@@ -154,6 +153,10 @@ class _PhaseTrainer(Trainer):
             self._seen.setdefault(name, []).append(number)
         return torch.stack(list(parts.values())).sum()
 
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with saving(Path(str(self.args.output_dir)), self.state.global_step):
+            super()._save_checkpoint(*args, **kwargs)
+
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> float:
         norm: float = super()._get_grad_norm(*args, **kwargs)
         if not math.isfinite(norm):
@@ -165,8 +168,8 @@ class _PhaseTrainer(Trainer):
         texts = [text for batch in self._inputs for text in self._backbone.prompts(batch)]
         shown = ", ".join(repr(text[:40]) for text in texts[:NAMED])
         more = f" and {len(texts) - NAMED} more" if len(texts) > NAMED else ""
-        last = _last_checkpoint(Path(str(self.args.output_dir)))
-        good = f"step {_step(Path(last))}" if last else "the phase's beginning"
+        last = last_checkpoint(Path(str(self.args.output_dir)))
+        good = f"step {step_of(last)}" if last else "the phase's beginning"
         raise RetainError(
             f"phase '{self.phase.name}', step {self.state.global_step + 1}: {what}, on {shown}"
             f"{more}; the last good state is {good}; start again in another --output with a lower "
@@ -296,7 +299,6 @@ def fit(
         max_steps=order.steps,
         seed=seed,
         save_strategy="steps",
-        save_total_limit=1,
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
@@ -320,9 +322,9 @@ def fit(
             callbacks=[_Report(progress), _Stop(progress), _NoLastCheckpoint()],
         )
         trainer.remove_callback(transformers.PrinterCallback)
-        checkpoint = _last_checkpoint(folder)
+        checkpoint = last_checkpoint(folder)
         with _memory_advice(config):
-            trainer.train(resume_from_checkpoint=checkpoint)
+            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if trainer.state.global_step < order.steps:
         raise StoppedError(f"after step {trainer.state.global_step} of {order.steps}")
     if config.gradient_checkpointing:
@@ -352,25 +354,6 @@ def _memory_advice(config: TrainingConfig) -> Iterator[None]:
 def as_trained(backbone: Backbone, config: TrainingConfig) -> AbstractContextManager[None]:
     """Forward passes outside of `fit` in the precision of those in it."""
     return torch.autocast(backbone.device.type, torch.bfloat16, enabled=config.bf16)
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that is whole, if there is one; half-written ones are deleted.
-
-    Trainer writes its state last, so a checkpoint with a readable one is whole.
-    """
-    for path in sorted(folder.glob("checkpoint-*"), key=_step, reverse=True):
-        try:
-            read_json(path / TRAINER_STATE_NAME)
-        except RetainError:
-            remove_folder(path)
-        else:
-            return str(path)
-    return None
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
 
 
 @contextmanager

@@ -1,0 +1,79 @@
+"""Unfinished work on disk: sealed when it is whole, so that a later sitting can tell.
+
+Trainer neither syncs nor checks what it writes. A seal lists the checksums of a folder's synced
+files and is written last; a folder without one, or with a file that differs, was cut off by a kill
+or damaged since, and is made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import safetensors
+
+from retain import processes
+from retain.errors import RetainError
+from retain.store import checksum, read_json, remove_folder, sync, unwritable, write_json
+
+SEAL = "sealed.json"
+TORCH_WRITES = "PytorchStreamWriter"
+"""What torch.save names in its RuntimeError where the disk refuses."""
+
+
+def seal(folder: Path) -> None:
+    """Marks a folder of files as whole."""
+    with processes.first_alone() as syncs:
+        files = [path for path in sorted(folder.iterdir()) if path.name != SEAL]
+        for path in (*files, folder.parent) if syncs else ():
+            sync(path)
+    write_json(folder / SEAL, {path.name: checksum(path) for path in files})
+
+
+def is_sealed(folder: Path) -> bool:
+    """Whether a folder is whole, every file as it was when it was sealed."""
+    try:
+        sums = read_json(folder / SEAL)
+        return all(checksum(folder / name) == known for name, known in sums.items())
+    except (RetainError, OSError, AttributeError):
+        return False
+
+
+@contextmanager
+def saving(folder: Path, step: int) -> Iterator[None]:
+    """Trainer writes the checkpoint of a step in here; it is sealed before the one before it goes.
+
+    Raises:
+        RetainError: when the disk refuses.
+    """
+    path = folder / f"checkpoint-{step}"
+    try:
+        yield
+    except (OSError, safetensors.SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and TORCH_WRITES not in str(error):
+            raise
+        raise unwritable(path, error) from None
+    seal(path)
+    for older in checkpoints(folder):
+        if older != path:
+            remove_folder(older)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a phase, if there is one; others on the way are deleted."""
+    for path in reversed(checkpoints(folder)):
+        if is_sealed(path):
+            return path
+        remove_folder(path)
+    return None
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """A phase's checkpoints, whole or not, in the order of their steps."""
+    return sorted(folder.glob("checkpoint-*"), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step after which it was taken."""
+    return int(checkpoint.name.rpartition("-")[2])
