@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from matplotlib.text import Text
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 
 from retain.methods.memory import EXAMPLES
 from retain.methods.seekr.method import HEADS
@@ -168,7 +168,7 @@ def test_many_modules_share_rows() -> None:
 
 
 def test_many_tasks_are_cut_into_tables() -> None:
-    rows = cells(heads.tables(many(layers=2, count=7)))
+    rows = cells(Group(*heads.tables(many(layers=2, count=7))))
     assert [len(row) - 1 for row in rows if row[0] == "layer 0"] == [6, 2]  # the share comes last
     assert [len(row) - 1 for row in rows if row[0] == "7 task 6"] == [6, 1]
 

@@ -21,6 +21,10 @@ from retain.report import (
     sentence,
     side_by_side,
 )
+from retain.report.changes import Changes, Lost
+from retain.report.losses import PhaseLosses
+from retain.report.routing import Routing
+from retain.report.tables import cost_table, standings_table
 
 ODD = '<b>&"任务'
 
@@ -36,8 +40,25 @@ RUN = RunSummary(
         "backward_transfer": -1.5,
         "forward_transfer": None,
     },
-    routing=[[0.9, 0.05, 0.05], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]],
     settings={"rank": 4, "note": "<i>x</i>"},
+    routing=Routing(
+        "sapt",
+        ["tickets", "intents", "mails"],
+        after=[[1.0], [0.1, 0.9], [0.2, 0.2, 0.6]],
+        now=[[0.9, 0.05, 0.05], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]],
+        by_layer=[],
+        pseudo=0,
+        real=False,
+    ),
+    losses=[
+        PhaseLosses("tickets", "learn", 2, {"task": [(1, 2.0), (2, 1.0)]}),
+        PhaseLosses("intents", "learn", 2, {"task": [(1, 1.5), (2, 0.5)], "kl": [(2, 0.0)]}),
+    ],
+    changes=Changes(
+        {"tickets": 7, "intents": 0},
+        [Lost("tickets", "<u>Which</u> team?", ["billing"], "billing", "sales", 100.0)],
+    ),
+    costs=[{"seconds": 90.0, "parameters": 1000, "bytes": 5000}, {"bytes": 7000}],
 )
 SINGLE = RunSummary("one", "plain", "tiny", ["only"], [[50.0]], {"average_performance": 50.0})
 
@@ -120,6 +141,25 @@ def test_fifteen_tasks_keep_their_numbers_in_80_columns() -> None:
     assert text.count("100.0") == 15 * 16 // 2
 
 
+def test_standings() -> None:
+    rows = [re.split(r" {2,}", row.strip()) for row in shown(standings_table(RUN)).splitlines()]
+    assert ["tickets", "90.0", "90.0", "87.5", "-2.5"] in rows
+    assert ["intents", "95.0", "95.0", "–", "–"] in rows
+
+
+def test_costs_of_an_earlier_version_are_not_summed() -> None:
+    rows = [re.split(r" {2,}", row.strip()) for row in shown(cost_table(RUN)).splitlines()]
+    assert ["tickets", "1.5", "1,000", "5"] in rows
+    assert ["all", "–", "–", "12"] in rows
+
+
+def test_page_shows_answers_that_were_lost() -> None:
+    page = render([RUN])
+    assert "7 of tickets." in page
+    assert "&lt;u&gt;Which&lt;/u&gt; team?" in page
+    assert "Right then, wrong now" not in render([replace(RUN, changes=Changes({"a": 0}, []))])
+
+
 def test_markdown() -> None:
     text = markdown([replace(RUN, tasks=["a|b", "<x>", "mails"]), SINGLE])
     assert "| after a\\|b | 90.0 |  |  |" in text
@@ -175,10 +215,12 @@ def test_page_is_self_contained_and_repeatable() -> None:
     assert "<script" not in page
     assert "<?xml" not in page
     assert page.count("<!DOCTYPE") == 1
-    assert not re.search(r"(src|href|resource)\s*=|url\(|@import", page)
+    outside = re.sub(r'href="(#|data:image/png;base64,)|url\(#', "", page)  # its own parts are not
+    assert not re.search(r"(src|href|resource)\s*=|url\(|@import", outside)
     assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
-    assert page.count("<svg ") == 3
-    assert page.count("Attention of each task over the blocks</text>") == 1
+    assert page.count("<svg ") == 6  # two score matrices, and four of the first run alone
+    for title in ("Right after learning", "Now", "Training loss by part"):
+        assert page.count(f">{title}</text>") == 1
     assert sentence(RUN) in page
     assert sentence(SINGLE) in page
 
@@ -187,6 +229,7 @@ def test_page_escapes_free_text() -> None:
     page = render([replace(RUN, label=ODD, tasks=[ODD, "b", "c"])])
     assert "<b>" not in page
     assert "<i>" not in page
+    assert "<u>" not in page
     assert "&lt;b&gt;&amp;&#34;任务" in page
     assert "&lt;i&gt;x&lt;/i&gt;" in page
 

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -119,11 +120,35 @@ def generate(
         raise RetainError("generate: a prompt is not UTF-8 text; convert it") from None
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise RetainError("generate: an empty prompt; give it a text")
-    for answer in Learner.load(run).answers(prompts, task):
+    learner = Learner.load(run)
+    if len(prompts) == 1 and sys.stdout.isatty() and not as_json:
+        from retain.streaming import Reply
+
+        learner.answers(prompts, task, [Reply(partial(print, end="", flush=True))])
+        print()
+        return
+    for answer in learner.answers(prompts, task):
         if as_json:
             print(json.dumps(vars(answer), ensure_ascii=False))
         else:
             print(answer.output)
+
+
+@app.command()
+def serve(
+    run: Run,
+    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more get 429.")] = 64,
+) -> None:
+    """Answer OpenAI's /v1/chat/completions over HTTP; a page at / tries it."""
+    try:
+        from retain.serve import serve as start
+    except ModuleNotFoundError as missing:
+        raise RetainError(
+            f"serve: {missing.name} is not installed; pip install 'retain[serve]'"
+        ) from None
+    start(run, host, port, queue, _say)
 
 
 @app.command()
@@ -178,14 +203,14 @@ def inspect(
         maps = heads.read_heads(run)
         if picture is not None:
             heads.heads_png(maps, picture)
-        console.print(heads.tables(maps))
+        console.print(*heads.tables(maps))
         _say(heads.depth_sentence(maps))
         _say(heads.memory_sentence(maps))
     else:
         found = routing.read_routing(run)
         if picture is not None:
             routing.routing_png(found, picture)
-        console.print(routing.tables(found))
+        console.print(*routing.tables(found))
         if found.pseudo:
             _say(routing.pseudo_sentence(found))
     if picture is not None:

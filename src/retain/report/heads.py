@@ -15,13 +15,12 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from rich.cells import cell_len
-from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from retain import results
 from retain.errors import RetainError
-from retain.report.plots import CHARACTER, MARGIN, STYLE, TITLE_HEIGHT, new_panel, short
+from retain.report.plots import CHARACTER, MARGIN, STYLE, TITLE_HEIGHT, as_svg, new_panel, short
 from retain.report.tables import TASKS_PER_TABLE, new_table
 from retain.store import read_json, read_jsonl, write_bytes
 
@@ -196,14 +195,14 @@ def _titled(title: str, columns: Sequence[str]) -> Table:
     return table
 
 
-def tables(maps: HeadMaps) -> RenderableType:
+def tables(maps: HeadMaps) -> list[Table]:
     """All tables, cut after every `TASKS_PER_TABLE` tasks."""
     every = range(len(maps.tasks))
     cuts = [every[start : start + TASKS_PER_TABLE] for start in every[::TASKS_PER_TABLE]]
-    return Group(
+    return [
         *(heads_table(maps, columns) for columns in cuts),
         *(overlap_table(maps, columns) for columns in cuts),
-    )
+    ]
 
 
 def depth_sentence(maps: HeadMaps) -> str:
@@ -247,6 +246,11 @@ def heads_png(maps: HeadMaps, path: Path) -> None:
     with matplotlib.rc_context(STYLE):
         _figure(maps).savefig(buffer, format="png", dpi=150, facecolor="white")
     write_bytes(path, buffer.getvalue())
+
+
+def heads_svg(maps: HeadMaps) -> str:
+    """The same as an `<svg>` element."""
+    return as_svg(lambda: _figure(maps), f"Attention heads of {maps.label}")
 
 
 def _figure(maps: HeadMaps) -> Figure:

@@ -1,52 +1,139 @@
 """One self-contained HTML page about one or several runs."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
+from rich.table import Table
 
-from retain.report.plots import heat_map
-from retain.report.summary import METRIC_LABELS, RunSummary, score_text, sentence
+from retain.report import heads, losses, routing
+from retain.report.changes import Changes, changes_table
+from retain.report.plots import Curve, curves, heat_map
+from retain.report.summary import RunSummary, sentence
+from retain.report.tables import cost_table, metrics_table, score_table, standings_table
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, a sentence, pictures, and tables.
+
+    A table with a caption opens by a click; one without is always shown.
+    """
+
+    title: str
+    words: str
+    pictures: Sequence[str] = ()
+    tables: Sequence[tuple[str, Table]] = ()
 
 
 def render(summaries: Sequence[RunSummary]) -> str:
-    """The page as text: no scripts and no external resources, equal for equal input.
-
-    Each run gets its sentence, its score matrix as heat map and table, the attention of its
-    tasks over the blocks when it has routing, and its settings.
-    """
+    """The page as text: no scripts and no external resources, equal for equal input."""
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["score"] = score_text
+    environment.filters["cells"] = _cells
+    environment.filters["picture"] = Markup
     template = files("retain.report").joinpath("template.html").read_text(encoding="utf-8")
     return environment.from_string(template).render(
-        metrics=METRIC_LABELS,
+        metrics=metrics_table(summaries),
         runs=[
-            {
-                "summary": summary,
-                "sentence": sentence(summary),
-                "scores": _scores(summary),
-                "routing": _routing(summary),
-            }
-            for summary in summaries
+            {"summary": run, "sentence": sentence(run), "sections": list(_sections(run))}
+            for run in summaries
         ],
     )
 
 
-def _scores(summary: RunSummary) -> Markup | None:
-    if not summary.matrix:
-        return None
-    title = f"Scores of {summary.label}"
-    return Markup(heat_map(summary.matrix, summary.row_labels, summary.tasks, title, 100.0))
+def _cells(table: Table) -> tuple[list[str], list[list[str]], bool]:
+    """Headings and rows of a terminal table, so that both show the same; whether it holds words."""
+    columns = [[str(cell) for cell in column.cells] for column in table.columns]
+    heads = [str(column.header) for column in table.columns]
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    return heads, rows, table.columns[-1].justify == "left"
 
 
-def _routing(summary: RunSummary) -> Markup | None:
-    if not summary.routing:
-        return None
-    rows, columns = len(summary.routing), max(len(row) for row in summary.routing)
-    title = "Attention of each task over the blocks"
-    return Markup(
-        heat_map(summary.routing, summary.tasks[:rows], summary.tasks[:columns], title, 1.0)
+def _sections(run: RunSummary) -> Iterator[Section]:
+    if run.matrix:
+        yield _scores(run)
+        yield _over_time(run)
+    if run.changes is not None and any(run.changes.counts.values()):
+        yield _lost_answers(run.changes)
+    if run.routing is not None:
+        yield _attention(run.routing)
+    if run.heads is not None:
+        yield _heads(run.heads)
+    if run.losses:
+        yield Section(
+            "Training",
+            "The loss that each part of the method added, over the steps of all tasks.",
+            [losses.losses_svg(run.losses)],
+            [("Losses as a table", losses.losses_table(run.losses))],
+        )
+    if run.costs:
+        yield Section(
+            "Cost",
+            "What each task took to learn, and what the run keeps of it.",
+            tables=[("", cost_table(run))],
+        )
+    if run.settings:
+        settings = Table("setting", "value")
+        for name, value in run.settings.items():
+            settings.add_row(name, str(value))
+        yield Section("Settings", "", tables=[("All settings", settings)])
+
+
+def _scores(run: RunSummary) -> Section:
+    return Section(
+        "Scores",
+        "The score in row “after A”, column “B” was measured on task B after task A was learned "
+        "(0 to 100).",
+        [heat_map(run.matrix, run.row_labels, run.tasks, f"Scores of {run.label}", 100.0)],
+        [("Scores as a table", score_table(run))],
     )
+
+
+def _over_time(run: RunSummary) -> Section:
+    learned = len(run.matrix)
+    lines = []
+    for j, task in enumerate(run.tasks[:learned]):
+        column = [(i + 1, run.matrix[i][j]) for i in range(j, learned)]
+        points = [(float(x), float("nan") if y is None else y) for x, y in column]
+        lines.append(Curve(task, points))
+    picture = curves(lines, "Score of each task over time", "", x_ticks=run.row_labels)
+    return Section(
+        "What was kept, lost and gained",
+        "Each task's score from when it was learned until now.",
+        [picture] if learned > 1 else [],
+        [("", standings_table(run))],
+    )
+
+
+def _lost_answers(changes: Changes) -> Section:
+    counts = ", ".join(f"{count} of {task}" for task, count in changes.counts.items() if count)
+    return Section(
+        "Right then, wrong now",
+        f"Answers to test prompts that have lost half of their score or more: {counts}.",
+        tables=[("The answers that lost most", changes_table(changes.shown))],
+    )
+
+
+def _attention(found: routing.Routing) -> Section:
+    after, now = (
+        heat_map(weights, found.tasks, found.tasks[: max(map(len, weights))], title, 1.0)
+        for weights, title in ((found.after, "Right after learning"), (found.now, "Now"))
+    )
+    tables = [(str(table.title), table) for table in routing.tables(found)]
+    return Section(
+        "Attention over the blocks",
+        "Each row is a task, each column the block learned with that task; a row sums to about 1.",
+        [after, now],
+        tables,
+    )
+
+
+def _heads(maps: heads.HeadMaps) -> Section:
+    tables = [(str(table.title), table) for table in heads.tables(maps)]
+    return Section("Attention heads", heads.depth_sentence(maps), [heads.heads_svg(maps)], tables)

@@ -1,10 +1,11 @@
-"""Heat maps of score and attention matrices, as inline SVG or as one PNG picture."""
+"""Heat maps and curves, as inline SVG or as one PNG picture."""
 
+import hashlib
 import io
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ CHARACTER = 0.08
 _TITLE_CHARACTER = 0.11
 TITLE_HEIGHT = 0.5
 MARGIN = 0.15
+_CURVES = (4.6, 3.4)  # width, and height without the names
+_COLOURS = ("#3b8ede", "#e8743b", "#2fa36b", "#c566c9", "#d9a400", "#e0556b", "#4aa3a3")
 _LABEL_CELLS = 24  # longest label, in terminal cells (a CJK character takes two)
 
 STYLE: dict[Any, Any] = {
@@ -37,6 +40,14 @@ STYLE: dict[Any, Any] = {
     "text.parse_math": False,
     "text.usetex": False,
 }
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A named line through points (x, y)."""
+
+    label: str
+    points: Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -139,15 +150,79 @@ def heat_map(
     Equal input gives equal output. Raises ValueError for an empty matrix or wrong label counts.
     """
     panel = new_panel(matrix, row_labels, column_labels, title, vmax)
+    return as_svg(lambda: _figure([panel]), panel.title)
+
+
+def curves(
+    lines: Sequence[Curve],
+    title: str,
+    x_label: str,
+    x_ticks: Sequence[str] | None = None,
+    marks: Sequence[float] = (),
+    logarithmic: bool = False,
+) -> str:
+    """Curves as an `<svg>` element, narrow enough for a phone, with their names below.
+
+    Args:
+        lines: at least one, each with points (x, y); NaN breaks it.
+        title: above the picture.
+        x_label: under the axis.
+        x_ticks: names of x = 1, 2, …; None numbers the axis.
+        marks: where dotted vertical lines stand.
+        logarithmic: whether y is.
+    """
+
+    def draw() -> Figure:
+        legend = -(-len(lines) // 2)
+        height = _CURVES[1] + 0.22 * legend
+        figure = Figure(figsize=(_CURVES[0], height))
+        bottom = 0.22 * legend + (0.75 if x_ticks is None else 1.4)
+        box = (0.11, bottom / height, 0.86, 1 - (bottom + TITLE_HEIGHT) / height)
+        axes = figure.add_axes(box)
+        axes.set_title(title, fontsize=11, loc="left")
+        axes.set_xlabel(x_label, fontsize=9)
+        axes.tick_params(labelsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+        if logarithmic:
+            axes.set_yscale("log", nonpositive="mask")
+        else:
+            axes.set_ylim(-3, 103)
+        if x_ticks is not None:
+            places = range(1, len(x_ticks) + 1)
+            names = [short(name) for name in x_ticks]
+            axes.set_xticks(places, names, rotation=30, ha="right", rotation_mode="anchor")
+            axes.set_xlim(0.8, len(x_ticks) + 0.2)
+        for mark in marks:
+            axes.axvline(mark, color="#888888", linewidth=0.8, linestyle=":")
+        for number, line in enumerate(lines):
+            colour = _COLOURS[number % len(_COLOURS)]
+            style = ("-", "--", ":")[number // len(_COLOURS) % 3]
+            xs, ys = zip(*line.points, strict=True)
+            dots = "o" if len(line.points) < 30 else None
+            axes.plot(
+                xs, ys, style, color=colour, label=short(line.label), marker=dots, markersize=3.5
+            )
+        figure.legend(loc="lower left", ncols=2, fontsize=9, frameon=False)
+        return figure
+
+    return as_svg(draw, title)
+
+
+def as_svg(draw: Callable[[], Figure], title: str) -> str:
+    """A figure as an `<svg>` element; what is black in it takes the colour of the page's text."""
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         # The browser draws the text with its own fonts, so a glyph missing here does no harm.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         metadata = dict.fromkeys(["Creator", "Date", "Format", "Type"])
-        _figure([panel]).savefig(buffer, format="svg", transparent=True, metadata=metadata)
-    # Group ids would repeat when a page holds several heat maps; nothing refers to them.
-    svg = re.sub(r'<g id="\w+">', "<g>", buffer.getvalue())
-    root = f'<svg fill="currentColor" role="img" aria-label={quoteattr(panel.title)} '
+        draw().savefig(buffer, format="svg", transparent=True, metadata=metadata)
+    svg = buffer.getvalue().replace("stroke: #000000", "stroke: currentColor")
+    # Ids would repeat when a page holds several pictures: those of groups go, as nothing refers to
+    # them, and the others become this picture's own.
+    svg = re.sub(r'<g id="\w+">', "<g>", svg)
+    own = hashlib.sha256(svg.encode()).hexdigest()[:8]
+    svg = re.sub(r'(id="|"#|url\(#)(\w+)', rf"\g<1>{own}-\2", svg)
+    root = f'<svg fill="currentColor" role="img" aria-label={quoteattr(title)} '
     return root + svg[svg.index("<svg ") + len("<svg ") :]
 
 

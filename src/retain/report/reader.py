@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from retain import results
+from retain.report.changes import read_changes
+from retain.report.heads import HEADS, read_heads
+from retain.report.losses import read_losses
+from retain.report.routing import read_routing
 from retain.report.summary import RunSummary
 
 
@@ -17,10 +21,9 @@ def summarise(folder: Path) -> RunSummary:
     run.check("scores.json")
     scores = results.scores(run)
     rows = results.rows(run)
-    routing = rows[-1]["routing"] if rows else []
-    pooled = len(routing) > 1 and all(
-        row is not None and len(row) == len(routing) for row in routing
-    )
+    last = rows[-1]["routing"] if rows else []
+    pooled = len(last) > 1 and all(row is not None and len(row) == len(last) for row in last)
+    chose_heads = any(name.endswith(f"/{HEADS}") for name in run.files)
     return RunSummary(
         label=folder.resolve().name,
         method=settings["method"]["name"],
@@ -28,8 +31,12 @@ def summarise(folder: Path) -> RunSummary:
         tasks=scores["tasks"],
         matrix=scores["matrix"],
         metrics=scores["metrics"],
-        routing=routing if pooled else None,
         settings=dict(flat({k: v for k, v in settings.items() if k != "tasks"})),
+        routing=read_routing(folder) if pooled else None,
+        heads=read_heads(folder) if chose_heads else None,
+        losses=read_losses(run),
+        changes=read_changes(run),
+        costs=results.costs(run),
     )
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -109,7 +108,7 @@ def pseudo_sentence(routing: Routing) -> str:
     )
 
 
-def tables(routing: Routing) -> RenderableType:
+def tables(routing: Routing) -> list[Table]:
     """Attention right after learning and now, and by layer where there is such."""
     every = range(len(routing.tasks))
     cuts = [every[start : start + TASKS_PER_TABLE] for start in every[::TASKS_PER_TABLE]]
@@ -119,7 +118,7 @@ def tables(routing: Routing) -> RenderableType:
     if routing.by_layer:
         found += [_by_layer(routing, cut) for cut in cuts]
         found.append(_effective(routing))
-    return Group(*found)
+    return found
 
 
 def routing_png(routing: Routing, path: Path) -> None:

@@ -1,6 +1,16 @@
 """What a report needs to know about one run, and how its values are put into words."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # these draw what they read, with tools that ask for a RunSummary
+    from retain.report.changes import Changes
+    from retain.report.heads import HeadMaps
+    from retain.report.losses import PhaseLosses
+    from retain.report.routing import Routing
 
 METRIC_LABELS = {
     "average_performance": "AP: average score at the end (higher is better)",
@@ -18,8 +28,8 @@ class RunSummary:
     `matrix[i][j]` is the score (0..100) on task j after learning task i. Row i holds i+1 entries;
     None means not measured. There are fewer rows than tasks when the run stopped early.
     `metrics` maps the keys of `METRIC_LABELS` to points; a missing key counts as None.
-    `routing` exists for pools only: row j is the mean attention (0..1) of task j over the blocks
-    at the end of the stream, oldest block first.
+    `routing` exists for pools only, `heads` for SEEKR; `losses` are those of training, `changes`
+    the answers that were lost, and `costs` has a mapping per learned task, as `results.costs`.
     """
 
     label: str
@@ -28,8 +38,12 @@ class RunSummary:
     tasks: list[str]
     matrix: list[list[float | None]]
     metrics: dict[str, float | None]
-    routing: list[list[float]] | None = None
     settings: dict[str, object] = field(default_factory=dict)
+    routing: Routing | None = None
+    heads: HeadMaps | None = None
+    losses: Sequence[PhaseLosses] = ()
+    changes: Changes | None = None
+    costs: Sequence[Mapping[str, float]] = ()
 
     @property
     def row_labels(self) -> list[str]:

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from retain.report.plots import short
 from retain.report.summary import METRIC_LABELS, RunSummary, score_text
 
 TASKS_PER_TABLE = 6
@@ -49,6 +50,39 @@ def side_by_side(summaries: Sequence[RunSummary]) -> RenderableType:
         for start in range(0, len(summary.matrix), TASKS_PER_TABLE)
     ]
     return Group(Columns(tables), metrics_table(summaries))
+
+
+def standings_table(summary: RunSummary) -> Table:
+    """Of each task its score right after learning, its best, the newest, and the change since."""
+    table = new_table("", ["when learned", "best", "now", "change since learned"])
+    for j, task in enumerate(summary.tasks[: len(summary.matrix)]):
+        column = [row[j] for row in summary.matrix[j:]]
+        known = [value for value in column if value is not None]
+        first, now = column[0], column[-1]
+        change = None if first is None or now is None else now - first
+        sign = "+" if change is not None and round(change, 1) > 0 else ""
+        best = score_text(max(known, default=None))
+        cells = (score_text(first), best, score_text(now), sign + score_text(change))
+        table.add_row(Text(short(task)), *cells)
+    return table
+
+
+def cost_table(summary: RunSummary) -> Table:
+    """Of each task the minutes of training, the numbers that learned, the bytes that are kept."""
+    table = new_table("", ["minutes of training", "parameters that learned", "kB kept"])
+
+    def add(label: Text, seconds: float | None, parameters: float | None, size: float) -> None:
+        minutes = "–" if seconds is None else f"{seconds / 60:.1f}"
+        learned = "–" if parameters is None else f"{parameters:,.0f}"
+        table.add_row(label, minutes, learned, f"{size / 1e3:,.0f}")
+
+    for task, cost in zip(summary.tasks, summary.costs, strict=False):
+        add(Text(short(task)), cost.get("seconds"), cost.get("parameters"), cost["bytes"])
+    known = [cost["seconds"] for cost in summary.costs if "seconds" in cost]
+    total = sum(known) if len(known) == len(summary.costs) else None
+    table.add_section()
+    add(Text("all"), total, None, sum(cost["bytes"] for cost in summary.costs))
+    return table
 
 
 def markdown(summaries: Sequence[RunSummary]) -> str:

@@ -1,0 +1,83 @@
+"""Answers that were right when their task was learned and are wrong now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+from rich.text import Text
+
+from retain import results
+from retain.report.plots import short
+from retain.report.tables import new_table
+from retain.store import RunDirectory, read_json, read_jsonl
+
+LOST = 50.0
+"""Points of its metric that an answer has to lose to count."""
+SHOWN = 5
+"""Most answers shown of a task, those that lost most first."""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """An answer that was right then and is wrong now; points are of the metric, 0 to 100."""
+
+    task: str
+    prompt: str
+    references: list[str]
+    then: str
+    now: str
+    points: float
+
+
+@dataclass(frozen=True)
+class Changes:
+    """By task, in the order learned: how many answers were lost, and those to show."""
+
+    counts: dict[str, int]
+    shown: list[Lost]
+
+
+def read_changes(run: RunDirectory) -> Changes:
+    """Compares each task's predictions right after learning it with its newest.
+
+    Raises:
+        RetainError: when a file of predictions is damaged.
+    """
+    newest = results.newest_predictions(run)
+    counts: dict[str, int] = {}
+    shown: list[Lost] = []
+    for number, folder in enumerate(run.learned(), start=1):
+        name = read_json(folder / "task.json")["name"]
+        first = folder / "predictions" / f"{number:02d}.jsonl"
+        place = first.relative_to(run.path).as_posix()
+        if name not in newest or place not in run.files or newest[name] == first:
+            continue
+        run.check(place)
+        lost = [
+            Lost(
+                name,
+                then["prompt"],
+                then["references"],
+                then["prediction"],
+                now["prediction"],
+                then["score"] - now["score"],
+            )
+            for then, now in zip(read_jsonl(first), read_jsonl(newest[name]), strict=True)
+            if then["score"] - now["score"] >= LOST
+        ]
+        counts[name] = len(lost)
+        shown += sorted(lost, key=lambda each: -each.points)[:SHOWN]
+    return Changes(counts, shown)
+
+
+def changes_table(shown: Sequence[Lost]) -> Table:
+    """Prompt, expected answer, answer then and now."""
+    table = new_table("", ["prompt", "expected", "answer then", "answer now"])
+    for column in table.columns:
+        column.justify = "left"
+    for each in shown:
+        words = (short(each.task), each.prompt, " / ".join(each.references), each.then, each.now)
+        table.add_row(*map(Text, words))
+    return table

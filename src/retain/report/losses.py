@@ -1,0 +1,90 @@
+"""The training losses of a run: one curve a part over all steps, and their table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from rich.table import Table
+from rich.text import Text
+
+from retain.report.plots import Curve, curves, short
+from retain.report.tables import new_table
+from retain.store import RunDirectory, read_json, read_jsonl
+
+LOG = "training.jsonl"
+PART = "loss_"
+
+
+@dataclass(frozen=True)
+class PhaseLosses:
+    """The losses of one phase of a task: by part the (step, value) that were logged.
+
+    `steps` is how many the phase had.
+    """
+
+    task: str
+    phase: str
+    steps: int
+    parts: dict[str, list[tuple[int, float]]]
+
+
+def read_losses(run: RunDirectory) -> list[PhaseLosses]:
+    """Of all learned tasks' phases, in the order trained.
+
+    Raises:
+        RetainError: when a log is damaged.
+    """
+    found: list[PhaseLosses] = []
+    for folder in run.learned():
+        place = (folder / LOG).relative_to(run.path).as_posix()
+        if place not in run.files:
+            continue
+        run.check(place)
+        name = read_json(folder / "task.json")["name"]
+        rows = read_jsonl(folder / LOG)
+        for phase in dict.fromkeys(row["phase"] for row in rows):
+            own = [row for row in rows if row["phase"] == phase]
+            parts: dict[str, list[tuple[int, float]]] = {}
+            for row in own:
+                for key, value in row.items():
+                    if key.startswith(PART):
+                        parts.setdefault(key.removeprefix(PART), []).append((row["step"], value))
+            found.append(PhaseLosses(name, phase, own[-1]["step"], parts))
+    return found
+
+
+def losses_svg(phases: Sequence[PhaseLosses]) -> str:
+    """A curve a part over the steps of the whole stream, broken between phases; log scale."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    starts: dict[int, str] = {}
+    before = 0
+    for phase in phases:
+        if phase.task not in starts.values():
+            starts[before] = phase.task
+        for part, values in phase.parts.items():
+            line = lines.setdefault(part, [])
+            if line:
+                line.append((float(before), float("nan")))
+            line += [(before + step, value) for step, value in values]
+        before += phase.steps
+    return curves(
+        [Curve(part, points) for part, points in lines.items()],
+        "Training loss by part",
+        "step; a dotted line starts a task",
+        marks=[at for at in starts if at],
+        logarithmic=True,
+    )
+
+
+def losses_table(phases: Sequence[PhaseLosses]) -> Table:
+    """Of each task, phase and part the mean over the first and the last tenth of the steps."""
+    table = new_table("", ["phase", "part", "steps", "first tenth", "last tenth"])
+    for phase in phases:
+        for part, values in phase.parts.items():
+            few = -(-len(values) // 10)
+            first, last = (fmean(v for _, v in some) for some in (values[:few], values[-few:]))
+            words = (Text(short(phase.task)), phase.phase, part, str(phase.steps))
+            table.add_row(*words, f"{first:.3g}", f"{last:.3g}")
+    return table
