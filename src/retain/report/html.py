@@ -102,7 +102,7 @@ def _over_time(run: RunSummary) -> Section:
         column = [(i + 1, run.matrix[i][j]) for i in range(j, learned)]
         points = [(float(x), float("nan") if y is None else y) for x, y in column]
         lines.append(Curve(task, points))
-    picture = curves(lines, "Score of each task over time", "", x_ticks=run.row_labels)
+    picture = curves(lines, "Score of each task over time", "tasks learned")
     return Section(
         "What was kept, lost and gained",
         "Each task's score from when it was learned until now.",

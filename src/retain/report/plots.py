@@ -15,6 +15,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from rich.cells import cell_len, set_cell_size
 
 from retain.errors import RetainError
@@ -29,7 +30,8 @@ CHARACTER = 0.08
 _TITLE_CHARACTER = 0.11
 TITLE_HEIGHT = 0.5
 MARGIN = 0.15
-_CURVES = (4.6, 3.4)  # width, and height without the names
+_CURVES = (4.6, 2.2)  # width with the axis, height without
+_AXIS = 0.55
 _COLOURS = ("#3b8ede", "#e8743b", "#2fa36b", "#c566c9", "#d9a400", "#e0556b", "#4aa3a3")
 _LABEL_CELLS = 24  # longest label, in terminal cells (a CJK character takes two)
 
@@ -157,7 +159,6 @@ def curves(
     lines: Sequence[Curve],
     title: str,
     x_label: str,
-    x_ticks: Sequence[str] | None = None,
     marks: Sequence[float] = (),
     logarithmic: bool = False,
 ) -> str:
@@ -167,31 +168,26 @@ def curves(
         lines: at least one, each with points (x, y); NaN breaks it.
         title: above the picture.
         x_label: under the axis.
-        x_ticks: names of x = 1, 2, …; None numbers the axis.
         marks: where dotted vertical lines stand.
         logarithmic: whether y is.
     """
 
     def draw() -> Figure:
-        legend = -(-len(lines) // 2)
-        height = _CURVES[1] + 0.22 * legend
+        names = 0.22 * -(-len(lines) // 2) + 0.1
+        height = names + _AXIS + _CURVES[1] + TITLE_HEIGHT
         figure = Figure(figsize=(_CURVES[0], height))
-        bottom = 0.22 * legend + (0.75 if x_ticks is None else 1.4)
-        box = (0.11, bottom / height, 0.86, 1 - (bottom + TITLE_HEIGHT) / height)
-        axes = figure.add_axes(box)
+        axes = figure.add_axes((0.13, (names + _AXIS) / height, 0.85, _CURVES[1] / height))
         axes.set_title(title, fontsize=11, loc="left")
         axes.set_xlabel(x_label, fontsize=9)
         axes.tick_params(labelsize=9)
         axes.spines[["top", "right"]].set_visible(False)
         if logarithmic:
             axes.set_yscale("log", nonpositive="mask")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
         else:
             axes.set_ylim(-3, 103)
-        if x_ticks is not None:
-            places = range(1, len(x_ticks) + 1)
-            names = [short(name) for name in x_ticks]
-            axes.set_xticks(places, names, rotation=30, ha="right", rotation_mode="anchor")
-            axes.set_xlim(0.8, len(x_ticks) + 0.2)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for mark in marks:
             axes.axvline(mark, color="#888888", linewidth=0.8, linestyle=":")
         for number, line in enumerate(lines):
