@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
+from transformers import StoppingCriteriaList
 
 from retain import processes
 from retain.backbone import Backbone, Batch
 from retain.errors import StoppedError
 from retain.metrics import text
 from retain.progress import Progress
+from retain.streaming import Listener, Reply
 from retain.tasks import Example, Task
 
 Route = Callable[[Batch], torch.Tensor | None]
@@ -54,10 +56,12 @@ def answer(
     route: Route,
     config: EvaluationConfig,
     progress: Progress,
+    replies: Sequence[Reply] | None = None,
 ) -> tuple[list[str], torch.Tensor | None]:
     """Greedy answers in the order of the examples, and the weights (N, T) they were routed with.
 
-    Batches are formed by length, so that little is padded; several processes share them.
+    Batches are formed by length, so that little is padded; several processes share them. `replies`
+    are told of the answers, one each, while they are written.
     """
     features = [backbone.encode(example, with_answer=False) for example in examples]
     order = sorted(range(len(features)), key=lambda i: -len(features[i]["input_ids"]))
@@ -70,7 +74,13 @@ def answer(
         batch = backbone.collate([features[i] for i in chosen])
         with torch.no_grad():
             routing = route(batch)
-        answers = backbone.generate(batch, config.max_new_tokens)
+        listening = {}
+        if replies is not None:
+            heard = [replies[i] for i in chosen]
+            listening["stopping_criteria"] = StoppingCriteriaList(
+                [Listener(backbone, heard, config.max_new_tokens)]
+            )
+        answers = backbone.generate(batch, config.max_new_tokens, **listening)
         rows = [None] * len(chosen) if routing is None else routing.cpu()
         found += zip(chosen, answers, rows, strict=True)
         progress.update(min(len(order), len(found) * processes.count()))

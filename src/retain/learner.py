@@ -30,6 +30,7 @@ from retain.store import (
     write_jsonl,
     write_text,
 )
+from retain.streaming import Reply
 from retain.tasks import Example, Task
 from retain.tasks.readers import parse_row
 from retain.training import TrainingConfig, as_trained
@@ -391,24 +392,37 @@ class Learner:
 
     # -- inference
 
-    def answers(self, prompts: Sequence[str], task: str | None = None) -> list[Answer]:
-        """Greedy answers with their routing; `task` is for methods that need the task's name."""
+    def answers(
+        self,
+        prompts: Sequence[str | Example],
+        task: str | None = None,
+        replies: Sequence[Reply] | None = None,
+    ) -> list[Answer]:
+        """Greedy answers with their routing.
+
+        Args:
+            prompts: texts, or examples for whole conversations (their references do not count).
+            task: its name, for methods that need it.
+            replies: one a prompt, told of its answer while it is written.
+        """
         self.refuse_unready()
+        examples = [p if isinstance(p, Example) else Example(p, ("",)) for p in prompts]
         outputs, weights = answer(
             self.backbone,
-            [Example(prompt, ("",)) for prompt in prompts],
+            examples,
             lambda batch: self.method.route(batch, task),
             self.experiment.evaluation,
             Progress(),
+            replies,
         )
         names = [known.name for known in self.tasks]
         return [
             Answer(
-                prompt,
+                example.prompt,
                 output,
                 None if weights is None else dict(zip(names, weights[i].tolist(), strict=True)),
             )
-            for i, (prompt, output) in enumerate(zip(prompts, outputs, strict=True))
+            for i, (example, output) in enumerate(zip(examples, outputs, strict=True))
         ]
 
     def generate(self, prompts: Sequence[str], task: str | None = None) -> list[str]:

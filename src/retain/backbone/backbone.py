@@ -112,6 +112,11 @@ class Backbone:
         return self.embedding.weight.device
 
     @property
+    def end_ids(self) -> list[int]:
+        """The tokens that end an answer."""
+        return self.model.generation_config.eos_token_id
+
+    @property
     def embedding(self) -> nn.Embedding:
         """The (frozen) token embedding, (vocabulary, width)."""
         return self.model.get_input_embeddings()
@@ -189,7 +194,7 @@ class Backbone:
             whole = self._templated([*turns, {"role": "assistant", "content": answer}])
             if whole.startswith(prompt):  # the template ends a turn in its own way
                 ids = self._ids(whole[len(prompt) :].rstrip())
-                stops = ids[-1] in self.model.generation_config.eos_token_id
+                stops = ids[-1] in self.end_ids
                 return ids if stops else [*ids, self.tokenizer.eos_token_id]
         elif not self.is_encoder_decoder and not prompt[-1:].isspace():
             answer = f" {answer}"
@@ -269,16 +274,19 @@ class Backbone:
             return tokens.float().masked_fill(hidden, float("-inf")).amax(1)
 
     @torch.no_grad()
-    def generate(self, batch: Batch, max_new_tokens: int, **sampling: Any) -> list[str]:
-        """Answers to a batch of prompts; greedy unless `sampling` says otherwise."""
+    def generate(self, batch: Batch, max_new_tokens: int, **options: Any) -> list[str]:
+        """Answers to a batch of prompts; greedy unless `options` of `generate` say otherwise."""
         self.model.eval()
         inputs = {key: batch[key] for key in PROMPT_KEYS}
-        options = {"do_sample": False, "max_new_tokens": max_new_tokens, **sampling}
+        options = {"do_sample": False, "max_new_tokens": max_new_tokens, **options}
         output = self.model.generate(**inputs, **options)
         if not self.is_encoder_decoder:
             output = output[:, batch["input_ids"].shape[1] :]
-        texts = self.tokenizer.batch_decode(output, skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        return [self.decode(ids) for ids in output.tolist()]
+
+    def decode(self, ids: list[int]) -> str:
+        """The answer that tokens write: without special ones, and without space around it."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

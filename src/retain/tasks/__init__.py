@@ -1,6 +1,6 @@
 """Tasks and their readers."""
 
-from retain.tasks.example import Example
+from retain.tasks.example import Example, user_text
 from retain.tasks.task import Task
 
-__all__ = ["Example", "Task"]
+__all__ = ["Example", "Task", "user_text"]

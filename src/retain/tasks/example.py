@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+
+def user_text(messages: Iterable[Mapping[str, str]]) -> str:
+    """What the user says in a conversation: the prompt of an example that comes as a chat."""
+    return "\n".join(turn["content"] for turn in messages if turn["role"] == "user")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from retain.errors import RetainError
 from retain.store import numbered_jsonl, read_json, read_text
-from retain.tasks.example import Example
+from retain.tasks.example import Example, user_text
 
 COLUMNS = {"prompt": "prompt", "answer": "answer"}
 
@@ -40,7 +40,7 @@ def parse_row(row: Any, where: str, columns: Mapping[str, str] = COLUMNS) -> Exa
             if len(turns) < 2 or turns[-1]["role"] != "assistant":
                 raise RetainError(f"{where}: 'messages' must end with the assistant's answer")
             answer, turns = turns[-1]["content"], turns[:-1]
-        prompt = "\n".join(turn["content"] for turn in turns if turn["role"] == "user")
+        prompt = user_text(turns)
         messages = tuple(turns)
     else:
         for role, key in columns.items():

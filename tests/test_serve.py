@@ -1,0 +1,502 @@
+"""Over HTTP come the answers of `retain generate`, whoever asks, in whatever company."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from retain.backbone import Backbone
+from retain.learner import Answer, Learner
+from retain.serve.app import MAX_BODY, create_app
+from retain.streaming import Reply
+from retain.tasks import Example
+from tests.command import call
+from tests.tiny import make_backbone, make_learner, make_task, prompts_of, save_backbone
+
+TASKS = (make_task("copy"), make_task("letter"))
+PROMPTS = prompts_of(*TASKS)
+CHAT = "/v1/chat/completions"
+
+
+def learned(variant: str, backbone: Backbone | Path, folder: Path) -> Learner:
+    learner = make_learner(variant, backbone, folder)
+    for task in TASKS:
+        learner.learn(task)
+    return learner
+
+
+@pytest.fixture(scope="module")
+def sapt(tmp_path_factory: pytest.TempPathFactory) -> Learner:
+    return learned("sapt", make_backbone("llama"), tmp_path_factory.mktemp("sapt") / "run")
+
+
+@pytest.fixture(scope="module")
+def pertask(tmp_path_factory: pytest.TempPathFactory) -> Learner:
+    return learned("pertask", make_backbone("t5"), tmp_path_factory.mktemp("pertask") / "run")
+
+
+@pytest.fixture
+def client(sapt: Learner) -> Iterator[TestClient]:
+    with TestClient(create_app(sapt)) as client:
+        yield client
+
+
+def body(prompt: str, **more: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": prompt}], **more}
+
+
+def events(text: str) -> list[Any]:
+    parts = text.split("\n\n")
+    assert parts.pop() == ""
+    assert parts.pop() == "data: [DONE]"
+    return [json.loads(part.removeprefix("data: ")) for part in parts]
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+class Held:
+    """The model's thread stands still at its first batch, until everybody else waits."""
+
+    def __init__(self, learner: Learner, patch: pytest.MonkeyPatch) -> None:
+        self.batches: list[int] = []
+        self.busy, self.free = threading.Event(), threading.Event()
+        answers = learner.answers
+
+        def held(examples: list[Example], *more: Any) -> list[Answer]:
+            self.batches.append(len(examples))
+            self.busy.set()
+            assert self.free.wait(30)
+            return answers(examples, *more)
+
+        patch.setattr(learner, "answers", held)
+
+
+def asked_together(
+    client: TestClient, held: Held, requests: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Responses to requests of which all but the first wait while that one is answered."""
+    app: Any = client.app
+    with ThreadPoolExecutor(len(requests)) as pool:
+        futures = [pool.submit(client.post, CHAT, json=requests[0])]
+        assert held.busy.wait(30)
+        futures += [pool.submit(client.post, CHAT, json=request) for request in requests[1:]]
+        until(lambda: len(app.state.batcher.waiting) == len(requests) - 1)
+        held.free.set()
+        responses = [future.result() for future in futures]
+    assert [response.status_code for response in responses] == [200] * len(requests)
+    return [response.json() for response in responses]
+
+
+# -- the same answers
+
+
+def test_answers_of_a_batch_are_those_of_generate(
+    sapt: Learner, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [sapt.answers([prompt])[0] for prompt in PROMPTS]
+    assert len({answer.output for answer in expected}) > 3
+    assert len({round(answer.routing["copy"], 3) for answer in expected}) > 3
+    held = Held(sapt, monkeypatch)
+    found = asked_together(client, held, [body(prompt, routing=True) for prompt in PROMPTS])
+    assert held.batches == [1, 3, 3, 1]  # what waited, at most evaluation.batch_size at once
+    for response, answer in zip(found, expected, strict=True):
+        assert response["choices"][0]["message"]["content"] == answer.output
+        assert response["routing"] == pytest.approx(answer.routing, abs=1e-5)
+
+
+def test_a_stream_tells_the_answer_piece_by_piece(sapt: Learner, client: TestClient) -> None:
+    expected = sapt.answers(PROMPTS)
+    for answer in expected:
+        asked = body(answer.prompt, stream=True, routing=True)
+        asked["stream_options"] = {"include_usage": True}
+        response = client.post(CHAT, json=asked)
+        assert response.headers["content-type"].startswith("text/event-stream")
+        *chunks, usage = events(response.text)
+        deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+        assert deltas[0] == {"role": "assistant", "content": ""}
+        assert "".join(delta.get("content", "") for delta in deltas) == answer.output
+        assert len(deltas) > 3 or len(answer.output) < 2
+        assert deltas[-1] == {}
+        assert chunks[-1]["routing"] == pytest.approx(answer.routing, abs=1e-5)
+        whole = client.post(CHAT, json=body(answer.prompt)).json()
+        assert chunks[-1]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
+        assert usage["usage"] == whole["usage"]
+        assert usage["choices"] == []
+
+
+def test_tokens_are_counted_and_bounded(sapt: Learner, client: TestClient) -> None:
+    limit = sapt.experiment.evaluation.max_new_tokens
+    answer = next(a for a in sapt.answers(PROMPTS) if len(a.output) == limit)
+    whole = client.post(CHAT, json=body(answer.prompt, max_tokens=999)).json()
+    assert whole["choices"][0]["finish_reason"] == "length"
+    assert whole["usage"]["completion_tokens"] == limit
+    assert whole["usage"]["prompt_tokens"] == len(answer.prompt)  # a token a character
+    short = client.post(CHAT, json=body(answer.prompt, max_tokens=2)).json()
+    assert short["choices"][0]["message"]["content"] == answer.output[:2].strip()
+    assert short["usage"]["completion_tokens"] == 2
+
+
+def test_a_method_that_needs_the_task_is_told_it(
+    pertask: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [task.name for task in TASKS]
+    requests = [body(prompt, task=name) for prompt in PROMPTS[:3] for name in names]
+    expected = [pertask.generate([prompt], name)[0] for prompt in PROMPTS[:3] for name in names]
+    assert expected[::2] != expected[1::2]
+    held = Held(pertask, monkeypatch)
+    with TestClient(create_app(pertask)) as client:
+        listed = client.get("/v1/models").json()["data"]
+        assert [(m["id"], m["tasks"], m["needs_task"]) for m in listed] == [("run", names, True)]
+        found = asked_together(client, held, requests)
+    assert [r["choices"][0]["message"]["content"] for r in found] == expected
+    assert sorted(held.batches) == [1, 2, 3]  # a batch is of one task
+
+
+def test_a_conversation_is_read_as_in_training(sapt: Learner, client: TestClient) -> None:
+    messages = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": "yes?"},
+        {"role": "user", "content": PROMPTS[0], "name": "somebody"},
+    ]
+    whole = client.post(CHAT, json={"messages": messages, "routing": True}).json()
+    read = f"be brief\nhello\nyes?\n{PROMPTS[0]}"  # this backbone has no template
+    assert whole["usage"]["prompt_tokens"] == len(read)
+    # It is routed by the user's words alone.
+    heard = sapt.answers([f"hello\n{PROMPTS[0]}"])[0]
+    assert whole["routing"] == pytest.approx(heard.routing, abs=1e-5)
+    assert whole["routing"] != pytest.approx(sapt.answers([read])[0].routing, abs=1e-5)
+
+
+def test_a_chat_template_is_written_as_for_generate(tmp_path: Path) -> None:
+    folder = save_backbone("llama", tmp_path / "backbone")
+    template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}[a]"
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    learner = Learner(
+        folder,
+        {"name": "seqlora", "rank": 2},
+        tmp_path / "run",
+        training={"max_steps": 1},
+        evaluation={"max_new_tokens": 5},
+        prompt={"chat_template": True},
+    )
+    learner.learn(TASKS[0])
+    with TestClient(create_app(learner)) as client:
+        for prompt in PROMPTS[:3]:
+            whole = client.post(CHAT, json=body(prompt)).json()
+            assert whole["choices"][0]["message"]["content"] == learner.generate([prompt])[0]
+            assert whole["usage"]["prompt_tokens"] == len(f"[user]{prompt}[a]")
+
+
+# -- refusals
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "says"),
+    [
+        (b"{", 400, "request: not JSON"),
+        (b'{"messages": "\xff"}', 400, "request: not JSON"),
+        (b"[" * 5000, 400, "request: not JSON"),
+        (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', 400, "request: not JSON"),
+        (b"[]", 400, "request: field ''"),
+        ({}, 400, "field 'messages': Field required; add it"),
+        ({"messages": []}, 400, "the last of 'messages' must be a text of the user's"),
+        (body(" "), 400, "the last of 'messages' must be a text of the user's"),
+        ({"messages": [{"role": "assistant", "content": "a"}]}, 400, "the last of 'messages'"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, 400, "field 'messages.0.role'"),
+        ({"messages": [{"role": "user", "content": [{}]}]}, 400, "field 'messages.0.content'"),
+        (body("a", tools=[{}]), 400, "unknown field 'tools'; remove it or use one of: messages,"),
+        (body("a", n=2), 400, "field 'n'"),
+        (body("a", max_tokens=0), 400, "field 'max_tokens'"),
+        (body("a", model="gpt-4"), 404, "field 'model': there is only 'run' here"),
+        (body("a" * MAX_BODY), 413, "request: has more than 1048576 bytes; shorten it"),
+    ],
+)
+def test_what_is_wrong_is_said(
+    client: TestClient, content: bytes | dict[str, Any], status: int, says: str
+) -> None:
+    raw = content if isinstance(content, bytes) else json.dumps(content).encode()
+    response = client.post(CHAT, content=raw, headers={"Content-Type": "application/json"})
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert says in error["message"]
+    assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "kind", "status"),
+    [
+        ("POST", CHAT, "text/plain", 415),  # a form of a foreign page could send it
+        ("GET", CHAT, "application/json", 405),
+        ("POST", "/v1/completions", "application/json", 404),
+    ],
+)
+def test_other_requests_are_refused(
+    client: TestClient, method: str, path: str, kind: str, status: int
+) -> None:
+    content = json.dumps(body("a")).encode()
+    response = client.request(method, path, content=content, headers={"Content-Type": kind})
+    assert response.status_code == status
+    assert response.json()["error"]["message"]
+
+
+def test_sampling_settings_and_nulls_change_nothing(client: TestClient) -> None:
+    usual = {"temperature": 0.7, "top_p": 0.9, "seed": 1, "stop": None, "max_tokens": None}
+    plain, sent = (client.post(CHAT, json=body(PROMPTS[0], **more)) for more in ({}, usual))
+    assert sent.json()["choices"] == plain.json()["choices"]
+
+
+@pytest.mark.parametrize("task", [None, "other"])
+def test_without_its_task_a_method_is_not_asked(pertask: Learner, task: str | None) -> None:
+    with TestClient(create_app(pertask)) as client:
+        response = client.post(CHAT, json=body("a", task=task))
+    assert response.status_code == 400
+    message = response.json()["error"]["message"]
+    assert message == "field 'task': this method needs the task's name, one of copy, letter"
+
+
+def test_a_key_is_asked_for(sapt: Learner) -> None:
+    with TestClient(create_app(sapt, key="clé-1")) as client:
+        for given in ({}, {"Authorization": "Bearer other"}, {"Authorization": "Basic clé-1"}):
+            headers = {name: value.encode() for name, value in given.items()}
+            for response in (
+                client.post(CHAT, json=body("a"), headers=headers),
+                client.get("/v1/models", headers=headers),
+            ):
+                assert response.status_code == 401
+                assert "needs its key" in response.json()["error"]["message"]
+                assert response.headers["www-authenticate"] == "Bearer"
+        right = {"Authorization": "Bearer clé-1".encode()}
+        assert client.post(CHAT, json=body("a"), headers=right).status_code == 200
+        assert client.get("/").status_code == 200
+
+
+def test_one_too_many_is_turned_away(sapt: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held(sapt, monkeypatch)
+    with TestClient(create_app(sapt, waiting=2)) as client, ThreadPoolExecutor() as pool:
+        asked = [pool.submit(client.post, CHAT, json=body("a"))]
+        assert held.busy.wait(30)
+        asked += [pool.submit(client.post, CHAT, json=body("a")) for _ in range(2)]
+        app: Any = client.app
+        until(lambda: len(app.state.batcher.waiting) == 2)
+        refused = client.post(CHAT, json=body("a"))
+        held.free.set()
+        assert [future.result().status_code for future in asked] == [200] * 3
+        assert client.post(CHAT, json=body("a")).status_code == 200
+    assert refused.status_code == 429
+    assert refused.headers["retry-after"] == "1"
+    assert "2 requests wait already" in refused.json()["error"]["message"]
+
+
+def test_a_failed_batch_is_told_and_the_next_one_answered(
+    sapt: Learner, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sapt.method, "route", lambda *_: 1 / 0)
+        failed = client.post(CHAT, json=body("a"))
+        stream = client.post(CHAT, json=body("a", stream=True))
+    assert failed.status_code == 500
+    assert failed.json()["error"]["type"] == "server_error"
+    assert '"server_error"' in stream.text
+    assert "[DONE]" not in stream.text
+    assert client.post(CHAT, json=body("a")).status_code == 200
+
+
+def test_local_servers_answer_to_local_names_only(sapt: Learner) -> None:
+    with TestClient(create_app(sapt, local=True)) as client:
+        found = [
+            client.get("/", headers={"Host": host}).status_code
+            for host in ("localhost:1", "127.0.0.1", "[::1]:8000", "elsewhere.example")
+        ]
+    assert found == [200, 200, 200, 400]
+
+
+def test_the_page_reaches_its_own_origin_only(client: TestClient) -> None:
+    page = client.get("/")
+    assert "connect-src 'self'" in page.headers["content-security-policy"]
+    assert "//" not in page.text
+
+
+# -- streaming
+
+
+def told(tokens: list[int], limit: int | None = None) -> tuple[list[str], Reply]:
+    """What a reply tells of UTF-8 bytes, the last of which ends generation."""
+
+    class Bytes:
+        end_ids = (0,)
+
+        def decode(self, ids: list[int]) -> str:
+            return bytes(i for i in ids if i).decode(errors="replace").replace(" .", ".").strip()
+
+    pieces: list[str] = []
+    reply = Reply(pieces.append, limit)
+    bytewise: Any = Bytes()
+    for i, token in enumerate(tokens):
+        if not reply.done:
+            reply.add(token, bytewise, last=i == len(tokens) - 1)
+    return pieces, reply
+
+
+@pytest.mark.parametrize(
+    "text", [" a b ", "née 任务 🦊!", "so . it  is", "", " ", "\ufffd", "a\n\nb"]
+)
+@pytest.mark.parametrize("end", [[], [0], [0, 0, 0]])
+def test_pieces_make_the_answer(text: str, end: list[int]) -> None:
+    pieces, reply = told([*text.encode(), *end])
+    assert "".join(pieces) == text.replace(" .", ".").strip()
+    assert len(pieces) > 1 or len(text) < 3
+    assert reply.ended == bool(end)
+
+
+def test_a_reply_that_is_left_takes_no_more() -> None:
+    pieces, reply = told(list(b"abcdef"), limit=3)
+    assert ("".join(pieces), len(reply.tokens), reply.ended) == ("abc", 3, False)
+    learner_backbone = make_backbone("llama")
+    pieces = []
+
+    def leave(piece: str) -> None:
+        pieces.append(piece)
+        left.stopping = True
+
+    left = Reply(leave)
+    left.add(5, learner_backbone, last=False)
+    left.add(6, learner_backbone, last=False)
+    assert left.done
+    assert len(pieces) == 1
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_a_reply_that_is_left_ends_generation(kind: str, tmp_path: Path) -> None:
+    learner = make_learner("seqlora", make_backbone(kind), tmp_path / "run")
+    learner.learn(TASKS[0])
+    steps = 0
+    forward = learner.backbone.model.forward
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        return forward(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learner.backbone.model, "forward", counted)
+        replies = [Reply(limit=1), Reply(limit=2)]
+        short = learner.answers(PROMPTS[:2], None, replies)
+    assert steps == 2
+    assert [len(reply.tokens) for reply in replies] == [1, 2]
+    whole = learner.generate(PROMPTS[:2])
+    assert all(w.startswith(s.output) for w, s in zip(whole, short, strict=True))
+
+
+def test_generate_streams_in_a_terminal(
+    backbone_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned("seqlora", backbone_folder("llama"), tmp_path / "run")
+    arguments = ("generate", tmp_path / "run", PROMPTS[0])
+    expected = call(*arguments).out
+    outputs: list[str] = []
+
+    class Terminal:
+        def isatty(self) -> bool:
+            return True
+
+        def write(self, text: str) -> int:
+            outputs.append(text)
+            return len(text)
+
+        def flush(self) -> None:
+            pass
+
+    from retain.cli import generate
+
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    generate(tmp_path / "run", [PROMPTS[0]])
+    assert "".join(outputs) == expected
+    assert len(outputs) > 3
+    outputs.clear()
+    generate(tmp_path / "run", [PROMPTS[0]], as_json=True)
+    assert json.loads("".join(outputs))["output"] + "\n" == expected
+
+
+# -- the command
+
+
+def test_the_command_serves_until_ctrl_c(
+    backbone_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    learned("seqlora", backbone_folder("llama"), tmp_path / "run")
+    command = [sys.executable, "-m", "retain", "serve", "run", "--port", "0"]
+    environment = {**os.environ, "RETAIN_API_KEY": "k"}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline().split()
+            url = line[line.index("at") + 1]
+            request = urllib.request.Request(
+                f"{url}v1/models", headers={"Authorization": "Bearer k"}
+            )
+            with urllib.request.urlopen(request, timeout=30) as response:
+                assert json.load(response)["data"][0]["id"] == "run"
+        finally:
+            process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "more", "says"),
+    [
+        ("", (), "RETAIN_API_KEY is empty"),
+        (None, ("--port", "{taken}"), "cannot listen there (Address already in use)"),
+        (None, ("--host", "203.0.113.1"), "203.0.113.1:8000: cannot listen there"),
+        (None, ("--port", "0"), "no such run"),
+    ],
+)
+def test_where_it_cannot_serve(
+    key: str | None,
+    more: tuple[str, ...],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RETAIN_API_KEY", raising=False)
+    if key is not None:
+        monkeypatch.setenv("RETAIN_API_KEY", key)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = call("serve", tmp_path / "none", *(m.format(taken=port) for m in more))
+    assert done.status == 2
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    assert says in done.err
+
+
+def test_without_the_extra_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("retain.serve", "retain.serve.app"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    done = call("serve", tmp_path)
+    assert done.status == 2
+    assert "uvicorn is not installed; pip install 'retain[serve]'" in done.err
