@@ -67,3 +67,38 @@ def write_settings(path: Path, values: Mapping[str, Any]) -> Path:
     """Writes the experiment file."""
     path.write_text(yaml.safe_dump(dict(values), sort_keys=False), encoding="utf-8")
     return path
+
+
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    """All files with their content, and all folders."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+def refused(*arguments: str | Path, says: list[str], stdin: bytes = b"") -> None:
+    """Asserts that it is: status 2, one `error:` line that says so, nothing touched."""
+    before = snapshot(Path.cwd())
+    check(call(*arguments, stdin=stdin), says)
+    assert snapshot(Path.cwd()) == before
+
+
+def check(done: Called, says: list[str]) -> None:
+    assert done.status == 2, done
+    assert done.out == ""
+    assert len(done.err.splitlines()) == 1, done.err
+    assert done.err.startswith("error: ")
+    for part in says:
+        assert part in done.err
+
+
+def put(values: Any, field: str, value: Any) -> None:
+    """Sets a nested field of an experiment; ... deletes it."""
+    *path, last = (int(part) if part.isdigit() else part for part in field.split("."))
+    for part in path:
+        values = values[part]
+    if value is ...:
+        del values[last]
+    else:
+        values[last] = value

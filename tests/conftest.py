@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.command import call, settings, write_settings, write_tasks
 from tests.tiny import save_backbone
 
 
@@ -23,3 +25,35 @@ def _quick() -> None:
 def backbone_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The saved folder of a tiny backbone, by its kind."""
     return cache(lambda kind: save_backbone(kind, tmp_path_factory.mktemp(kind)))
+
+
+@pytest.fixture(scope="session")
+def learned(
+    tmp_path_factory: pytest.TempPathFactory, backbone_folder: Callable[[str], Path]
+) -> Path:
+    """A folder with task files, `exp.yaml`, and the runs `run` and `pertask` of the task copy."""
+    folder = tmp_path_factory.mktemp("learned")
+    write_tasks(folder)
+    values = settings(backbone_folder("llama"), "copy")
+    write_settings(folder / "exp.yaml", values)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for method in ("run", "pertask"):
+            name = "seqlora" if method == "run" else method
+            done = call("run", "exp.yaml", "--output", method, "--set", f"method.name={name}")
+            assert done.status == 0, done.err
+    return folder
+
+
+@pytest.fixture
+def place(learned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it as working directory, where training is forbidden."""
+
+    def train(*_: object, **__: object) -> None:
+        raise AssertionError("training began")
+
+    folder = tmp_path / "place"
+    shutil.copytree(learned, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("retain.learning.fit", train)
+    return folder

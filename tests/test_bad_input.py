@@ -13,77 +13,14 @@ from typing import Any
 import pytest
 import safetensors.torch
 
-from tests.command import Called, call, settings, write_settings, write_tasks
+from tests.command import Called, check, put, refused, settings, snapshot, write_settings
 
 Backbones = Callable[[str], Path]
 
 GOOD = b'{"prompt": "p", "answer": "a"}\n'
 
 
-@pytest.fixture(scope="module")
-def learned(tmp_path_factory: pytest.TempPathFactory, backbone_folder: Backbones) -> Path:
-    """A folder with task files, `exp.yaml`, and the runs `run` and `pertask` of the task copy."""
-    folder = tmp_path_factory.mktemp("learned")
-    write_tasks(folder)
-    values = settings(backbone_folder("llama"), "copy")
-    write_settings(folder / "exp.yaml", values)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for method in ("run", "pertask"):
-            name = "seqlora" if method == "run" else method
-            done = call("run", "exp.yaml", "--output", method, "--set", f"method.name={name}")
-            assert done.status == 0, done.err
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def place(learned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it as working directory, where training is forbidden."""
-
-    def train(*_: object, **__: object) -> None:
-        raise AssertionError("training began")
-
-    folder = tmp_path / "place"
-    shutil.copytree(learned, folder)
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr("retain.learning.fit", train)
-    return folder
-
-
-def snapshot(folder: Path) -> dict[str, bytes | None]:
-    """All files with their content, and all folders."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
-        for path in folder.rglob("*")
-    }
-
-
-def refused(*arguments: str | Path, says: list[str], stdin: bytes = b"") -> None:
-    """Asserts how the command ends: as this file's first line says."""
-    before = snapshot(Path.cwd())
-    check(call(*arguments, stdin=stdin), says)
-    assert snapshot(Path.cwd()) == before
-
-
-def check(done: Called, says: list[str]) -> None:
-    assert done.status == 2, done
-    assert done.out == ""
-    assert len(done.err.splitlines()) == 1, done.err
-    assert done.err.startswith("error: ")
-    for part in says:
-        assert part in done.err
-
-
-def put(values: Any, field: str, value: Any) -> None:
-    """Sets a nested field of an experiment; ... deletes it."""
-    *path, last = (int(part) if part.isdigit() else part for part in field.split("."))
-    for part in path:
-        values = values[part]
-    if value is ...:
-        del values[last]
-    else:
-        values[last] = value
-
+pytestmark = pytest.mark.usefixtures("place")
 
 # -- the experiment file
 
