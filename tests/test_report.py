@@ -47,8 +47,6 @@ RUN = RunSummary(
         after=[[1.0], [0.1, 0.9], [0.2, 0.2, 0.6]],
         now=[[0.9, 0.05, 0.05], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]],
         by_layer=[],
-        pseudo=0,
-        real=False,
     ),
     losses=[
         PhaseLosses("tickets", "learn", 2, {"task": [(1, 2.0), (2, 1.0)]}),

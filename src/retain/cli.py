@@ -195,24 +195,32 @@ def inspect(
     run: Run,
     picture: Annotated[Path | None, typer.Option(help="Also write it as a PNG.")] = None,
 ) -> None:
-    """Show what a method looks at: a pool's attention over blocks, SEEKR's attention heads."""
+    """Show what a method looks at: blocks or attention heads; and its pseudo-samples."""
     from retain import results
-    from retain.report import heads, routing
+    from retain.report import heads, pseudo, routing
 
-    if results.settings(results.open_run(run))["method"]["name"] == "seekr":
+    opened = results.open_run(run)
+    method = results.settings(opened)["method"]["name"]
+    samples = pseudo.read_samples(opened)
+    if method == "seekr":
         maps = heads.read_heads(run)
         if picture is not None:
             heads.heads_png(maps, picture)
         console.print(*heads.tables(maps))
         _say(heads.depth_sentence(maps))
         _say(heads.memory_sentence(maps))
-    else:
+    elif samples is None or routing.routes(opened):
         found = routing.read_routing(run)
         if picture is not None:
             routing.routing_png(found, picture)
         console.print(*routing.tables(found))
-        if found.pseudo:
-            _say(routing.pseudo_sentence(found))
+    elif picture is not None:
+        raise RetainError(f"inspect: method '{method}' has no picture; leave --picture out")
+    if samples is not None:
+        console.print(pseudo.samples_table(samples))
+        if not samples.real:
+            _say(pseudo.WORDS)
+        _say(pseudo.privacy_sentence(samples))
     if picture is not None:
         _say(f"wrote {picture}")
 

@@ -18,10 +18,12 @@ EVALUATION = "evaluation.json"
 ZERO_SHOT = "zero_shot.json"
 SINGLE = "single.json"
 COST = "cost.json"
+QUALITY = "quality.json"
 RECORDS = {
     EVALUATION,
     ZERO_SHOT,
     COST,
+    QUALITY,
     "task.json",
     "test.jsonl",
     "training.jsonl",

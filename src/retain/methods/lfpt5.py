@@ -16,7 +16,14 @@ from retain.backbone.backbone import IGNORED, cross_entropy
 from retain.layers.soft_prompt import PromptPool
 from retain.methods.base import MethodConfig, Phase
 from retain.methods.memory import ScheduleConfig, read_examples
-from retain.methods.pseudo import BATCH, generator_rows, write_inputs
+from retain.methods.pseudo import (
+    BATCH,
+    DrawConfig,
+    generator_rows,
+    taught_inputs,
+    write_inputs,
+    write_quality,
+)
 from retain.methods.teacher import TaughtMethod, TeacherConfig, soft_cross_entropy, stacked
 from retain.methods.weights import PoolWeights
 from retain.phase import Unit
@@ -24,12 +31,10 @@ from retain.store import read_json
 from retain.tasks import Example, Task
 
 
-class WritingConfig(MethodConfig):
+class WritingConfig(DrawConfig):
     """λ_lm of learning to write inputs, and how pseudo-samples are drawn."""
 
     weight: NonNegativeFloat = 0.25
-    top_k: PositiveInt = 20
-    max_new_tokens: PositiveInt = 128
 
 
 class PseudoConfig(ScheduleConfig):
@@ -72,6 +77,7 @@ class Lfpt5(TaughtMethod):
         self.options = config
         self._writing: list[Features] = []  # of the task's rows
         self._writing_kept: list[Features] = []  # of the rows in memory
+        self._dropped = 0  # copies of training inputs, when the task's pseudo-samples were drawn
 
     def make_weights(self, config: Any) -> PoolWeights:
         """The one prompt."""
@@ -91,16 +97,16 @@ class Lfpt5(TaughtMethod):
 
         An input without an answer is left out.
         """
-        options = self.options.writing
-        inputs = write_inputs(
+        written = write_inputs(
             self.backbone,
             _trigger(task.name),
             self.weights.use,
             self.kept(task),
-            options.max_new_tokens,
-            options.top_k,
+            self.options.writing,
+            taught_inputs(self.backbone, self._writing),
             "training.max_steps or method.writing.weight",
         )
+        inputs, self._dropped = written.texts, written.dropped
         rows = [self.backbone.encode(Example(text, ("",)), with_answer=False) for text in inputs]
         limit = self.backbone.prompt.max_answer_tokens
         answers: list[str] = []
@@ -112,8 +118,11 @@ class Lfpt5(TaughtMethod):
         return [Example(text, (answer,)) for text, answer in pairs if answer]
 
     def finish(self, task: Task, folder: Path) -> None:
-        """Keeps pseudo-samples, and the model's logits on them."""
+        """Keeps pseudo-samples with the model's logits on them, and measures them."""
         super().finish(task, folder)
+        texts = [example.prompt for example in read_examples(folder)]
+        taught = taught_inputs(self.backbone, self._writing)
+        write_quality(folder, self.backbone, texts, self._dropped, taught)
         self._keep_writing(folder, task.name)
 
     def load(self, folder: Path) -> None:

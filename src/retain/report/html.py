@@ -10,7 +10,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from rich.table import Table
 
-from retain.report import heads, losses, routing
+from retain.report import heads, losses, pseudo, routing
 from retain.report.changes import Changes, changes_table
 from retain.report.plots import Curve, curves, heat_map
 from retain.report.summary import RunSummary, sentence
@@ -65,6 +65,12 @@ def _sections(run: RunSummary) -> Iterator[Section]:
         yield _attention(run.routing)
     if run.heads is not None:
         yield _heads(run.heads)
+    if run.samples is not None:
+        yield Section(
+            "Pseudo-samples",
+            pseudo.privacy_sentence(run.samples) + ("" if run.samples.real else f" {pseudo.WORDS}"),
+            tables=[("", pseudo.samples_table(run.samples))],
+        )
     if run.losses:
         yield Section(
             "Training",

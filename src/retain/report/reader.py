@@ -10,6 +10,7 @@ from retain import results
 from retain.report.changes import read_changes
 from retain.report.heads import HEADS, read_heads
 from retain.report.losses import read_losses
+from retain.report.pseudo import read_samples
 from retain.report.routing import read_routing
 from retain.report.summary import RunSummary
 
@@ -34,6 +35,7 @@ def summarise(folder: Path) -> RunSummary:
         settings=dict(flat({k: v for k, v in settings.items() if k != "tasks"})),
         routing=read_routing(folder) if pooled else None,
         heads=read_heads(folder) if chose_heads else None,
+        samples=read_samples(run),
         losses=read_losses(run),
         changes=read_changes(run),
         costs=results.costs(run),

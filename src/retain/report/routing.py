@@ -16,10 +16,10 @@ from retain.errors import RetainError
 from retain.report.heads import short_names
 from retain.report.plots import new_panel, panels_png, short
 from retain.report.tables import TASKS_PER_TABLE, new_table
-from retain.store import read_json, read_jsonl
+from retain.store import RunDirectory, read_json
 
-GATES, PSEUDO = "gates.json", "pseudo.jsonl"
-"""AM-LoRA's and SAPT's files; the names are repeated, as importing the methods is slow."""
+GATES = "gates.json"
+"""AM-LoRA's file; the name is repeated, as importing the method is slow."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,7 @@ class Routing:
     """Mean weights over the blocks on each task's test prompts, (tasks × blocks), oldest first.
 
     `after` is right after the task was learned, over the blocks that there were then; `now` is
-    after the newest task. `by_layer` is there for methods that attend in every layer. `pseudo` is
-    the number of kept pseudo-samples, `real` whether they are training inputs.
+    after the newest task. `by_layer` is there for methods that attend in every layer.
     """
 
     label: str
@@ -51,8 +50,12 @@ class Routing:
     after: list[list[float]]
     now: list[list[float]]
     by_layer: list[LayerGates]
-    pseudo: int
-    real: bool
+
+
+def routes(run: RunDirectory) -> bool:
+    """Whether a run has weights over blocks to show."""
+    rows = results.rows(run)
+    return bool(rows) and all(row is not None for row in rows[-1]["routing"])
 
 
 def read_routing(folder: Path) -> Routing:
@@ -63,7 +66,7 @@ def read_routing(folder: Path) -> Routing:
     """
     run = results.open_run(folder)
     rows = results.rows(run)
-    if not rows or any(row is None for row in rows[-1]["routing"]):
+    if not routes(run):
         method = results.settings(run)["method"]["name"]
         raise RetainError(
             f"{folder}: nothing to inspect for method '{method}' yet; give a run of seekr or of a "
@@ -72,21 +75,16 @@ def read_routing(folder: Path) -> Routing:
     learned = run.learned()[: len(rows)]
     tasks = []
     by_layer = []
-    pseudo = 0
     for path in learned:
         place = path.relative_to(run.path).as_posix()
-        for name in ("task.json", GATES, PSEUDO):
+        for name in ("task.json", GATES):
             run.check(f"{place}/{name}")
         tasks.append(" ".join(read_json(path / "task.json")["name"].split()))
         if f"{place}/{GATES}" in run.files:
             by_layer.append(_layer_gates(tasks[-1], read_json(path / GATES)))
-        if f"{place}/{PSEUDO}" in run.files:
-            pseudo += len(read_jsonl(path / PSEUDO))
     after = [row["routing"][i] for i, row in enumerate(rows)]
-    method = results.settings(run)["method"]
-    real = method.get("reflection", {}).get("samples") == "real"
     label, now = folder.resolve().name, rows[-1]["routing"]
-    return Routing(label, tasks, after, now, by_layer, pseudo, real)
+    return Routing(label, tasks, after, now, by_layer)
 
 
 def _layer_gates(task: str, stored: dict[str, Any]) -> LayerGates:
@@ -96,16 +94,6 @@ def _layer_gates(task: str, stored: dict[str, Any]) -> LayerGates:
         groups.setdefault(name.rpartition(".")[0], []).append(gates)
     means = [[fmean(column) for column in zip(*rows, strict=True)] for rows in groups.values()]
     return LayerGates(task, short_names(list(groups)), means, stored["effective"])
-
-
-def pseudo_sentence(routing: Routing) -> str:
-    """That pseudo-samples hold people's data."""
-    what = "they are" if routing.real else "they imitate"
-    may = "" if routing.real else " and may repeat them"
-    return (
-        f"Pseudo-samples: {routing.pseudo:,}; {what} training inputs{may}: "
-        "this is user data, to be treated like the training data."
-    )
 
 
 def tables(routing: Routing) -> list[Table]:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:  # these draw what they read, with tools that ask for a RunSum
     from retain.report.changes import Changes
     from retain.report.heads import HeadMaps
     from retain.report.losses import PhaseLosses
+    from retain.report.pseudo import Samples
     from retain.report.routing import Routing
 
 METRIC_LABELS = {
@@ -28,7 +29,8 @@ class RunSummary:
     `matrix[i][j]` is the score (0..100) on task j after learning task i. Row i holds i+1 entries;
     None means not measured. There are fewer rows than tasks when the run stopped early.
     `metrics` maps the keys of `METRIC_LABELS` to points; a missing key counts as None.
-    `routing` exists for pools only, `heads` for SEEKR; `losses` are those of training, `changes`
+    `routing` exists for pools only, `heads` for SEEKR, `samples` for
+    methods that write pseudo-samples; `losses` are those of training, `changes`
     the answers that were lost, and `costs` has a mapping per learned task, as `results.costs`.
     """
 
@@ -41,6 +43,7 @@ class RunSummary:
     settings: dict[str, object] = field(default_factory=dict)
     routing: Routing | None = None
     heads: HeadMaps | None = None
+    samples: Samples | None = None
     losses: Sequence[PhaseLosses] = ()
     changes: Changes | None = None
     costs: Sequence[Mapping[str, float]] = ()

@@ -22,7 +22,14 @@ from retain.layers.pooled_linear import LoraPool
 from retain.layers.soft_prompt import PromptPool
 from retain.methods.base import Method, MethodConfig, ParamGroup, Phase, filled_in
 from retain.methods.lora import LoraMethodConfig
-from retain.methods.pseudo import BATCH, generator_rows, write_inputs
+from retain.methods.pseudo import (
+    BATCH,
+    DrawConfig,
+    generator_rows,
+    taught_inputs,
+    write_inputs,
+    write_quality,
+)
 from retain.methods.sapt.reflection import Reflection
 from retain.methods.sapt.router import Router, generic_centre
 from retain.store import read_json, read_jsonl, read_weights, write_jsonl, write_tensors
@@ -47,14 +54,12 @@ class RouterConfig(MethodConfig):
     top_k: Annotated[int, Field(ge=2)] | None = None  # one alone would have no gradient
 
 
-class GeneratorConfig(MethodConfig):
+class GeneratorConfig(DrawConfig):
     """The generator's options; `max_steps: null` is the run's own, `rate` is times the blocks'."""
 
     max_steps: PositiveInt | None = None
     rate: PositiveFloat = 3.0
     share: PositiveFloat = 0.02
-    top_k: PositiveInt = 20
-    max_new_tokens: PositiveInt = 128
 
 
 class ReflectionConfig(MethodConfig):
@@ -148,22 +153,26 @@ class Routed(Method):
             self._pseudo = [example.prompt for example in chosen]
         else:
             options = self.options.generator
+            rows = generator_rows(self.backbone, task.train, TRIGGER)
             yield Phase(
                 "generator",
-                generator_rows(self.backbone, task.train, TRIGGER),
+                rows,
                 [ParamGroup("generator", self.pool.parameters(), self.rate * options.rate)],
                 self._generator_loss,
                 options.max_steps,
             )
-            self._pseudo = write_inputs(
+            taught = taught_inputs(self.backbone, rows)
+            written = write_inputs(
                 self.backbone,
                 TRIGGER,
                 lambda size: self.pool.use_block(size, -1),
                 count,
-                options.max_new_tokens,
-                options.top_k,
+                options,
+                taught,
                 "method.generator.max_steps",
             )
+            self._pseudo = written.texts
+            write_quality(folder, self.backbone, written.texts, written.dropped, taught)
         kept = folder / "pseudo.jsonl"
         write_jsonl(kept, [{"prompt": text} for text in self._pseudo])
         self._pseudo = [row["prompt"] for row in read_jsonl(kept)]  # the same in all processes
