@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench
+from benchmarks import bench, scale
 from benchmarks.alignment import alignment
 from benchmarks.seekr_step import Bench
 from benchmarks.shift import shifted
@@ -88,3 +88,14 @@ def test_the_naive_pool_is_the_pool() -> None:
     pool.use(weights)
     ids = torch.randint(2, 100, (2, 12))
     torch.testing.assert_close(model(ids).logits, plain(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small")
+def test_growth_is_measured_over_the_first_side(tmp_path: Path) -> None:
+    scale.write_blocks(tmp_path, 3)
+    sides = [scale.load(tmp_path, 1), scale.load(tmp_path, 3)]
+    sides += [scale.step(3, None), scale.step(10, 8), scale.decode(3)]
+    seconds, ratios = scale.growth(sides, 2)
+    assert len(seconds) == len(ratios) == 5
+    assert ratios[0] == 1.0

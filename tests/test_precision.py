@@ -1,4 +1,4 @@
-"""Learning in bfloat16: a backbone kept in it, and autocast over one in float32."""
+"""What users run for speed: bfloat16, by the backbone or by autocast, and torch.compile."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from retain.backbone import Backbone
+from retain.layers.pooled_linear import LoraPool
 from retain.learner import Learner
 from retain.methods import METHODS
 from tests.tiny import make_backbone, make_learner, make_task, prompts_of
@@ -36,3 +38,44 @@ def test_learns_in_bfloat16(method: str, how: str, kind: str, tmp_path: Path) ->
     answers = learner.generate(prompts_of(FIRST, SECOND), FIRST.name)
     again = Learner.load(tmp_path / "run", backbone=backbone_in(kind, dtype))
     assert again.generate(prompts_of(FIRST, SECOND), FIRST.name) == answers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_a_compiled_pool_takes_the_same_gradients(kind: str) -> None:
+    """In one graph: nothing of the pool breaks it."""
+    backbone = make_backbone(kind)
+    pool = LoraPool(backbone.model, None, rank=2, alpha=4)
+    for name in ("a", "b", "c"):
+        pool.grow(name)
+        for parameter in pool.parameters():
+            parameter.data.normal_(std=0.1)
+    weights = torch.softmax(torch.randn(3, 3), 1).requires_grad_(True)
+    batch = backbone.collate([backbone.encode(example) for example in FIRST.train[:3]])
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "labels")}
+
+    def gradients(model: torch.nn.Module) -> list[Tensor]:
+        pool.use(weights)
+        return list(torch.autograd.grad(model(**inputs).loss, [weights, *pool.parameters()]))
+
+    compiled = torch.compile(backbone.model, backend="aot_eager", fullgraph=True)
+    for ours, theirs in zip(gradients(compiled), gradients(backbone.model), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["sapt-prompt", "amlora"])
+def test_a_compiled_model_answers_the_same(method: str, tmp_path: Path) -> None:
+    learner = make_learner(method, make_backbone("llama"), tmp_path / "run")
+    for task in (FIRST, SECOND):
+        learner.learn(task)
+    backbone = learner.backbone
+    batch = backbone.collate(
+        [backbone.encode(example, with_answer=False) for example in SECOND.test]
+    )
+    with torch.no_grad():
+        learner.method.route(batch)
+        inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+        expected = backbone.model(**inputs).logits
+        compiled = torch.compile(backbone.model, backend="aot_eager")
+        torch.testing.assert_close(compiled(**inputs).logits, expected)

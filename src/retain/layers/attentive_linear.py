@@ -104,7 +104,7 @@ class AttentiveLinear(PooledLinear):
         }
         for name, tensor in fresh.items():
             old = self.selector(name)
-            new = tensor.to(self.old_A)
+            new = tensor.to(self._old_A)
             if self.mixture.train_all:
                 new, old = torch.cat([old, new]), old[:0]
             self.register_buffer(f"old_{name}", old, persistent=False)
@@ -119,7 +119,7 @@ class AttentiveLinear(PooledLinear):
     def set_selector(self, tensors: dict[str, Tensor]) -> None:
         """Takes over saved selectors, frozen."""
         for name in self._shapes():
-            self.register_buffer(f"old_{name}", tensors[name].to(self.old_A), persistent=False)
+            self.register_buffer(f"old_{name}", tensors[name].to(self._old_A), persistent=False)
             setattr(self, name, None)
         with torch.no_grad():
             self.zero.copy_(tensors["zero"])

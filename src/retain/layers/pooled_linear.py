@@ -44,12 +44,11 @@ class PooledLinear(nn.Module):
     """One linear layer with the pool's factors for it.
 
     Attributes:
-        old_A, old_B: the frozen blocks, stacked oldest first: (n·r, d_in) and (d_out, n·r).
         A, B: the block that learns, (r, d_in) and (d_out, r), or None.
     """
 
-    old_A: Tensor
-    old_B: Tensor
+    _old_A: Tensor
+    _old_B: Tensor
 
     def __init__(
         self, base: nn.Linear, rank: int, scale: float, mixture: Mixture, old_block_gradient: bool
@@ -59,8 +58,8 @@ class PooledLinear(nn.Module):
         self.rank, self.scale, self.mixture = rank, scale, mixture
         self.old_block_gradient = old_block_gradient
         self.d_in, self.d_out = shape(base)
-        self.register_buffer("old_A", None, persistent=False)
-        self.register_buffer("old_B", None, persistent=False)
+        self.register_buffer("_old_A", None, persistent=False)
+        self.register_buffer("_old_B", None, persistent=False)
         self.clear()
 
     @property
@@ -69,13 +68,34 @@ class PooledLinear(nn.Module):
         weight: Tensor = self.base.weight
         return weight
 
+    @property
+    def old_A(self) -> Tensor:
+        """A of the frozen blocks, stacked oldest first: (n·r, d_in)."""
+        self._stack()
+        return self._old_A
+
+    @property
+    def old_B(self) -> Tensor:
+        """B of the frozen blocks, side by side: (d_out, n·r)."""
+        self._stack()
+        return self._old_B
+
+    def _stack(self) -> None:
+        """Stacks what was pushed, all at once: a copy a block would make long streams quadratic."""
+        if self._pushed:
+            As, Bs = zip(*self._pushed, strict=True)
+            self._old_A = torch.cat([self._old_A, *As])
+            self._old_B = torch.cat([self._old_B, *Bs], dim=1)
+            self._pushed.clear()
+
     def _empty(self, *size: int) -> Tensor:
         return torch.zeros(size, device=self.base.weight.device)
 
     def clear(self) -> None:
         """Forgets all blocks."""
-        self.old_A = self._empty(0, self.d_in)
-        self.old_B = self._empty(self.d_out, 0)
+        self._pushed: list[tuple[Tensor, Tensor]] = []
+        self._old_A = self._empty(0, self.d_in)
+        self._old_B = self._empty(self.d_out, 0)
         self.A: nn.Parameter | None = None
         self.B: nn.Parameter | None = None
 
@@ -84,7 +104,7 @@ class PooledLinear(nn.Module):
         A = nn.init.kaiming_uniform_(
             torch.empty(self.rank, self.d_in), a=5**0.5, generator=generator
         )
-        self.A = nn.Parameter(A.to(self.old_A))
+        self.A = nn.Parameter(A.to(self._old_A))
         self.B = nn.Parameter(self._empty(self.d_out, self.rank))
 
     def freeze(self) -> None:
@@ -99,12 +119,11 @@ class PooledLinear(nn.Module):
             split = self.old_A.shape[0] - self.rank
             self.A = nn.Parameter(self.old_A[split:].clone())
             self.B = nn.Parameter(self.old_B[:, split:].clone())
-            self.old_A, self.old_B = self.old_A[:split], self.old_B[:, :split]
+            self._old_A, self._old_B = self.old_A[:split], self.old_B[:, :split]
 
     def push(self, A: Tensor, B: Tensor) -> None:
         """Adds one frozen block: (r, d_in) and (d_out, r)."""
-        self.old_A = torch.cat([self.old_A, A.to(self.old_A)])
-        self.old_B = torch.cat([self.old_B, B.to(self.old_B)], dim=1)
+        self._pushed.append((A.to(self._old_A), B.to(self._old_B)))
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, S, d_in) → (B, S, d_out); B may be a multiple of the weights' (beams)."""

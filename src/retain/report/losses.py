@@ -74,7 +74,7 @@ def losses_svg(phases: Sequence[PhaseLosses]) -> str:
         "Training loss by part",
         "step; a dotted line starts a task",
         marks=[at for at in starts if at],
-        logarithmic=True,
+        scale="logarithmic",
     )
 
 

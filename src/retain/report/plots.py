@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from xml.sax.saxutils import quoteattr
 
 import matplotlib
@@ -160,7 +160,7 @@ def curves(
     title: str,
     x_label: str,
     marks: Sequence[float] = (),
-    logarithmic: bool = False,
+    scale: Literal["score", "from zero", "logarithmic"] = "score",
 ) -> str:
     """Curves as an `<svg>` element, narrow enough for a phone, with their names below.
 
@@ -169,7 +169,7 @@ def curves(
         title: above the picture.
         x_label: under the axis.
         marks: where dotted vertical lines stand.
-        logarithmic: whether y is.
+        scale: of y; a score's goes from 0 to 100.
     """
 
     def draw() -> Figure:
@@ -181,11 +181,11 @@ def curves(
         axes.set_xlabel(x_label, fontsize=9)
         axes.tick_params(labelsize=9)
         axes.spines[["top", "right"]].set_visible(False)
-        if logarithmic:
+        if scale == "logarithmic":
             axes.set_yscale("log", nonpositive="mask")
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
-        else:
+        elif scale == "score":
             axes.set_ylim(-3, 103)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for mark in marks:
@@ -198,6 +198,8 @@ def curves(
             axes.plot(
                 xs, ys, style, color=colour, label=short(line.label), marker=dots, markersize=3.5
             )
+        if scale == "from zero":
+            axes.set_ylim(bottom=0)
         figure.legend(loc="lower left", ncols=2, fontsize=9, frameon=False)
         return figure
 

@@ -1,0 +1,135 @@
+"""A stream of fifty tasks of varied similarity: does attention dilute as blocks pile up?
+
+    python benchmarks/fifty.py write runs/fifty
+    retain run runs/fifty/stream.yaml --resume
+    python benchmarks/fifty.py read runs/fifty/run --picture docs/fifty.png
+
+The tasks come from data/superni and data/long_sequence. Classification tasks are cut by label, so
+that their parts share instruction and kind of text and differ by what the texts say; the others
+stay whole; the rest asks five things (such as the first word) about the inputs of three of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections import Counter
+from pathlib import Path
+from statistics import fmean
+
+import yaml
+
+from retain import results
+from retain.report.plots import Curve, curves
+from retain.store import read_json, write_jsonl, write_text
+from retain.tasks import Example
+from retain.tasks.readers import read_long_sequence, read_superni
+
+DATA = Path("data")
+TASKS, TRAIN, TEST, LABELS = 50, 80, 4, 6
+ASKED = {
+    "capitals": ("Write the text in capital letters.", str.upper),
+    "count": ("Count the words of the text.", lambda text: str(len(text.split()))),
+    "first": ("Give the first word of the text.", lambda text: text.split()[0]),
+    "last": ("Give the last word of the text.", lambda text: text.split()[-1]),
+    "backwards": (
+        "Give the words of the text in reversed order.",
+        lambda text: " ".join(reversed(text.split())),
+    ),
+}
+SOURCES = ("sst2", "task591_sciq_answer_generation", "task1687_sentiment140_classification")
+STREAM = {
+    "backbone": {"name": "models/SmolLM2-135M-Instruct", "dtype": "bfloat16"},
+    "method": {"name": "sapt", "rank": 8, "alpha": 16, "generator": {"max_steps": 10}},
+    "training": {"max_steps": 10, "per_device_train_batch_size": 8, "learning_rate": 1e-3},
+    "evaluation": {"max_new_tokens": 1, "limit": TEST, "batch_size": TEST},
+    "prompt": {"max_prompt_tokens": 96},
+}
+
+
+def tasks() -> dict[str, list[Example]]:
+    """The tasks by name, in a seeded order, with as many examples each."""
+    draw = random.Random(0)
+    found: dict[str, list[Example]] = {}
+    texts: dict[str, list[str]] = {}
+    for folder in sorted([*DATA.glob("superni/*"), *DATA.glob("long_sequence/*")]):
+        read = read_superni if folder.parent.name == "superni" else read_long_sequence
+        rows = read(folder, "train")
+        draw.shuffle(rows)
+        name = folder.name.split("_")[0]
+        labels = Counter(row.references[0] for row in rows)
+        if len(labels) > LABELS:
+            found[name] = rows
+        for label in sorted(labels) if len(labels) <= LABELS else ():
+            found[f"{name} {label}"] = [row for row in rows if row.references[0] == label]
+        if folder.name in SOURCES:
+            texts[name] = [_input(row) for row in rows]
+    for name, inputs in texts.items():
+        for kind, (question, answer) in ASKED.items():
+            found[f"{name} {kind}"] = [
+                Example(f"{question}\nText: {text}\nAnswer:", (answer(text),)) for text in inputs
+            ]
+    whole = [(name, rows) for name, rows in found.items() if len(rows) >= TRAIN + TEST]
+    draw.shuffle(whole)
+    return {name: rows[: TRAIN + TEST] for name, rows in whole[:TASKS]}
+
+
+def _input(row: Example) -> str:
+    """The text that an instruction is about, without the readers' words around it."""
+    for before, after in (("\nInput:", "\nOutput:"), ("\nText:", "\nAnswer:")):
+        if before in row.prompt:
+            return row.prompt.partition(before)[2].rpartition(after)[0].strip()
+    raise ValueError(f"no input in {row.prompt!r}")
+
+
+def write(folder: Path) -> None:
+    """Writes the tasks' files and the experiment."""
+    listed = []
+    for number, (name, rows) in enumerate(tasks().items(), start=1):
+        paths = [folder / f"{number:02d}.{split}.jsonl" for split in ("train", "test")]
+        for path, part in zip(paths, (rows[TEST:], rows[:TEST]), strict=True):
+            write_jsonl(path, [row.as_row() for row in part])
+        train, test = map(str, paths)
+        listed.append({"name": name, "path": train, "test": test})
+    experiment = {**STREAM, "tasks": listed, "seed": 0, "output": str(folder / "run")}
+    write_text(folder / "stream.yaml", yaml.safe_dump(experiment, sort_keys=False))
+
+
+def read(folder: Path, picture: Path | None) -> None:
+    """Prints how much of their attention the tasks so far have on their own block."""
+    run = results.open_run(folder)
+    names = [read_json(path / "task.json")["name"] for path in run.learned()]
+    own: list[tuple[float, float]] = []
+    right: list[tuple[float, float]] = []
+    print("| tasks | own block | largest weight is the own block's | lowest task |")
+    print("|---|---|---|---|")
+    for row in results.rows(run):
+        routing = row["routing"]
+        count = len(routing)
+        shares = [weights[i] for i, weights in enumerate(routing)]
+        largest = [weights[i] == max(weights) for i, weights in enumerate(routing)]
+        own.append((count, 100 * fmean(shares)))
+        right.append((count, 100 * fmean(largest)))
+        if count in (1, 2, 5) or count % 10 == 0:
+            lowest = min(range(count), key=shares.__getitem__)
+            cells = f"{own[-1][1]:.1f} % | {right[-1][1]:.1f} %"
+            print(f"| {count} | {cells} | {names[lowest]}: {100 * shares[lowest]:.0f} % |")
+    if picture is not None:
+        lines = [Curve("attention on the own block", own), Curve("own block is largest", right)]
+        write_text(picture, curves(lines, "Attention as tasks pile up, percent", "tasks learned"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["write", "read"])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--picture", type=Path, help="also write the curves here, as SVG")
+    options = parser.parse_args()
+    if options.what == "write":
+        write(options.folder)
+    else:
+        read(options.folder, options.picture)
+
+
+if __name__ == "__main__":
+    main()
