@@ -192,6 +192,7 @@ def read_experiment(path: Path, changes: Iterable[str] = ()) -> ExperimentConfig
 FREE = (
     ("training", "gradient_checkpointing"),
     ("training", "save_steps"),
+    ("training", "report_to"),
     ("evaluation", "batch_size"),
 )
 """What may change while a run goes on: it changes what the work takes, and not what comes of it."""

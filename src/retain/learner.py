@@ -33,6 +33,7 @@ from retain.store import (
 from retain.streaming import Reply
 from retain.tasks import Example, Task
 from retain.tasks.readers import parse_row
+from retain.trackers import refuse_missing
 from retain.training import TrainingConfig, as_trained
 
 UNFINISHED = "checkpoints"
@@ -216,9 +217,10 @@ class Learner:
         """Looks at tasks before the first is learned; `learn` asks for its own, and says it.
 
         Raises:
-            RetainError: when what they take beside the model does not fit on disk or in RAM, or the
-                score of one would mean nothing.
+            RetainError: when what they take beside the model does not fit on disk or in RAM, the
+                score of one would mean nothing, or a tracker is not installed.
         """
+        refuse_missing(self.experiment.training.report_to)
         batch_size = self.experiment.training.per_device_train_batch_size
         takes = check_room(self.method, tasks, batch_size, self.run)
         self._news = {"": [takes] if takes else []}

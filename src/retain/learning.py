@@ -16,6 +16,7 @@ from retain.phase import Phase
 from retain.progress import Progress
 from retain.store import read_json, read_tensors, remove_folder, write_json, write_tensors
 from retain.tasks import Task
+from retain.trackers import TrackedPhase
 from retain.training import (
     TrainingConfig,
     as_trained,
@@ -114,7 +115,8 @@ def learn_phases(
             seed = seeds(1 if phase.name == "learn" else 1 + number)
             progress.start(label, batches(config, phase, seed).steps, "steps")
             try:
-                ended = _fit(phase, backbone, config, place, seed, progress)
+                tracked = TrackedPhase(folder.parents[1], f"{folder.name}/{place.name}")
+                ended = _fit(phase, backbone, config, place, seed, progress, tracked)
             finally:
                 progress.finish()
         lesson.log += [{"phase": phase.name, **row} for row in ended["log"]]
@@ -145,10 +147,11 @@ def _fit(
     place: Path,
     seed: int,
     progress: Progress,
+    tracked: TrackedPhase,
 ) -> dict[str, Any]:
     """Trains a phase and leaves its result beside `place`."""
     began = time.monotonic()
-    log = fit(backbone, phase, config, place, seed, progress)
+    log = fit(backbone, phase, config, place, seed, progress, tracked)
     ended = {"log": log, "seconds": time.monotonic() - began}
     result = _result(place)
     write_json(result / LOG, ended)

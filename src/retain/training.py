@@ -32,6 +32,7 @@ from retain.checkpoints import last_checkpoint, saving, step_of
 from retain.errors import RetainError, StoppedError
 from retain.phase import UNITS, Phase, Unit
 from retain.progress import Progress
+from retain.trackers import PROJECT, TrackedPhase, Tracker, tracking
 
 NO_MEMORY = "can't allocate memory"
 """What torch says on a CPU."""
@@ -60,6 +61,14 @@ class TrainingConfig(BaseModel):
     gradient_checkpointing: bool = False
     save_steps: PositiveInt = 100
     logging_steps: PositiveInt = 1
+    report_to: list[Tracker] = []
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _trackers(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return [] if value == "none" else [value]
+        return value
 
     @field_validator("max_steps")
     @classmethod
@@ -275,6 +284,7 @@ def fit(
     folder: Path,
     seed: int,
     progress: Progress,
+    tracked: TrackedPhase,
 ) -> list[dict[str, float]]:
     """Trains the phase's groups on its rows, from the checkpoint in `folder` if there is one.
 
@@ -285,6 +295,7 @@ def fit(
         folder: where Trainer keeps its checkpoints, every `save_steps`.
         seed: of the order of rows and of dropout.
         progress: is told of each logged step.
+        tracked: what trackers call the phase.
 
     Returns:
         The log: per logged step its number, loss, `loss_<part>`, gradient norm, learning rate.
@@ -299,7 +310,8 @@ def fit(
         max_steps=order.steps,
         seed=seed,
         save_strategy="steps",
-        report_to="none",
+        run_name=tracked.run_name,
+        project=PROJECT,
         disable_tqdm=True,
         remove_unused_columns=False,
         log_level="error",
@@ -323,7 +335,7 @@ def fit(
         )
         trainer.remove_callback(transformers.PrinterCallback)
         checkpoint = last_checkpoint(folder)
-        with _memory_advice(config):
+        with _memory_advice(config), tracking(trainer, tracked):
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if trainer.state.global_step < order.steps:
         raise StoppedError(f"after step {trainer.state.global_step} of {order.steps}")
