@@ -2,6 +2,7 @@
 # make results: a results table; it runs what is missing, in any number of sittings, such as
 #   make results STREAM=configs/superni-short.yaml METHODS='seqlora "sapt rank=4"' SEEDS='0 1'
 # make bench: costs beside what a user would run instead (JSON=FILE also writes them there).
+# make test-browser: the pages in Chromium, which it installs (Debian); pictures in runs/browser.
 # All set up .venv themselves; constraints.txt says with which releases.
 PYTHON ?= python3
 BIN = .venv/bin
@@ -11,7 +12,7 @@ STREAM = configs/superni-short.yaml
 METHODS = pertask seqlora sapt
 SEEDS = 0 1
 
-.PHONY: demo results bench test
+.PHONY: demo results bench test test-browser
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
@@ -39,3 +40,9 @@ test: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist loadfile
+
+test-browser: .venv/ready
+	which chromium chromedriver || { apt-get update && apt-get install -y chromium chromium-driver; } \
+		|| { echo 'test-browser: needs chromium and chromium-driver; install them' >&2; exit 1; }
+	mkdir -p runs
+	$(BIN)/pytest tests/browser --basetemp runs/browser
