@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from retain.store import write_jsonl
 from tests.tiny import make_task
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BACKBONE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
@@ -58,3 +59,9 @@ def test_experiments_are_valid(page: Path, tmp_path: Path) -> None:
         experiment = read_experiment(tmp_path / "experiment.yaml")
         check_method(experiment.method, page.name)
         assert yaml.safe_load(text)["tasks"]
+
+
+def test_reference_is_that_of_the_code() -> None:
+    """If not: python docs/make_reference.py."""
+    page = runpy.run_path(str(ROOT / "docs" / "make_reference.py"))["page"]()
+    assert (ROOT / "docs" / "reference.md").read_text(encoding="utf-8") == page
