@@ -95,7 +95,7 @@ def main() -> None:
     print("|---|---|---|---|---|")
     with served(options.run) as url:
         rows: list[tuple[str, Callable[[Question], str], int]] = [("one at a time", alone, 1)]
-        rows += [(f"served, {n} clients", lambda q: ask(url, q), n) for n in CLIENTS]
+        rows += [(f"served, {n} at once", lambda q: ask(url, q), n) for n in CLIENTS]
         expected: list[str] = []
         for name, answer, clients in rows:
             load(answer, questions[:clients], clients)  # warm
