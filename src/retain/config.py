@@ -22,11 +22,11 @@ from pydantic import (
 )
 
 from retain.backbone import BackboneConfig, PromptConfig
-from retain.errors import RetainError
+from retain.errors import RetainError, first_line
 from retain.evaluation import EvaluationConfig
 from retain.methods import METHODS, MethodConfig, list_methods
 from retain.metrics.text import METRICS
-from retain.store import read_text
+from retain.store import parse_yaml, read_text
 from retain.training import TrainingConfig
 
 Checked = TypeVar("Checked", bound=BaseModel)
@@ -172,14 +172,12 @@ def read_experiment(path: Path, changes: Iterable[str] = ()) -> ExperimentConfig
     """
     text = read_text(path)
     try:
-        values = yaml.safe_load(text)
+        values = parse_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        problem = getattr(error, "problem", None) or first_line(error)
         raise RetainError(f"{path}{line}: not valid YAML ({problem}); correct it") from None
-    except (ValueError, RecursionError) as error:  # such as the date 2020-13-45
-        raise RetainError(f"{path}: not valid YAML ({error}); correct it") from None
     if not isinstance(values, dict):
         raise RetainError(f"{path}: no fields; it needs 'backbone', 'method' and 'tasks'")
     for change in changes:
@@ -240,8 +238,8 @@ def set_field(values: dict[str, Any], change: str) -> None:
     if not equals:
         raise RetainError(f"--set {change}: expected FIELD=VALUE, such as training.max_steps=50")
     try:
-        value = yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError):
+        value = parse_yaml(text)
+    except yaml.YAMLError:
         raise RetainError(f"--set {change}: '{text}' is not valid YAML; quote it") from None
     *path, last = keys.split(".")
     place: Any = values

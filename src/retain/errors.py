@@ -8,5 +8,10 @@ class RetainError(Exception):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """What a library's error says, in one line; its name where it says nothing."""
+    return next((line for line in str(error).splitlines() if line.strip()), repr(error))
+
+
 class StoppedError(Exception):
     """The user asked for an end: what was done is on disk, and the run can go on from there."""

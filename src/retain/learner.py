@@ -20,6 +20,7 @@ from retain.examples import check_examples
 from retain.learning import Seeds, learn_phases
 from retain.methods import METHODS
 from retain.progress import Progress
+from retain.records import read_record
 from retain.room import check_room
 from retain.store import (
     RunDirectory,
@@ -122,13 +123,14 @@ class Learner:
         experiment = check(ExperimentConfig, results.settings(run), str(path / "config.yaml"))
         for task_folder in run.learned():
             run.check(task_folder.relative_to(path).as_posix())
+        results.rows(run)
         learner = cls.__new__(cls)
         if backbone is not None:
             backbone.prompt = experiment.prompt
         learner._set_up(experiment, run, progress, backbone)
         for task_folder in run.learned():
+            learner.tasks.append(_stored_task(run, task_folder))
             learner.method.load(task_folder)
-            learner.tasks.append(_stored_task(task_folder))
         return learner
 
     def _begin(
@@ -162,7 +164,7 @@ class Learner:
         self._fingerprint = fingerprint(self.backbone.model)
         if run.exists:
             run.check(ENVIRONMENT)
-            stored = read_json(run.path / ENVIRONMENT)
+            stored = read_record(dict[str, str], run.path / ENVIRONMENT)
             refuse_other_backbone(stored, self._fingerprint, run.path, self.backbone.name)
             if news := changes(stored):
                 self.progress.message(news)
@@ -436,8 +438,8 @@ def _named(backbone: str | Path | BackboneConfig | Backbone) -> BackboneConfig |
     return backbone if isinstance(backbone, BackboneConfig) else str(backbone)
 
 
-def _stored_task(folder: Path) -> Task:
-    description = read_json(folder / "task.json")
+def _stored_task(run: RunDirectory, folder: Path) -> Task:
+    description = results.task_record(run, folder)
     path = folder / "test.jsonl"
     test = [parse_row(row, str(path)) for row in read_jsonl(path)]
     return Task(description["name"], (), (), test, description["metric"])

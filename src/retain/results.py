@@ -11,7 +11,8 @@ import yaml
 
 from retain.errors import RetainError
 from retain.metrics import continual
-from retain.store import RunDirectory, read_json, write_json
+from retain.records import Row, Settings, TaskRecord, hold_to, read_record
+from retain.store import RunDirectory, parse_yaml, read_text, write_json
 from retain.tasks import Task
 
 EVALUATION = "evaluation.json"
@@ -43,20 +44,45 @@ def open_run(path: Path) -> RunDirectory:
 
 
 def settings(run: RunDirectory) -> dict[str, Any]:
-    """The run's resolved experiment, as plain values."""
-    run.check("config.yaml")
-    values: dict[str, Any] = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
-    return values
+    """The run's resolved experiment, as plain values.
+
+    Raises:
+        RetainError: naming the file when it is damaged, or no experiment.
+    """
+    path = run.path / "config.yaml"
+    if path.name not in run.files:
+        raise RetainError(f"{path}: not listed in the run's manifest; restore the run from a copy")
+    run.check(path.name)
+    try:
+        values = parse_yaml(read_text(path))
+    except yaml.YAMLError:
+        raise RetainError(f"{path}: not valid YAML; restore it from a copy") from None
+    hold_to(Settings, values, path)
+    found: dict[str, Any] = values
+    return found
 
 
 def rows(run: RunDirectory) -> list[dict[str, Any]]:
     """Per learned and evaluated task: `scores` and `routing` of every task so far."""
     found = []
     for folder in run.learned():
-        row = _read(run, folder / EVALUATION)
+        row = _read(run, folder / EVALUATION, Row)
         if row is not None:
             found.append(row)
+            if not len(row["scores"]) == len(row["routing"]) == len(found):
+                raise RetainError(
+                    f"{folder / EVALUATION}: not a row of {len(found)} tasks; restore it from a "
+                    "copy"
+                )
     return found
+
+
+def task_record(run: RunDirectory, folder: Path) -> dict[str, Any]:
+    """What a learned task's folder says of it."""
+    path = folder / "task.json"
+    run.check(path.relative_to(run.path).as_posix())
+    record: dict[str, Any] = read_record(TaskRecord, path)
+    return record
 
 
 def scores(run: RunDirectory, single: Sequence[float] | None = None) -> dict[str, Any]:
@@ -73,12 +99,12 @@ def scores(run: RunDirectory, single: Sequence[float] | None = None) -> dict[str
     matrix = [row["scores"] for row in rows(run)]
     learned = run.learned()[: len(matrix)]
     if single is None:
-        single = _read(run, run.path / SINGLE)
+        single = _read(run, run.path / SINGLE, list[float])
     if single is not None and len(single) != len(matrix):
         single = None  # given for a shorter stream
-    before = [_read(run, folder / ZERO_SHOT) for folder in learned]
+    before = [_read(run, folder / ZERO_SHOT, float) for folder in learned]
     return {
-        "tasks": [_read(run, folder / "task.json")["name"] for folder in learned],
+        "tasks": [task_record(run, folder)["name"] for folder in learned],
         "matrix": matrix,
         "single": single,
         "zero_shot": before,
@@ -94,7 +120,8 @@ def costs(run: RunDirectory) -> list[dict[str, float]]:
     """
     found = []
     for folder in run.learned():
-        cost = _read(run, folder / COST) or {}  # a run of an earlier version has none
+        # A run of an earlier version has none.
+        cost = _read(run, folder / COST, dict[str, float]) or {}
         place = f"{folder.relative_to(run.path).as_posix()}/"
         own = [name for name in run.files if name.startswith(place)]
         kept = [
@@ -120,7 +147,7 @@ def write_scores(run: RunDirectory, single: Sequence[float] | None = None) -> No
 def newest_predictions(run: RunDirectory) -> dict[str, Path]:
     """By task the file of its newest predictions; one that cannot be forgotten is decoded once."""
     folders = run.learned()
-    names = [_read(run, folder / "task.json")["name"] for folder in folders]
+    names = [task_record(run, folder)["name"] for folder in folders]
     found = {}
     for j, name in enumerate(names):
         paths = [folder / "predictions" / f"{j + 1:02d}.jsonl" for folder in folders[j:]]
@@ -133,7 +160,7 @@ def newest_predictions(run: RunDirectory) -> dict[str, Path]:
 
 def same_task(run: RunDirectory, index: int, task: Task) -> bool:
     """Whether the run's task `index` was learned from, and is tested on, exactly these examples."""
-    stored = _read(run, run.learned()[index] / "task.json")
+    stored = task_record(run, run.learned()[index])
     return (stored["name"], stored["fingerprints"]) == (task.name, task.fingerprints())
 
 
@@ -159,13 +186,13 @@ def single_scores(run: RunDirectory, pertask: Path) -> list[float]:
     return found
 
 
-def _read(run: RunDirectory, path: Path) -> Any:
+def _read(run: RunDirectory, path: Path, shape: Any) -> Any:
     """A committed JSON file, checked; None where there is none."""
     name = path.relative_to(run.path).as_posix()
     if name not in run.files:
         return None
     run.check(name)
-    return read_json(path)
+    return read_record(shape, path)
 
 
 def scored(run: RunDirectory) -> list[tuple[str, ...]]:
@@ -173,5 +200,5 @@ def scored(run: RunDirectory) -> list[tuple[str, ...]]:
     values = settings(run)
     how = [values["evaluation"]["limit"], values["evaluation"]["max_new_tokens"], values["prompt"]]
     shared = json.dumps([values["backbone"]["name"], *how], sort_keys=True)
-    tasks = [_read(run, folder / "task.json") for folder in run.learned()]
+    tasks = [task_record(run, folder) for folder in run.learned()]
     return [(t["name"], t["fingerprints"]["test"], t["metric"], shared) for t in tasks]

@@ -20,14 +20,17 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+import yaml
 from filelock import FileLock, Timeout
 
 from retain import processes
-from retain.errors import RetainError
+from retain.errors import RetainError, first_line
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 LOCK = ".lock"
+NAME = re.compile(r"(tasks/\d+-|(?!tasks/))[\w.-]{1,60}(/[\w.-]{1,60})*")
+"""Names of a run's files: nothing else is opened for a manifest that names it."""
 
 
 @contextmanager
@@ -125,6 +128,16 @@ def read_text(path: Path) -> str:
         raise RetainError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8") from None
     except OSError as error:
         raise RetainError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+
+
+def parse_yaml(text: str) -> Any:
+    """One YAML value; whatever is wrong with it is a YAMLError."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise
+    except Exception as error:  # of many kinds, such as for the date 2020-13-45
+        raise yaml.YAMLError(first_line(error)) from None
 
 
 def read_jsonl(path: Path) -> list[Any]:
@@ -242,15 +255,18 @@ class RunDirectory:
         manifest = read_json(path)
         if not isinstance(manifest, dict) or manifest.get("sha256") != _self_checksum(manifest):
             raise RetainError(f"{path}: damaged (its checksum does not match); restore it")
-        if manifest["format"] != FORMAT:
+        if manifest.get("format") != FORMAT:
             raise RetainError(
-                f"{path}: format {manifest['format']}, but this version reads {FORMAT}; "
+                f"{path}: format {manifest.get('format')}, but this version reads {FORMAT}; "
                 "use the version of retain that wrote it"
             )
-        for name in manifest["files"]:
-            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-                raise RetainError(f"{path}: names a file outside of the run ('{name}'); restore it")
-        self.files = manifest["files"]
+        files = manifest.get("files")
+        if not isinstance(files, dict) or not all(isinstance(sum_, str) for sum_ in files.values()):
+            raise RetainError(f"{path}: lists no files with their checksums; restore it")
+        for name in files:
+            if not NAME.fullmatch(name) or ".." in PurePosixPath(name).parts:
+                raise RetainError(f"{path}: names a file outside of the run ({name!a}); restore it")
+        self.files = files
 
     def commit(self, paths: Iterable[Path], superseded: Iterable[str] = ()) -> None:
         """Adds files to the manifest (or renews their checksums), then writes it.
@@ -378,7 +394,7 @@ def _task_number(name: str) -> int:
 
 def unwritable(path: Path, error: Exception) -> RetainError:
     """What is told where the disk refuses a file."""
-    cause = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    cause = getattr(error, "strerror", None) or first_line(error)
     return RetainError(f"{path}: cannot be written ({cause}); free the place or choose another")
 
 

@@ -13,7 +13,7 @@ from retain.learner import Learner
 from retain.methods import METHODS
 from retain.metrics import trace
 from retain.progress import Progress
-from retain.store import RunDirectory, read_json
+from retain.store import RunDirectory
 from retain.tasks import Example, Task
 from retain.tasks.readers import (
     COLUMNS,
@@ -90,9 +90,7 @@ def roll_back(folder: Path, task: str) -> list[str]:
     """
     run = results.open_run(folder)
     name, _ = check_method(results.settings(run)["method"], str(folder / "config.yaml"))
-    for place in run.learned():
-        run.check((place / "task.json").relative_to(folder).as_posix())
-    names = [read_json(place / "task.json")["name"] for place in run.learned()]
+    names = [results.task_record(run, place)["name"] for place in run.learned()]
     if task not in names:
         raise RetainError(f"{folder}: no task '{task}'; name one of {', '.join(names)}")
     index = names.index(task)

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from retain import processes
 from retain.backbone.backbone import Backbone, BackboneConfig, PromptConfig
-from retain.errors import RetainError
+from retain.errors import RetainError, first_line
 
 
 def load_backbone(config: BackboneConfig, prompt: PromptConfig | None = None) -> Backbone:
@@ -54,9 +54,8 @@ def load_backbone(config: BackboneConfig, prompt: PromptConfig | None = None) ->
             **options,
         )
     except Exception as error:  # transformers raises many kinds for a missing or damaged model
-        cause = next((line for line in str(error).splitlines() if line.strip()), repr(error))
         raise RetainError(
-            f"backbone '{config.name}': cannot be loaded ({cause}); "
+            f"backbone '{config.name}': cannot be loaded ({first_line(error)}); "
             "name a hub id, a model folder or a GGUF file"
         ) from error
     finally:
@@ -77,5 +76,5 @@ def load_backbone(config: BackboneConfig, prompt: PromptConfig | None = None) ->
     try:
         model = model.to(device)
     except RuntimeError as error:
-        raise RetainError(f"backbone.device '{device}': {str(error).splitlines()[0]}") from None
+        raise RetainError(f"backbone.device '{device}': {first_line(error)}") from None
     return Backbone(model, tokenizer, config, prompt or PromptConfig())

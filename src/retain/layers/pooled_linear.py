@@ -18,7 +18,8 @@ from transformers.pytorch_utils import Conv1D
 
 from retain.errors import RetainError
 from retain.layers.targets import shape, target_linears
-from retain.store import read_json, read_weights, write_json, write_tensors
+from retain.records import read_record
+from retain.store import read_weights, write_json, write_tensors
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """The names of a block's files in peft's layout."""
@@ -319,7 +320,7 @@ class LoraPool:
         """
         path = folder / ADAPTER
         tensors = read_weights(path)
-        config = read_json(folder / ADAPTER_CONFIG)
+        config = read_record(dict, folder / ADAPTER_CONFIG)
         if (config.get("r"), config.get("lora_alpha")) != (self.rank, self.alpha):
             raise RetainError(
                 f"{folder / 'adapter_config.json'}: rank and alpha are "

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from retain.backbone import Backbone
 from retain.errors import RetainError
 from retain.layers.pooled_linear import ADAPTER, ADAPTER_CONFIG, plain
-from retain.store import read_json, read_weights, write_json, write_tensors
+from retain.records import read_record
+from retain.store import read_weights, write_json, write_tensors
 
 KEY = "prompt_embeddings"
 
@@ -200,7 +201,7 @@ class PromptPool:
         """
         path = folder / ADAPTER
         prompt = read_weights(path).get(KEY)
-        kind = read_json(folder / ADAPTER_CONFIG).get("peft_type")
+        kind = read_record(dict, folder / ADAPTER_CONFIG).get("peft_type")
         wanted = (self.length, self._backbone.width)
         if kind != "PROMPT_TUNING" or prompt is None or prompt.shape != wanted:
             raise RetainError(

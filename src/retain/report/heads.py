@@ -90,12 +90,12 @@ def read_heads(folder: Path) -> HeadMaps:
     tasks: list[TaskHeads] = []
     examples = size = 0
     for path, name in zip(learned, names, strict=True):
-        for part in ("task.json", HEADS, EXAMPLES, f"{SIGNALS}/"):
+        for part in (HEADS, EXAMPLES, f"{SIGNALS}/"):
             run.check(f"{name}/{part}")
         stored = read_json(path / HEADS)
         modules = stored["modules"]
         selected = [[bool(value) for value in row] for row in stored["selected"]]
-        task = " ".join(read_json(path / "task.json")["name"].split())
+        task = " ".join(results.task_record(run, path)["name"].split())
         tasks.append(TaskHeads(task, stored["score"], selected))
         examples += len(read_jsonl(path / EXAMPLES))
         kept = (f"{name}/{EXAMPLES}", f"{name}/{SIGNALS}/")

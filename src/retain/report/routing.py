@@ -77,9 +77,8 @@ def read_routing(folder: Path) -> Routing:
     by_layer = []
     for path in learned:
         place = path.relative_to(run.path).as_posix()
-        for name in ("task.json", GATES):
-            run.check(f"{place}/{name}")
-        tasks.append(" ".join(read_json(path / "task.json")["name"].split()))
+        run.check(f"{place}/{GATES}")
+        tasks.append(" ".join(results.task_record(run, path)["name"].split()))
         if f"{place}/{GATES}" in run.files:
             by_layer.append(_layer_gates(tasks[-1], read_json(path / GATES)))
     after = [row["routing"][i] for i, row in enumerate(rows)]

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from retain.errors import RetainError
+from retain.errors import RetainError, first_line
 from retain.store import numbered_jsonl, read_json, read_text
 from retain.tasks.example import Example, user_text
 
@@ -130,7 +130,7 @@ def read_hub(
         rows = datasets.load_dataset(name, subset, split=split)
     except Exception as error:  # network, missing id, missing split: one line for each of them
         raise RetainError(
-            f"dataset '{name}', split '{split}': cannot be loaded ({str(error).splitlines()[0]}); "
+            f"dataset '{name}', split '{split}': cannot be loaded ({first_line(error)}); "
             "check the id and the connection"
         ) from None
     return [parse_row(row, f"{name}/{split}, row {n}", columns) for n, row in enumerate(rows, 1)]
@@ -154,8 +154,9 @@ def _parquet(path: Path) -> Iterable[tuple[int, Any]]:
     try:
         return enumerate(parquet.read_table(path).to_pylist(), 1)
     except (OSError, ValueError, pyarrow.ArrowException) as error:
-        cause = str(error).splitlines()[0]
-        raise RetainError(f"{path}: not readable as Parquet ({cause}); restore it") from None
+        raise RetainError(
+            f"{path}: not readable as Parquet ({first_line(error)}); restore it"
+        ) from None
 
 
 def _read_instances(path: Path, template: str) -> list[Example]:
