@@ -11,20 +11,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import safetensors
-
 from retain import processes
-from retain.errors import RetainError
-from retain.store import checksum, read_json, remove_folder, sync, unwritable, write_json
+from retain.errors import RetainError, first_line
+from retain.store import checksum, read_json, remove_folder, sync, write_json, writing
 
 SEAL = "sealed.json"
-TORCH_WRITES = "PytorchStreamWriter"
-"""What torch.save names in its RuntimeError where the disk refuses."""
+TORCH_WRITES = ("inline_container", "iostream error")
+"""What torch.save says in its RuntimeError where the disk refuses."""
 
 
 def seal(folder: Path) -> None:
-    """Marks a folder of files as whole."""
-    with processes.first_alone() as syncs:
+    """Marks a folder of files as whole.
+
+    Raises:
+        RetainError: when the disk refuses.
+    """
+    with processes.first_alone() as syncs, writing(folder):
         files = [path for path in sorted(folder.iterdir()) if path.name != SEAL]
         for path in (*files, folder.parent) if syncs else ():
             sync(path)
@@ -48,12 +50,13 @@ def saving(folder: Path, step: int) -> Iterator[None]:
         RetainError: when the disk refuses.
     """
     path = folder / f"checkpoint-{step}"
-    try:
-        yield
-    except (OSError, safetensors.SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and TORCH_WRITES not in str(error):
-            raise
-        raise unwritable(path, error) from None
+    with writing(path):
+        try:
+            yield
+        except RuntimeError as error:
+            if not any(words in str(error) for words in TORCH_WRITES):
+                raise
+            raise OSError(first_line(error)) from None
     seal(path)
     for older in checkpoints(folder):
         if older != path:

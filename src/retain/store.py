@@ -34,21 +34,36 @@ NAME = re.compile(r"(tasks/\d+-|(?!tasks/))[\w.-]{1,60}(/[\w.-]{1,60})*")
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary place to write; at the end `path` is replaced by it, or left as it was.
+def writing(path: Path) -> Iterator[None]:
+    """Whoever writes a file or folder does it in here.
 
     Raises:
         RetainError: when the disk refuses (full, read-only, a folder in the way).
     """
+    try:
+        yield
+    except (OSError, safetensors.SafetensorError) as error:
+        cause = getattr(error, "strerror", None) or first_line(error)
+        raise RetainError(
+            f"{path}: cannot be written ({cause}); free the place or choose another"
+        ) from None
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary place to write; at the end `path` is replaced by it, or left as it was.
+
+    Raises:
+        RetainError: as in `writing`.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        _make_folder(path.parent)
-        yield temporary
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise unwritable(path, error) from None
+        with writing(path):
+            _make_folder(path.parent)
+            yield temporary
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(path.parent)
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -210,24 +225,27 @@ class RunDirectory:
         Raises:
             RetainError: when another process holds it, or has changed it since it was read.
         """
-        try:
+        with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            if processes.is_first():
-                self._lock.acquire(timeout=0)
-                for left in (self.path / "tasks").rglob(".*.tmp"):
-                    with suppress(OSError):
-                        left.unlink()  # of a writer that was killed
-        except Timeout:
-            raise RetainError(
-                f"{self.path}: another process is writing to this run; wait for it to end"
-            ) from None
-        except OSError as error:
-            raise unwritable(self.path, error) from None
+            try:
+                if processes.is_first():
+                    self._lock.acquire(timeout=0)
+            except Timeout:
+                raise RetainError(
+                    f"{self.path}: another process is writing to this run; wait for it to end"
+                ) from None
         try:
             self._refuse_changed()
+            self._remove_temporary()
             yield
         finally:
             self._lock.release()
+
+    def _remove_temporary(self) -> None:
+        """A writer that was killed may have left them."""
+        for path in (self.path / "tasks").rglob(".*.tmp") if processes.is_first() else ():
+            with suppress(OSError):
+                path.unlink()
 
     def _refuse_changed(self) -> None:
         """What another writer committed would look like unfinished work here, and be cleared."""
@@ -390,12 +408,6 @@ def remove_folder(path: Path) -> None:
 
 def _task_number(name: str) -> int:
     return int(name.removeprefix("tasks/").partition("-")[0])
-
-
-def unwritable(path: Path, error: Exception) -> RetainError:
-    """What is told where the disk refuses a file."""
-    cause = getattr(error, "strerror", None) or first_line(error)
-    return RetainError(f"{path}: cannot be written ({cause}); free the place or choose another")
 
 
 def checksum(path: Path) -> str:

@@ -32,6 +32,7 @@ from retain.checkpoints import last_checkpoint, saving, step_of
 from retain.errors import RetainError, StoppedError
 from retain.phase import UNITS, Phase, Unit
 from retain.progress import Progress
+from retain.store import writing
 from retain.trackers import PROJECT, TrackedPhase, Tracker, tracking
 
 NO_MEMORY = "can't allocate memory"
@@ -323,6 +324,8 @@ def fit(
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # more than one GPU is for accelerate launch
     rows: Any = [*phase.data, *(phase.replay.rows if phase.replay else ())]
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with _quiet():
         trainer = _PhaseTrainer(
             phase,
