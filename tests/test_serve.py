@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from fastapi.testclient import TestClient
 from retain.backbone import Backbone
 from retain.learner import Answer, Learner
 from retain.serve.app import MAX_BODY, create_app
+from retain.serve.batcher import Batcher, Job
 from retain.streaming import Reply
 from retain.tasks import Example
 from tests.command import call
@@ -407,6 +409,31 @@ def test_a_reply_that_is_left_ends_generation(kind: str, tmp_path: Path) -> None
     assert all(w.startswith(s.output) for w, s in zip(whole, short, strict=True))
 
 
+def test_who_leaves_a_stream_ends_its_answer(
+    sapt: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation = sapt.experiment.evaluation.model_copy(update={"max_new_tokens": 1500})
+    changed = sapt.experiment.model_copy(update={"evaluation": evaluation})
+    monkeypatch.setattr(sapt, "experiment", changed)
+    batcher = Batcher(sapt, 2)
+    batcher.start()
+
+    async def leave() -> Reply:
+        left, other = (Job(Example(PROMPTS[0], ("",)), None, n, True) for n in (None, 1))
+        batcher.submit(left)
+        events = left.events()
+        await anext(events)
+        await events.aclose()
+        batcher.submit(other)  # is answered when the one before it has ended
+        assert [event async for event in other.events()]
+        return left.reply
+
+    reply = asyncio.run(leave())
+    batcher.close()
+    assert not reply.ended
+    assert 1 < len(reply.tokens) < 1500
+
+
 def test_generate_streams_in_a_terminal(
     backbone_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -440,6 +467,7 @@ def test_generate_streams_in_a_terminal(
 # -- the command
 
 
+@pytest.mark.slow
 def test_the_command_serves_until_ctrl_c(
     backbone_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:

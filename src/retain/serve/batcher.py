@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from retain.learner import Answer, Learner
 from retain.streaming import Reply
@@ -42,7 +42,7 @@ class Job:
         """Tells the event loop a piece of the answer, or how it ended; from any thread."""
         self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-    async def events(self) -> AsyncIterator[str | Answer]:
+    async def events(self) -> AsyncGenerator[str | Answer, None]:
         """Pieces of the answer, if they were asked for, and then the whole.
 
         Whoever leaves early ends the answer too. Raises what went wrong in the model's thread.
