@@ -119,6 +119,25 @@ def test_a_command_refuses_what_it_needs(run: Path, command: str) -> None:
             assert read_files(run) == before
 
 
+def test_a_damaged_task_says_what_can_be_gone_back_to(run: Path, tmp_path: Path) -> None:
+    """And going back there, and on, leads to the same run."""
+    whole = content(run)
+    for name in sorted(n for n in whole if n.startswith("tasks/02-letter/")):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        shutil.copytree(run, tmp_path / "run")
+        with damaged(tmp_path / "run" / name, "bit at 0.4"):
+            done = call("run", "exp.yaml", "--output", tmp_path / "run", "--resume")
+            back = done.err.partition("or learn on from an earlier task: retain ")[2].split()
+            if "model.safetensors" in {Path(n).name for n in whole}:
+                assert done.err.endswith("restore it from a copy; no earlier state is kept\n")
+                return
+            assert back == ["rollback", str(tmp_path / "run"), "--to", "copy"], done
+            assert call(*back).status == 0
+    resumed = call("run", "exp.yaml", "--output", tmp_path / "run", "--resume")
+    assert resumed.status == 0, resumed.err
+    assert content(tmp_path / "run") == whole
+
+
 # -- unfinished work: made again where it is damaged, to the same numbers
 
 

@@ -470,6 +470,24 @@ def test_stored_value(place: Path, name: str, what: str, command: str) -> None:
     refused(*ARGUMENTS.get(command, [command, "run"]), says=["run/", Path(name).name])
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("name: seqlora", "name: sapd"),
+        ("rank: 2", "rank: two"),
+        ("dtype: float32", "dtype: [float32]"),
+        ("max_steps: 2", "max_steps: 2\n  surprise: 1"),
+        ("seed: 0", "seed: -1"),
+    ],
+)
+@pytest.mark.parametrize("command", ["eval", "learn", "resume"])
+def test_stored_settings(place: Path, old: str, new: str, command: str) -> None:
+    text = (place / "run" / "config.yaml").read_text()
+    assert old in text
+    resealed(place / "run", "config.yaml", text.replace(old, new).encode())
+    refused(*ARGUMENTS.get(command, [command, "run"]), says=["run/config.yaml", "field"])
+
+
 @pytest.mark.parametrize("what", SAFETENSORS)
 def test_stored_tensors(place: Path, what: str) -> None:
     resealed(place / "run", f"{TASK}/adapter_model.safetensors", SAFETENSORS[what])

@@ -121,8 +121,8 @@ class Learner:
         path = Path(folder)
         run = results.open_run(path)
         experiment = check(ExperimentConfig, results.settings(run), str(path / "config.yaml"))
-        for task_folder in run.learned():
-            run.check(task_folder.relative_to(path).as_posix())
+        name, _ = check_method(experiment.method, str(path / "config.yaml"))
+        results.check_tasks(run, METHODS[name].latest_only)
         results.rows(run)
         learner = cls.__new__(cls)
         if backbone is not None:
@@ -331,7 +331,7 @@ class Learner:
         remove_folder(folder / UNFINISHED)
         self.run.remove_superseded(self.method.latest_only)
         result = folder / results.EVALUATION
-        if self._committed(result):
+        if self.run.commits(result):
             return
         row: dict[str, Any] = {"scores": [], "routing": []}
         Seeds(self.experiment.seed, len(self.tasks) - 1)(999)
@@ -361,9 +361,6 @@ class Learner:
         if wanted and not path.exists():
             cell = self._evaluate_task(task, self.experiment.evaluation)
             write_json(path, cell.score)
-
-    def _committed(self, path: Path) -> bool:
-        return path.relative_to(self.run.path).as_posix() in self.run.files
 
     def _evaluate_task(self, task: Task, config: EvaluationConfig) -> Evaluation:
         total = min(len(task.test), config.limit or len(task.test))

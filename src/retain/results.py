@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,29 @@ def settings(run: RunDirectory) -> dict[str, Any]:
     hold_to(Settings, values, path)
     found: dict[str, Any] = values
     return found
+
+
+def check_tasks(run: RunDirectory, latest_only: Iterable[str], name: str = "") -> None:
+    """Looks for damage in what was learned, oldest task first.
+
+    Args:
+        run: an opened run.
+        latest_only: which files its method keeps of the newest task only.
+        name: of the files that are looked at, in each task's folder; all by default.
+
+    Raises:
+        RetainError: naming the first damaged file, and the task that can be gone back to.
+    """
+    learned = run.learned()
+    for index, folder in enumerate(learned):
+        try:
+            run.check(f"{folder.relative_to(run.path).as_posix()}/{name}")
+        except RetainError as error:
+            if not index or run.superseded(index - 1, latest_only):
+                raise RetainError(f"{error}; no earlier state is kept") from None
+            earlier = shlex.quote(task_record(run, learned[index - 1])["name"])
+            command = f"retain rollback {shlex.quote(str(run.path))} --to {earlier}"
+            raise RetainError(f"{error}, or learn on from an earlier task: {command}") from None
 
 
 def rows(run: RunDirectory) -> list[dict[str, Any]]:

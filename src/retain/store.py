@@ -301,6 +301,10 @@ class RunDirectory:
         manifest["sha256"] = _self_checksum(manifest)
         write_json(self.path / MANIFEST, manifest)
 
+    def commits(self, path: Path) -> bool:
+        """Whether a file below the run is committed."""
+        return path.relative_to(self.path).as_posix() in self.files
+
     def damaged(self, paths: Iterable[str] | None = None) -> list[str]:
         """Checks committed files (all of them by default); returns a line for each bad one."""
         complaints = []
@@ -365,6 +369,15 @@ class RunDirectory:
             wanted & self.files.keys(),
         )
 
+    def superseded(self, index: int, latest_only: Iterable[str]) -> Path | None:
+        """A file of task number `index` that only the newest task's folder has, if there is one."""
+        learned = self.learned()
+        for name in latest_only:
+            old, new = (learned[i] / name for i in (index, -1))
+            if self.commits(new) and not self.commits(old):
+                return old
+        return None
+
     def roll_back(
         self, index: int, latest_only: Iterable[str] = (), of_all_tasks: Iterable[str] = ()
     ) -> None:
@@ -375,16 +388,13 @@ class RunDirectory:
         Raises:
             RetainError: when the run keeps some of its files for the newest task only.
         """
-        learned = self.learned()
-        kept, gone = learned[index], learned[index + 1 :]
-        names = [(kept / name).relative_to(self.path).as_posix() for name in latest_only]
-        newest = [(learned[-1] / name).relative_to(self.path).as_posix() for name in latest_only]
-        for old, new in zip(names, newest, strict=True):
-            if new in self.files and old not in self.files:
-                raise RetainError(
-                    f"{self.path / old}: no longer there, since this method keeps only the newest "
-                    "weights; learn the stream again up to that task"
-                )
+        lost = self.superseded(index, latest_only)
+        if lost is not None:
+            raise RetainError(
+                f"{lost}: no longer there, since this method keeps only the newest weights; learn "
+                "the stream again up to that task"
+            )
+        gone = self.learned()[index + 1 :]
         places = tuple(f"{folder.relative_to(self.path).as_posix()}/" for folder in gone)
         self.commit((), [n for n in self.files if n.startswith((*places, *of_all_tasks))])
         for folder in gone:
@@ -395,7 +405,7 @@ class RunDirectory:
         paths = [folder / name for folder in self.learned() for name in latest_only]
         with processes.first_alone() as deletes:
             for path in paths if deletes else ():
-                if path.relative_to(self.path).as_posix() not in self.files:
+                if not self.commits(path):
                     path.unlink(missing_ok=True)
 
 

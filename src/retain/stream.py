@@ -63,7 +63,9 @@ def learn_stream(
     if resume and RunDirectory(folder).exists:
         run = results.open_run(folder)
         stored = check(ExperimentConfig, results.settings(run), str(folder / "config.yaml"))
+        name, _ = check_method(stored.method, str(folder / "config.yaml"))
         refuse_changes(stored, experiment, folder)
+        results.check_tasks(run, METHODS[name].latest_only, "task.json")
         for index, task in enumerate(tasks[: len(run.learned())]):
             if not results.same_task(run, index, task):
                 raise RetainError(
@@ -86,18 +88,33 @@ def roll_back(folder: Path, task: str) -> list[str]:
     """Makes a run what it was right after a task; returns the names of the tasks that went.
 
     Raises:
-        RetainError: when there is no such task, or its weights are no longer kept.
+        RetainError: when there is no such task, its weights are no longer kept, or what is to be
+            kept is damaged.
     """
     run = results.open_run(folder)
     name, _ = check_method(results.settings(run)["method"], str(folder / "config.yaml"))
-    names = [results.task_record(run, place)["name"] for place in run.learned()]
-    if task not in names:
+    learned = run.learned()
+    names: list[str] = []
+    for place in learned:
+        names.append(results.task_record(run, place)["name"])
+        run.check(f"{place.relative_to(folder).as_posix()}/")
+        if names[-1] == task:
+            break
+    else:
         raise RetainError(f"{folder}: no task '{task}'; name one of {', '.join(names)}")
-    index = names.index(task)
+    gone = [_name(run, place) for place in learned[len(names) :]]
     with run.locked():
-        run.roll_back(index, METHODS[name].latest_only, [results.SINGLE])
+        run.roll_back(len(names) - 1, METHODS[name].latest_only, [results.SINGLE])
         results.write_scores(run)
-    return names[index + 1 :]
+    return gone
+
+
+def _name(run: RunDirectory, place: Path) -> str:
+    """A learned task's, or its folder's where that is damaged."""
+    try:
+        return str(results.task_record(run, place)["name"])
+    except RetainError:
+        return place.name
 
 
 def read_task(config: TaskConfig) -> Task:
