@@ -81,7 +81,8 @@ def _sections(run: RunSummary) -> Iterator[Section]:
     if run.costs:
         yield Section(
             "Cost",
-            "What each task took to learn, and what the run keeps of it.",
+            "What each task took to learn: minutes of training, how many parameters learned, and what "
+            "the run keeps of it.",
             tables=[("", cost_table(run))],
         )
     if run.settings:
@@ -111,7 +112,7 @@ def _over_time(run: RunSummary) -> Section:
     picture = curves(lines, "Score of each task over time", "tasks learned")
     return Section(
         "What was kept, lost and gained",
-        "Each task's score from when it was learned until now.",
+        "Each task's score right after learning it (then), its best since, and the newest.",
         [picture] if learned > 1 else [],
         [("", standings_table(run))],
     )

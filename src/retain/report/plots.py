@@ -213,14 +213,18 @@ def as_svg(draw: Callable[[], Figure], title: str) -> str:
         # The browser draws the text with its own fonts, so a glyph missing here does no harm.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         metadata = dict.fromkeys(["Creator", "Date", "Format", "Type"])
-        draw().savefig(buffer, format="svg", transparent=True, metadata=metadata)
+        figure = draw()
+        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
     svg = buffer.getvalue().replace("stroke: #000000", "stroke: currentColor")
     # Ids would repeat when a page holds several pictures: those of groups go, as nothing refers to
     # them, and the others become this picture's own.
     svg = re.sub(r'<g id="\w+">', "<g>", svg)
     own = hashlib.sha256(svg.encode()).hexdigest()[:8]
     svg = re.sub(r'(id="|"#|url\(#)(\w+)', rf"\g<1>{own}-\2", svg)
-    root = f'<svg fill="currentColor" role="img" aria-label={quoteattr(title)} '
+    # A narrow screen shrinks it as far as its text stays readable, and scrolls from there.
+    narrowest = 0.7 * 72 * figure.get_figwidth()
+    style = f"max-width: 100%; min-width: {narrowest:.0f}pt; height: auto"
+    root = f'<svg fill="currentColor" role="img" aria-label={quoteattr(title)} style="{style}" '
     return root + svg[svg.index("<svg ") + len("<svg ") :]
 
 

@@ -54,7 +54,7 @@ def side_by_side(summaries: Sequence[RunSummary]) -> RenderableType:
 
 def standings_table(summary: RunSummary) -> Table:
     """Of each task its score right after learning, its best, the newest, and the change since."""
-    table = new_table("", ["when learned", "best", "now", "change since learned"])
+    table = new_table("", ["then", "best", "now", "change"])
     for j, task in enumerate(summary.tasks[: len(summary.matrix)]):
         column = [row[j] for row in summary.matrix[j:]]
         known = [value for value in column if value is not None]
@@ -69,7 +69,7 @@ def standings_table(summary: RunSummary) -> Table:
 
 def cost_table(summary: RunSummary) -> Table:
     """Of each task the minutes of training, the numbers that learned, the bytes that are kept."""
-    table = new_table("", ["minutes of training", "parameters that learned", "kB kept"])
+    table = new_table("", ["minutes", "parameters", "kB"])
 
     def add(label: Text, seconds: float | None, parameters: float | None, size: float) -> None:
         minutes = "–" if seconds is None else f"{seconds / 60:.1f}"
