@@ -3,6 +3,7 @@
 #   make results STREAM=configs/superni-short.yaml METHODS='seqlora "sapt rank=4"' SEEDS='0 1'
 # make bench: costs beside what a user would run instead (JSON=FILE also writes them there).
 # make test-browser: the pages in Chromium, which it installs (Debian); pictures in runs/browser.
+# make test-general: retain eval --general, with lm-evaluation-harness, which it installs.
 # All set up .venv themselves; constraints.txt says with which releases.
 PYTHON ?= python3
 BIN = .venv/bin
@@ -12,7 +13,7 @@ STREAM = configs/superni-short.yaml
 METHODS = pertask seqlora sapt
 SEEDS = 0 1
 
-.PHONY: demo results bench test test-browser
+.PHONY: demo results bench test test-browser test-general
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
@@ -46,3 +47,7 @@ test-browser: .venv/ready
 		|| { echo 'test-browser: needs chromium and chromium-driver; install them' >&2; exit 1; }
 	mkdir -p runs
 	$(BIN)/pytest tests/browser --basetemp runs/browser
+
+test-general: .venv/ready
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[general]'
+	$(BIN)/pytest tests/general

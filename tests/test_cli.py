@@ -164,6 +164,17 @@ def test_eval_repeats_the_last_row_and_writes_nothing(place: Path) -> None:
     assert read_files(place) == before
 
 
+def test_general_ability_without_the_harness(
+    learned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.delitem(sys.modules, "retain.general", raising=False)
+    done = call("eval", learned, "--general", "hellaswag")
+    assert (done.status, done.out) == (2, "")
+    says = "eval --general: lm_eval is not installed; pip install 'retain[general]'"
+    assert done.err == f"error: {says}\n"
+
+
 def test_generate(place: Path) -> None:
     prompts = [make_task(name).test[0].prompt for name in ("copy", "constant")]
     before = read_files(place)

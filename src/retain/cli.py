@@ -89,10 +89,24 @@ def learn(
 def evaluate(
     run: Run,
     limit: Annotated[int | None, typer.Option(min=1, help="Examples per task.")] = None,
+    general: Annotated[
+        str | None,
+        typer.Option(help="Tasks of lm-eval instead, or YAML files of such.", metavar="A,B"),
+    ] = None,
 ) -> None:
     """Answer every learned task's test examples again; nothing is written."""
     from retain.learner import Learner
 
+    if general is not None:
+        try:
+            from retain.general import general_ability, general_table
+        except ModuleNotFoundError as missing:
+            raise RetainError(
+                f"eval --general: {missing.name} is not installed; pip install 'retain[general]'"
+            ) from None
+        names = [name.strip() for name in general.split(",") if name.strip()]
+        console.print(general_table(general_ability(run, names, limit, _progress("eval"))))
+        return
     scores = Learner.load(run, _progress("eval")).evaluate(limit)
     table = Table("task", "score")
     for name, score in scores.items():
