@@ -263,7 +263,8 @@ def test_run_without_heads(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run = RunDirectory(Path("run"))
-    write_json(run.path / "config.yaml", {"method": {"name": method}})
+    named = {"backbone": {"name": "tiny"}, "method": {"name": method}}
+    write_json(run.path / "config.yaml", {**named, "evaluation": {}, "prompt": {}})
     run.commit([run.path / "config.yaml"])
     refused(f"run: nothing to inspect for method '{method}' yet; {remedy}")
 

@@ -29,6 +29,18 @@ class Row(BaseModel):
     routing: list[list[float] | None]
 
 
+class Quality(BaseModel):
+    """`quality.json`: what a task's pseudo-samples are worth; see `metrics.generated`."""
+
+    count: int
+    auc: float | None
+    distinct_2: float | None
+    real_distinct_2: float | None
+    duplicates: int
+    copies: int
+    dropped: int
+
+
 class Named(BaseModel):
     """A backbone or a method, beside its options."""
 

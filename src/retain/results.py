@@ -12,7 +12,7 @@ import yaml
 
 from retain.errors import RetainError
 from retain.metrics import continual
-from retain.records import Row, Settings, TaskRecord, hold_to, read_record
+from retain.records import Quality, Row, Settings, TaskRecord, hold_to, read_record
 from retain.store import RunDirectory, parse_yaml, read_text, write_json
 from retain.tasks import Task
 
@@ -156,6 +156,11 @@ def costs(run: RunDirectory) -> list[dict[str, float]]:
         ]
         found.append({**cost, "bytes": sum((run.path / name).stat().st_size for name in kept)})
     return found
+
+
+def quality(run: RunDirectory, folder: Path) -> dict[str, float | None]:
+    """What was measured of a task's pseudo-samples; empty where nothing was."""
+    return _read(run, folder / QUALITY, Quality) or {}
 
 
 def write_scores(run: RunDirectory, single: Sequence[float] | None = None) -> None:

@@ -13,7 +13,7 @@ from retain.metrics.continual import losses
 from retain.report.plots import short
 from retain.report.summary import score_text
 from retain.report.tables import new_table
-from retain.store import RunDirectory, read_json, read_jsonl
+from retain.store import RunDirectory, read_jsonl
 
 PSEUDO = "pseudo.jsonl"
 """SAPT's file; the name is repeated, as importing the method is slow."""
@@ -57,17 +57,15 @@ def read_samples(run: RunDirectory) -> Samples | None:
     found = []
     for i, folder in enumerate(run.learned()):
         place = folder.relative_to(run.path).as_posix()
-        for name in ("task.json", PSEUDO, results.QUALITY):
-            run.check(f"{place}/{name}")
-        known = f"{place}/{results.QUALITY}" in run.files
-        quality = read_json(folder / results.QUALITY) if known else {}
+        run.check(f"{place}/{PSEUDO}")
+        quality = results.quality(run, folder)
         if quality:
-            count = quality["count"]
+            count = int(quality["count"] or 0)
         elif f"{place}/{PSEUDO}" in run.files:
             count = len(read_jsonl(folder / PSEUDO))
         else:
             continue
-        name = read_json(folder / "task.json")["name"]
+        name = results.task_record(run, folder)["name"]
         found.append(TaskSamples(name, count, quality, lost[i] if i < len(lost) else None))
     method = results.settings(run)["method"]
     real = method.get("reflection", {}).get("samples") == "real"
