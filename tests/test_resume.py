@@ -307,6 +307,14 @@ def test_unfinished_work_on_other_examples_is_cleared(whole: Whole, tmp_path: Pa
     assert record.events[0] == began
 
 
+def test_the_log_says_what_a_kill_can_cost(tmp_path: Path) -> None:
+    told: list[str] = []
+    record = Record()
+    record.message = told.append
+    make_learner("seqlora", make_backbone(KIND), tmp_path, record, save_steps=2).learn(FIRST)
+    assert any(line.endswith(" parameters, saves every 2 steps") for line in told)
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     make_learner("pertask", make_backbone(KIND), tmp_path / "run", max_steps=1).learn(FIRST)

@@ -110,7 +110,8 @@ def learn_phases(
         if ended is None:
             label = f"{task.name} · {phase.name}"
             told = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
-            progress.message(f"{label}: trains {told} parameters")
+            every = f"saves every {config.save_steps} steps"
+            progress.message(f"{label}: trains {told} parameters, {every}")
             # The phase that learns the task sees its rows in the same order in every method.
             seed = seeds(1 if phase.name == "learn" else 1 + number)
             progress.start(label, batches(config, phase, seed).steps, "steps")
