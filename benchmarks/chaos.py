@@ -23,7 +23,8 @@ from tempfile import TemporaryDirectory
 import torch
 import transformers
 
-import retain.stream  # noqa: F401 — imported here once, and then in no child
+import retain.report
+import retain.stream  # noqa: F401 — both imported here once, and then in no child
 from tests.command import call, settings, write_settings, write_tasks
 from tests.tiny import OPTIONS, TRAINING, read_files, save_backbone
 
