@@ -19,8 +19,9 @@ PSEUDO = "pseudo.jsonl"
 """SAPT's file; the name is repeated, as importing the method is slow."""
 WORDS = (
     "AUC is how well a classifier tells pseudo-samples from training inputs: 0.5 not at all, 1 "
-    "always. Distinct-2 is the share of token pairs that do not repeat, in them and in as many "
-    "training inputs. Copies are training inputs, or beginnings of them, word by word."
+    "always. Distinct is the share of token pairs that do not repeat (distinct-2), in them and in "
+    "as many training inputs. Copies are training inputs, or beginnings of them, word by word. "
+    "Lost is what the task's score has lost since it was learned, in points."
 )
 
 
@@ -74,7 +75,7 @@ def read_samples(run: RunDirectory) -> Samples | None:
 
 def samples_table(samples: Samples) -> Table:
     """A row a task: what its pseudo-samples are worth, beside what the task has lost since."""
-    columns = ["texts", "AUC", "distinct-2", "of real", "repeats", "copies", "points lost"]
+    columns = ["texts", "AUC", "distinct", "of real", "repeats", "copies", "lost"]
     table = new_table("Pseudo-samples", columns)
     for own in samples.tasks:
         shares = [_number(own.quality.get(key), 2) for key in ("auc", "distinct_2")]
