@@ -81,8 +81,8 @@ def _sections(run: RunSummary) -> Iterator[Section]:
     if run.costs:
         yield Section(
             "Cost",
-            "What each task took to learn: minutes of training, how many parameters learned, and what "
-            "the run keeps of it.",
+            "What each task took to learn: minutes of training, how many parameters learned, and "
+            "what the run keeps of it.",
             tables=[("", cost_table(run))],
         )
     if run.settings:
