@@ -13,6 +13,7 @@ import argparse
 import multiprocessing
 import os
 import random
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -106,14 +107,18 @@ def whole(config: Path, folder: Path) -> Whole:
 
 def kill_and_resume(config: Path, folder: Path, seconds: float, draw: random.Random) -> int:
     """Kills a run one to three times, then lets it end; returns how often it was killed."""
-    folder.mkdir()
-    kills = 0
-    for _ in range(draw.randint(1, MOST_KILLS)):
-        if attempt(config, folder, draw.uniform(0, seconds)):
+    while True:
+        folder.mkdir()
+        kills = 0
+        for _ in range(draw.randint(1, MOST_KILLS)):
+            if attempt(config, folder, draw.uniform(0, seconds)):
+                break
+            kills += 1
+        else:
+            attempt(config, folder)
+        if kills:
             return kills
-        kills += 1
-    attempt(config, folder)
-    return kills
+        shutil.rmtree(folder)  # it came to its end before the first kill, and shows nothing
 
 
 def chaos(place: Path, methods: Sequence[str], runs: int, seed: int) -> bool:

@@ -29,18 +29,29 @@ def test_a_difference_is_named(
 ) -> None:
     """Of three runs, one lacks a file and one has another number in it."""
 
-    def finished(config: Path, folder: Path, *_: object) -> bool:
-        (folder / "run").mkdir()
+    def finished(config: Path, folder: Path, seconds: float | None = None) -> bool:
+        (folder / "run").mkdir(exist_ok=True)
         if not folder.name.startswith("1-"):
             score = "0" if folder.name.startswith("2-") else "1"
             (folder / "run" / "scores.json").write_text(score)
-        return True
+        return seconds is None
 
     monkeypatch.setattr(chaos, "write_stream", lambda place: None)
     monkeypatch.setattr(chaos, "attempt", finished)
     assert not chaos.chaos(tmp_path, ["sapt"], runs=3, seed=0)
-    out = capsys.readouterr().out
-    assert out == "1-sapt: scores.json\n2-sapt: scores.json\n1 of 3 identical, after 0 kills\n"
+    *named, last = capsys.readouterr().out.splitlines()
+    assert named == ["1-sapt: scores.json", "2-sapt: scores.json"]
+    assert last.startswith("1 of 3 identical, after ")
+
+
+def test_a_run_that_ends_before_its_kill_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = iter([True, False, True])  # the first try comes to its end, the second is killed once
+    monkeypatch.setattr(chaos, "attempt", lambda *_: next(ended))
+    draw = random.Random(0)
+    assert chaos.kill_and_resume(tmp_path / "x.yaml", tmp_path / "run", 1.0, draw) == 1
+    assert next(ended, None) is None
 
 
 def test_a_run_that_fails_is_no_end(tmp_path: Path) -> None:
