@@ -110,8 +110,9 @@ def kill_and_resume(config: Path, folder: Path, seconds: float, draw: random.Ran
     while True:
         folder.mkdir()
         kills = 0
-        for _ in range(draw.randint(1, MOST_KILLS)):
-            if attempt(config, folder, draw.uniform(0, seconds)):
+        wanted = draw.randint(1, MOST_KILLS)
+        for _ in range(wanted):  # each within its share, or most would come after the end
+            if attempt(config, folder, draw.uniform(0, seconds / wanted)):
                 break
             kills += 1
         else:
