@@ -14,7 +14,8 @@ from pathlib import Path
 from statistics import fmean
 
 from retain import results
-from retain.store import RunDirectory, read_jsonl
+from retain.files import read_jsonl
+from retain.store import RunDirectory
 
 
 def divergence(before: list[float], after: list[float]) -> float:

@@ -39,9 +39,9 @@ from benchmarks import seekr_step
 from retain import Learner, Task
 from retain.backbone import Backbone
 from retain.evaluation import EvaluationConfig, answer
+from retain.files import write_json
 from retain.layers.pooled_linear import LoraPool
 from retain.progress import Progress
-from retain.store import write_json
 from retain.tasks import Example
 
 WIDTH = 1024

@@ -20,8 +20,8 @@ from statistics import fmean
 import yaml
 
 from retain import results
+from retain.files import read_json, write_jsonl, write_text
 from retain.report.plots import Curve, curves
-from retain.store import read_json, write_jsonl, write_text
 from retain.tasks import Example
 from retain.tasks.readers import read_long_sequence, read_superni
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import fmean
 
 from retain import results
-from retain.store import read_jsonl, write_jsonl
+from retain.files import read_jsonl, write_jsonl
 
 DATA = Path("demo/data")
 BALANCE = {"positive": "one-sided", "negative": "one-sided", "mixed": "balanced"}

@@ -24,11 +24,12 @@ from rich.console import Console
 from retain import Task, load_stream, results
 from retain.config import ExperimentConfig, check_method, read_experiment, set_field
 from retain.errors import RetainError
+from retain.files import read_jsonl
 from retain.methods import METHODS
 from retain.metrics import continual
 from retain.metrics.text import score
 from retain.progress import ConsoleProgress
-from retain.store import RunDirectory, read_jsonl
+from retain.store import RunDirectory
 from retain.stream import learn_stream
 
 SHARED = ("rank", "alpha", "target_modules", "tune", "replay", "teacher", "generator")

@@ -21,9 +21,9 @@ import torch
 import transformers
 
 from benchmarks import bench
+from retain.files import write_text
 from retain.layers.pooled_linear import LoraPool
 from retain.report.plots import Curve, curves
-from retain.store import write_text
 
 KEPT = 8
 Side = Callable[[], object]

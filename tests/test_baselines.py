@@ -13,6 +13,7 @@ from torch import Tensor
 
 from retain.backbone import Backbone, Batch
 from retain.errors import RetainError
+from retain.files import read_jsonl
 from retain.learner import Learner
 from retain.methods.inclora import IncLora
 from retain.methods.l2p import L2p, L2pConfig
@@ -20,7 +21,6 @@ from retain.methods.lfpt5 import Lfpt5
 from retain.methods.lora import LoraMethodConfig
 from retain.methods.olora import OLora, OLoraConfig, overlap
 from retain.methods.progprompt import ProgPrompt, ProgPromptConfig
-from retain.store import read_jsonl
 from retain.tasks import Example
 from tests.tiny import make_backbone, make_learner, make_task
 

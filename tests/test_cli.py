@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 import yaml
 
+from retain.files import write_json
 from retain.methods import list_methods
-from retain.store import RunDirectory, write_json
+from retain.store import RunDirectory
 from tests.command import call, settings, write_settings, write_tasks
 from tests.tiny import OPTIONS, make_task, read_files
 

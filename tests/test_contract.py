@@ -18,11 +18,11 @@ from transformers.pytorch_utils import Conv1D
 
 from retain.backbone import Backbone, Batch, Features
 from retain.export import pool_of
+from retain.files import read_json
 from retain.layers.pooled_linear import LoraPool
 from retain.learner import Learner
 from retain.methods import METHODS, Phase
 from retain.methods.amlora import AmLora
-from retain.store import read_json
 from retain.tasks import Task
 from retain.training import release
 from tests.tiny import (

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from retain.config import check_method, read_experiment
+from retain.files import write_jsonl
 from retain.methods import METHODS
-from retain.store import write_jsonl
 from tests.tiny import make_task
 
 ROOT = Path(__file__).parent.parent

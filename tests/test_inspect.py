@@ -13,12 +13,13 @@ import pytest
 from matplotlib.text import Text
 from rich.console import Console, Group, RenderableType
 
+from retain.files import write_json
 from retain.methods.memory import EXAMPLES
 from retain.methods.seekr.method import HEADS
 from retain.methods.teacher import SIGNALS
 from retain.report import heads, routing
 from retain.report.heads import HeadMaps, TaskHeads
-from retain.store import RunDirectory, write_json
+from retain.store import RunDirectory
 from tests.command import call
 from tests.tiny import make_backbone, make_learner, make_task
 

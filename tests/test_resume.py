@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from transformers import Trainer
 
+import retain.files
 import retain.learner
-import retain.store
 from retain import RetainError, results
 from retain.errors import StoppedError
+from retain.files import read_jsonl
 from retain.learner import Learner
 from retain.progress import Progress
-from retain.store import read_jsonl
 from tests.tiny import VARIANTS, make_backbone, make_learner, make_task, read_files
 
 KIND = "llama"
@@ -203,7 +203,7 @@ def test_killed_in_the_middle_of_the_last_evaluation(whole: Whole, tmp_path: Pat
 def test_killed_at_any_write(whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed before its 1st write, resumed, killed before its 2nd from there, …, to the end."""
     folder, left = tmp_path / "run", 0
-    replacing = retain.store.replacing
+    replacing = retain.files.replacing
 
     def write(path: Path) -> AbstractContextManager[Path]:
         nonlocal left
@@ -212,7 +212,7 @@ def test_killed_at_any_write(whole: Whole, tmp_path: Path, monkeypatch: pytest.M
             raise KilledError(path)
         return replacing(path)
 
-    monkeypatch.setattr(retain.store, "replacing", write)
+    monkeypatch.setattr(retain.files, "replacing", write)
     for kills in count():
         left = kills
         try:
@@ -258,7 +258,7 @@ def test_killed_before_the_checkpoints_are_deleted(
     def remove_folder(path: Path) -> None:
         if path == unfinished:
             raise KilledError(path)
-        retain.store.remove_folder(path)
+        retain.files.remove_folder(path)
 
     with monkeypatch.context() as patch:
         patch.setattr(retain.learner, "remove_folder", remove_folder)

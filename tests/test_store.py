@@ -1,129 +1,27 @@
-"""The run directory: atomic writes, checksums, numbered folders, one writer."""
+"""The run directory: checksums, numbered folders, one writer."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from retain import store
+from retain import files, store
 from retain.errors import RetainError
 from retain.store import RunDirectory
-from tests.tiny import read_files
 
 
 def make_run(path: Path, **texts: str) -> RunDirectory:
     """A run with committed files of these names (`__` stands for `/`) and texts."""
     run = RunDirectory(path)
-    files = [path / name.replace("__", "/") for name in texts]
-    for file, text in zip(files, texts.values(), strict=True):
-        store.write_text(file, text)
-    run.commit(files)
+    paths = [path / name.replace("__", "/") for name in texts]
+    for place, text in zip(paths, texts.values(), strict=True):
+        files.write_text(place, text)
+    run.commit(paths)
     return run
-
-
-# -- writing
-
-
-def test_written_values_read_back(tmp_path: Path) -> None:
-    value = {"a": [1, None, "ü任"], "b": 0.1}
-    store.write_json(tmp_path / "new" / "a.json", value)
-    assert store.read_json(tmp_path / "new" / "a.json") == value
-    store.write_jsonl(tmp_path / "a.jsonl", [value, "line\nbreak"])
-    assert store.read_jsonl(tmp_path / "a.jsonl") == [value, "line\nbreak"]
-    tensors = {"x": torch.arange(6.0).view(2, 3).T, "y": torch.tensor([1, 2])}
-    store.write_tensors(tmp_path / "a.safetensors", tensors)
-    read = store.read_tensors(tmp_path / "a.safetensors")
-    assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
-    assert set(read) == set(tensors)
-    assert not list(tmp_path.rglob("*.tmp"))
-
-
-@pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_interrupted_write_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
-    path = tmp_path / "a.json"
-    store.write_json(path, "old")
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, step, stop)
-    with pytest.raises(KeyboardInterrupt):
-        store.write_json(path, "new")
-    monkeypatch.undo()
-    assert store.read_json(path) == "old"
-    store.write_json(path, "new")
-    assert store.read_json(path) == "new"
-
-
-def test_content_is_synced_before_it_gets_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, events = tmp_path / "a", []
-    fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (events.append("fsync"), fsync(fd)))
-    monkeypatch.setattr(os, "replace", lambda a, b: (events.append("replace"), replace(a, b)))
-    store.write_bytes(path, b"x")
-    assert events == ["fsync", "replace", "fsync"]  # the last one is the folder's
-
-
-def test_unwritable_place_is_named_and_nothing_is_left(tmp_path: Path) -> None:
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "file").write_text("x")
-    for path in (tmp_path / "taken", tmp_path / "file" / "a"):
-        with pytest.raises(RetainError, match=f"{path}: cannot be written .*choose another"):
-            store.write_text(path, "new")
-    assert read_files(tmp_path) == {"file": b"x"}
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_json_refuses_what_is_no_number(tmp_path: Path, value: float) -> None:
-    with pytest.raises(ValueError, match="JSON"):
-        store.write_json(tmp_path / "a.json", value)
-    with pytest.raises(ValueError, match="JSON"):
-        store.write_jsonl(tmp_path / "a.jsonl", [value])
-    assert not list(tmp_path.iterdir())
-
-
-# -- reading
-
-
-def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
-    for read in (store.read_json, store.read_jsonl, store.read_tensors, store.read_text):
-        with pytest.raises(RetainError, match=f"{tmp_path / 'gone'}: no such file; "):
-            read(tmp_path / "gone")
-        with pytest.raises(RetainError, match=str(tmp_path)):
-            read(tmp_path)
-    bad = tmp_path / "bad"
-    for content in (b"", b"{", b"\xff\xfe\x00", b"[" * 100_000):
-        bad.write_bytes(content)
-        with pytest.raises(RetainError, match=f"{bad}: not readable as JSON .*restore"):
-            store.read_json(bad)
-        with pytest.raises(RetainError, match=f"{bad}: damaged .*restore"):
-            store.read_tensors(bad)
-    store.write_tensors(bad, {"x": torch.ones(100)})
-    bad.write_bytes(bad.read_bytes()[:-1])
-    with pytest.raises(RetainError, match=f"{bad}: damaged"):
-        store.read_tensors(bad)
-
-
-def test_jsonl_errors_name_the_line_of_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_text('\ufeff{"a": 1}\r\n\n{"a":}\n', encoding="utf-8", newline="")
-    with pytest.raises(RetainError, match=f"{path}, line 3: not valid JSON"):
-        store.read_jsonl(path)
-    path.write_bytes(b'{"a": 1}\n\n{"a": "\xe9"}\n')
-    with pytest.raises(RetainError, match=f"{path}, line 3: not UTF-8 .*save the file as UTF-8"):
-        store.read_jsonl(path)
-    path.write_text('\ufeff{"a": 1}\r\n\n{"b": "\u2028"}', encoding="utf-8", newline="")
-    assert store.numbered_jsonl(path) == [(1, {"a": 1}), (3, {"b": "\u2028"})]
 
 
 # -- the manifest
@@ -190,7 +88,7 @@ def test_damaged_committed_files_are_named(tmp_path: Path) -> None:
 
 def test_commit_renews_a_checksum(tmp_path: Path) -> None:
     run = make_run(tmp_path, **{"a.txt": "one"})
-    store.write_text(tmp_path / "a.txt", "two")
+    files.write_text(tmp_path / "a.txt", "two")
     assert run.damaged()
     run.commit([tmp_path / "a.txt"])
     assert not run.damaged()
@@ -200,7 +98,7 @@ def test_task_folder_is_committed_without_its_unfinished_work(tmp_path: Path) ->
     run = RunDirectory(tmp_path)
     folder = run.task_folder(0, "x")
     for name in ("task.json", "sub/a", "checkpoints/b", ".a.json.1.tmp"):
-        store.write_text(folder / name, name)
+        files.write_text(folder / name, name)
     run.commit_folder(folder, leave_out="checkpoints")
     assert set(run.files) == {"tasks/01-x/task.json", "tasks/01-x/sub/a"}
 
@@ -273,7 +171,7 @@ def test_slug(name: str, folder: str) -> None:
 def test_hostile_names_stay_inside_the_run(tmp_path: Path, name: str) -> None:
     run = RunDirectory(tmp_path / "run")
     path = run.task_folder(0, name)
-    store.write_text(path / "task.json", "{}")
+    files.write_text(path / "task.json", "{}")
     assert path.resolve().parent == (tmp_path / "run" / "tasks").resolve()
     run.commit_folder(path, "checkpoints")
     assert run.learned() == [path]
@@ -313,12 +211,3 @@ def test_a_link_out_of_the_run_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "run" / "a").symlink_to(tmp_path / "outside")  # of the very same content
     with pytest.raises(RetainError, match=r"run/a: leads out of the run"):
         run.check()
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_are_finite(tmp_path: Path, value: float) -> None:
-    path = tmp_path / "a.safetensors"
-    store.write_tensors(path, {"x": torch.tensor([1.0, value]), "y": torch.tensor([1])})
-    with pytest.raises(RetainError, match="'x' holds numbers that are not finite; restore it"):
-        store.read_weights(path)
-    assert store.read_tensors(path)["y"].item() == 1

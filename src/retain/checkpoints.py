@@ -13,7 +13,7 @@ from pathlib import Path
 
 from retain import processes
 from retain.errors import RetainError, first_line
-from retain.store import checksum, read_json, remove_folder, sync, write_json, writing
+from retain.files import checksum, read_json, remove_folder, sync, write_json, writing
 
 SEAL = "sealed.json"
 TORCH_WRITES = ("inline_container", "iostream error")

@@ -181,8 +181,8 @@ def report(
 ) -> None:
     """Print the scores and write one self-contained HTML page."""
     from retain import results
+    from retain.files import write_text
     from retain.report import markdown, matrices_png, render, summarise
-    from retain.store import write_text
 
     for path in runs:
         run = results.open_run(path)
@@ -306,8 +306,8 @@ def compare(
     page: Annotated[Path | None, typer.Option("--html", help="Also write the tables.")] = None,
 ) -> None:
     """Methods side by side over seeds and orders, and what one has over the other."""
+    from retain.files import write_text
     from retain.report import compare as comparison
-    from retain.store import write_text
 
     entries = [comparison.read_entry(path) for path in dict.fromkeys(runs)]
     for line in comparison.warnings(entries):

@@ -24,9 +24,9 @@ from pydantic import (
 from retain.backbone import BackboneConfig, PromptConfig
 from retain.errors import RetainError, first_line
 from retain.evaluation import EvaluationConfig
+from retain.files import parse_yaml, read_text
 from retain.methods import METHODS, MethodConfig, list_methods
 from retain.metrics.text import METRICS
-from retain.store import parse_yaml, read_text
 from retain.training import TrainingConfig
 
 Checked = TypeVar("Checked", bound=BaseModel)

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from retain.errors import RetainError
+from retain.files import remove_folder, write_text
 from retain.layers.pooled_linear import ADAPTER, ADAPTER_CONFIG, LoraPool
 from retain.learner import Learner
 from retain.methods import Method
 from retain.report import markdown, sentence, summarise
-from retain.store import remove_folder, write_text
 
 
 def export(learner: Learner, folder: Path, mixture: Mapping[str, float] | None) -> str:

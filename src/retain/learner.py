@@ -17,20 +17,13 @@ from retain.environment import changes, fingerprint, refuse_other_backbone, vers
 from retain.errors import RetainError
 from retain.evaluation import Evaluation, EvaluationConfig, answer, evaluate
 from retain.examples import check_examples
+from retain.files import read_json, read_jsonl, remove_folder, write_json, write_jsonl, write_text
 from retain.learning import Seeds, learn_phases
 from retain.methods import METHODS
 from retain.progress import Progress
 from retain.records import read_record
 from retain.room import check_room
-from retain.store import (
-    RunDirectory,
-    read_json,
-    read_jsonl,
-    remove_folder,
-    write_json,
-    write_jsonl,
-    write_text,
-)
+from retain.store import RunDirectory
 from retain.streaming import Reply
 from retain.tasks import Example, Task
 from retain.tasks.readers import parse_row

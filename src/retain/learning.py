@@ -11,10 +11,10 @@ import transformers
 
 from retain.backbone import Backbone
 from retain.checkpoints import is_sealed, seal
+from retain.files import read_json, read_tensors, remove_folder, write_json, write_tensors
 from retain.methods import Method
 from retain.phase import Phase
 from retain.progress import Progress
-from retain.store import read_json, read_tensors, remove_folder, write_json, write_tensors
 from retain.tasks import Task
 from retain.trackers import TrackedPhase
 from retain.training import (

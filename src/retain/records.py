@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from retain.errors import RetainError
-from retain.store import read_json
+from retain.files import read_json
 
 
 class TaskRecord(BaseModel):

@@ -11,9 +11,10 @@ from typing import Any
 import yaml
 
 from retain.errors import RetainError
+from retain.files import parse_yaml, read_text, write_json
 from retain.metrics import continual
 from retain.records import Quality, Row, Settings, TaskRecord, hold_to, read_record
-from retain.store import RunDirectory, parse_yaml, read_text, write_json
+from retain.store import RunDirectory
 from retain.tasks import Task
 
 EVALUATION = "evaluation.json"

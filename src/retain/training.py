@@ -30,9 +30,9 @@ from retain.backbone.backbone import IGNORED
 from retain.batches import Batches
 from retain.checkpoints import last_checkpoint, saving, step_of
 from retain.errors import RetainError, StoppedError
+from retain.files import writing
 from retain.phase import UNITS, Phase, Unit
 from retain.progress import Progress
-from retain.store import writing
 from retain.trackers import PROJECT, TrackedPhase, Tracker, tracking
 
 NO_MEMORY = "can't allocate memory"

@@ -18,10 +18,10 @@ from torch.nn.functional import log_softmax
 
 from retain.backbone import Backbone
 from retain.evaluation import Route
+from retain.files import write_jsonl
 from retain.general import General, RoutedLM, _error, general_ability, general_table
 from retain.learner import Learner
 from retain.progress import Progress
-from retain.store import write_jsonl
 from tests.command import call
 from tests.tiny import EVALUATION, TRAINING, VARIANTS, make_backbone, make_learner, make_task
 

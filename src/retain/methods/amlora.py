@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from retain.backbone import Backbone, Batch
 from retain.backbone.backbone import IGNORED
 from retain.errors import RetainError
+from retain.files import read_json, read_weights, write_json, write_tensors
 from retain.layers.attentive_linear import (
     Activation,
     Attending,
@@ -23,7 +24,6 @@ from retain.layers.attentive_linear import (
 from retain.layers.pooled_linear import LoraPool
 from retain.methods.base import Method, MethodConfig, ParamGroup, Phase
 from retain.methods.lora import LoraMethodConfig
-from retain.store import read_json, read_weights, write_json, write_tensors
 from retain.tasks import Task
 
 SELECTOR = "selector.safetensors"

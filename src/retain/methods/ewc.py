@@ -11,11 +11,11 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch
+from retain.files import read_weights, write_tensors
 from retain.methods.base import Footprint, Phase
 from retain.methods.sequential import Sequential, SequentialConfig
 from retain.methods.weights import MODEL
 from retain.phase import Unit
-from retain.store import read_weights, write_tensors
 from retain.tasks import Task
 
 FISHER = "fisher.safetensors"

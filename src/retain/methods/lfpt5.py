@@ -13,6 +13,7 @@ from torch import Tensor
 
 from retain.backbone import Backbone, Batch, Features
 from retain.backbone.backbone import IGNORED, cross_entropy
+from retain.files import read_json
 from retain.layers.soft_prompt import PromptPool
 from retain.methods.base import MethodConfig, Phase
 from retain.methods.memory import ScheduleConfig, read_examples
@@ -27,7 +28,6 @@ from retain.methods.pseudo import (
 from retain.methods.teacher import TaughtMethod, TeacherConfig, soft_cross_entropy, stacked
 from retain.methods.weights import PoolWeights
 from retain.phase import Unit
-from retain.store import read_json
 from retain.tasks import Example, Task
 
 

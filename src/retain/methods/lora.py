@@ -10,10 +10,10 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch
+from retain.files import read_json
 from retain.layers.pooled_linear import LoraPool
 from retain.methods.base import Method, MethodConfig, ParamGroup, Phase
 from retain.phase import Unit
-from retain.store import read_json
 from retain.tasks import Task
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from retain.backbone import Backbone, Batch
 from retain.backbone.backbone import IGNORED, cross_entropy
+from retain.files import read_tensors, remove_folder
 from retain.methods.base import Footprint, Phase
 from retain.methods.sequential import Sequential, SequentialConfig
 from retain.methods.teacher import (
@@ -23,7 +24,6 @@ from retain.methods.teacher import (
     stacked,
     write_logits,
 )
-from retain.store import read_tensors, remove_folder
 from retain.tasks import Task
 
 

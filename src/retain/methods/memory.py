@@ -18,9 +18,9 @@ from pydantic import (
 )
 
 from retain.backbone import Backbone, Features
+from retain.files import read_jsonl, write_jsonl
 from retain.methods.base import MethodConfig, Phase, Replay
 from retain.methods.sequential import Sequential, SequentialConfig
-from retain.store import read_jsonl, write_jsonl
 from retain.tasks import Example, Task
 from retain.tasks.readers import parse_row
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from retain.backbone import Backbone
+from retain.files import write_jsonl
 from retain.methods.base import Phase
 from retain.methods.memory import EXAMPLES, read_examples
 from retain.methods.sequential import Sequential, SequentialConfig
-from retain.store import write_jsonl
 from retain.tasks import Example, Task
 
 

@@ -10,9 +10,9 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from retain.backbone import Backbone, Batch
+from retain.files import read_json
 from retain.layers.soft_prompt import PromptPool
 from retain.methods.base import Method, MethodConfig, ParamGroup, Phase, block_of
-from retain.store import read_json
 from retain.tasks import Task
 
 

@@ -11,9 +11,9 @@ from pydantic import PositiveInt
 from retain.backbone import Backbone, Features
 from retain.backbone.backbone import IGNORED
 from retain.errors import RetainError
+from retain.files import write_json
 from retain.methods.base import MethodConfig
 from retain.metrics import generated
-from retain.store import write_json
 from retain.tasks import Example
 
 BATCH = 32

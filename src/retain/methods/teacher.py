@@ -19,10 +19,10 @@ from torch import Tensor
 
 from retain.backbone import Backbone, Batch, Features
 from retain.backbone.backbone import IGNORED
+from retain.files import read_tensors, write_tensors
 from retain.methods.base import Footprint, MethodConfig
 from retain.methods.memory import MemoryMethod, ReplayConfig
 from retain.methods.sequential import Sequential
-from retain.store import read_tensors, write_tensors
 from retain.tasks import Task
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}

@@ -10,9 +10,9 @@ from torch import nn
 
 from retain.backbone import Backbone
 from retain.errors import RetainError
+from retain.files import read_weights, write_tensors
 from retain.layers.pooled_linear import ADAPTER, LoraPool
 from retain.layers.soft_prompt import PromptPool
-from retain.store import read_weights, write_tensors
 
 MODEL = "model.safetensors"
 

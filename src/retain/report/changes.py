@@ -9,9 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from retain import results
+from retain.files import read_json, read_jsonl
 from retain.report.plots import short
 from retain.report.tables import new_table
-from retain.store import RunDirectory, read_json, read_jsonl
+from retain.store import RunDirectory
 
 LOST = 50.0
 """Points of its metric that an answer has to lose to count."""

@@ -18,10 +18,10 @@ from torch import Tensor
 from retain import results
 from retain.config import FREE
 from retain.errors import RetainError
+from retain.files import read_jsonl
 from retain.report.reader import flat
 from retain.report.summary import METRIC_LABELS
 from retain.report.tables import new_table
-from retain.store import read_jsonl
 
 SHORT = {
     "average_performance": "AP",

@@ -20,9 +20,9 @@ from rich.text import Text
 
 from retain import results
 from retain.errors import RetainError
+from retain.files import read_json, read_jsonl, write_bytes
 from retain.report.plots import CHARACTER, MARGIN, STYLE, TITLE_HEIGHT, as_svg, new_panel, short
 from retain.report.tables import TASKS_PER_TABLE, new_table
-from retain.store import read_json, read_jsonl, write_bytes
 
 # The names that SEEKR gives its files, again: importing the method would load transformers.
 HEADS = "heads.json"

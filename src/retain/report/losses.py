@@ -9,9 +9,10 @@ from statistics import fmean
 from rich.table import Table
 from rich.text import Text
 
+from retain.files import read_json, read_jsonl
 from retain.report.plots import Curve, curves, short
 from retain.report.tables import new_table
-from retain.store import RunDirectory, read_json, read_jsonl
+from retain.store import RunDirectory
 
 LOG = "training.jsonl"
 PART = "loss_"

@@ -19,8 +19,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from rich.cells import cell_len, set_cell_size
 
 from retain.errors import RetainError
+from retain.files import write_bytes
 from retain.report.summary import RunSummary
-from retain.store import write_bytes
 
 # Lengths in inches. Room for labels follows from their length in characters, not from measured
 # glyphs, because the font that shows an SVG is chosen by the reader's browser.

@@ -9,11 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from retain import results
+from retain.files import read_jsonl
 from retain.metrics.continual import losses
 from retain.report.plots import short
 from retain.report.summary import score_text
 from retain.report.tables import new_table
-from retain.store import RunDirectory, read_jsonl
+from retain.store import RunDirectory
 
 PSEUDO = "pseudo.jsonl"
 """SAPT's file; the name is repeated, as importing the method is slow."""

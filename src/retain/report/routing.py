@@ -13,10 +13,11 @@ from rich.text import Text
 
 from retain import results
 from retain.errors import RetainError
+from retain.files import read_json
 from retain.report.heads import short_names
 from retain.report.plots import new_panel, panels_png, short
 from retain.report.tables import TASKS_PER_TABLE, new_table
-from retain.store import RunDirectory, read_json
+from retain.store import RunDirectory
 
 GATES = "gates.json"
 """AM-LoRA's file; the name is repeated, as importing the method is slow."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from retain.backbone import Backbone, Batch, Features
 from retain.errors import RetainError
+from retain.files import read_json, read_jsonl, read_weights, write_jsonl, write_tensors
 from retain.layers.pooled_linear import LoraPool
 from retain.layers.soft_prompt import PromptPool
 from retain.methods.base import Method, MethodConfig, ParamGroup, Phase, filled_in
@@ -32,7 +33,6 @@ from retain.methods.pseudo import (
 )
 from retain.methods.sapt.reflection import Reflection
 from retain.methods.sapt.router import Router, generic_centre
-from retain.store import read_json, read_jsonl, read_weights, write_jsonl, write_tensors
 from retain.tasks import Example, Task
 
 TRIGGER = "Write an input of the task:"

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from retain.backbone import Backbone, Batch, Features
 from retain.backbone.backbone import IGNORED, cross_entropy
+from retain.files import read_json, read_tensors, remove_folder, write_json, write_tensors
 from retain.layers.attention_capture import AttentionCapture, AttentionModule, Side, Wanted
 from retain.methods.base import Footprint, MethodConfig, Phase, filled_in
 from retain.methods.seekr.distillation import Attention, Sample, attention_loss, wanted
@@ -43,7 +44,6 @@ from retain.methods.teacher import (
     stacked,
 )
 from retain.phase import Unit
-from retain.store import read_json, read_tensors, remove_folder, write_json, write_tensors
 from retain.tasks import Task
 
 HEADS = "heads.json"
