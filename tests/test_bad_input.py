@@ -250,6 +250,13 @@ def test_resume_with_other_settings(change: str, says: list[str]) -> None:
     refused("run", "exp.yaml", "--output", "run", "--resume", "--set", change, says=says)
 
 
+def test_resume_with_a_tracker_that_is_missing() -> None:
+    """A setting that may change; but the run does not take it over before it is checked."""
+    change = "training.report_to=[mlflow]"
+    says = ["training.report_to: mlflow is not installed"]
+    refused("run", "exp.yaml", "--output", "run", "--resume", "--set", change, says=says)
+
+
 @pytest.mark.parametrize("command", ["eval", "generate", "report", "verify", "learn"])
 @pytest.mark.parametrize(
     ("folder", "says"),

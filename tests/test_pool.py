@@ -144,6 +144,15 @@ def test_freeze_and_thaw_return_the_same_block():
     torch.testing.assert_close((layer.old_A, layer.old_B), before, rtol=0, atol=0)
 
 
+def test_pushed_blocks_follow_a_model_that_moves():
+    layer = PooledLinear(nn.Linear(4, 6), 2, SCALE, Mixture(), False)
+    for A, B in blocks_for(2, 2, 4, 6):
+        layer.push(A, B)
+    layer.to(torch.float64)
+    assert (layer.old_A.dtype, layer.old_B.dtype) == (torch.float64, torch.float64)
+    assert (layer.old_A.shape, layer.old_B.shape) == ((4, 4), (6, 4))
+
+
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_any_number_of_blocks(count):
     layer = PooledLinear(nn.Linear(4, 6), 2, SCALE, Mixture(), False)

@@ -103,6 +103,16 @@ def test_task_folder_is_committed_without_its_unfinished_work(tmp_path: Path) ->
     assert set(run.files) == {"tasks/01-x/task.json", "tasks/01-x/sub/a"}
 
 
+def test_what_a_killed_writer_left_goes(tmp_path: Path) -> None:
+    run = make_run(tmp_path, **{"a.txt": "one"})
+    left = [tmp_path / ".manifest.json.1.tmp", tmp_path / "tasks" / "01-x" / ".a.2.tmp"]
+    for path in left:
+        files.write_text(path, "half")
+    with run.locked():
+        assert not any(path.exists() for path in left)
+    assert (tmp_path / "a.txt").exists()
+
+
 @pytest.mark.parametrize("name", ["gone", "empty"])
 def test_folder_that_is_no_run_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()

@@ -223,12 +223,19 @@ class Learner:
             self._news[task.name] = check_examples(task, self.backbone, self.experiment.evaluation)
         self._checked = list(tasks)
 
-    def take_over(self, experiment: ExperimentConfig) -> None:
-        """Goes on with another experiment's settings, which differ in `config.FREE` at most."""
+    def take_over(self, experiment: ExperimentConfig, tasks: Sequence[Task]) -> None:
+        """Goes on with another experiment's settings, which differ in `config.FREE` at most.
+
+        They are written when the tasks to come have passed their check under them.
+
+        Raises:
+            RetainError: as in `check_tasks`.
+        """
         update = {"training": experiment.training, "evaluation": experiment.evaluation}
-        changed = self.experiment.model_copy(update=update)
-        if changed != self.experiment:
-            self.experiment = changed
+        before = self.experiment
+        self.experiment = before.model_copy(update=update)
+        self.check_tasks(tasks)
+        if self.experiment != before:
             with self.run.locked():
                 self._write_settings()
 

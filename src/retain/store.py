@@ -75,9 +75,10 @@ class RunDirectory:
 
     def _remove_temporary(self) -> None:
         """A writer that was killed may have left them."""
-        for path in (self.path / "tasks").rglob(".*.tmp") if processes.is_first() else ():
-            with suppress(OSError):
-                path.unlink()
+        if processes.is_first():
+            for path in (*self.path.glob(".*.tmp"), *(self.path / "tasks").rglob(".*.tmp")):
+                with suppress(OSError):
+                    path.unlink()
 
     def _refuse_changed(self) -> None:
         """What another writer committed would look like unfinished work here, and be cleared."""

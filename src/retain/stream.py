@@ -73,11 +73,11 @@ def learn_stream(
                     f"'{task.name}' has now; use another --output"
                 )
         learner = Learner.load(folder, progress)
-        learner.take_over(experiment)
+        left = tasks[len(learner.tasks) :]
+        learner.take_over(experiment, left)
     else:
-        learner = Learner.from_config(experiment, progress)
-    left = tasks[len(learner.tasks) :]
-    learner.check_tasks(left)
+        learner, left = Learner.from_config(experiment, progress), tasks
+        learner.check_tasks(left)
     for task in left:
         learner.learn(task, more=task is not left[-1])
     learner.finish_evaluation()

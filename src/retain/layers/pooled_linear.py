@@ -84,7 +84,8 @@ class PooledLinear(nn.Module):
     def _stack(self) -> None:
         """Stacks what was pushed, all at once: a copy a block would make long streams quadratic."""
         if self._pushed:
-            As, Bs = zip(*self._pushed, strict=True)
+            # To where the stack is: the model may have moved since.
+            As, Bs = ([f.to(self._old_A) for f in each] for each in zip(*self._pushed, strict=True))
             self._old_A = torch.cat([self._old_A, *As])
             self._old_B = torch.cat([self._old_B, *Bs], dim=1)
             self._pushed.clear()
@@ -124,7 +125,7 @@ class PooledLinear(nn.Module):
 
     def push(self, A: Tensor, B: Tensor) -> None:
         """Adds one frozen block: (r, d_in) and (d_out, r)."""
-        self._pushed.append((A.to(self._old_A), B.to(self._old_B)))
+        self._pushed.append((A, B))
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, S, d_in) → (B, S, d_out); B may be a multiple of the weights' (beams)."""
@@ -276,7 +277,7 @@ class LoraPool:
 
     def use_block(self, batch_size: int, index: int) -> Tensor | None:
         """Sets one-hot weights on the block `index` for every sample."""
-        device = next(iter(self.layers.values())).old_A.device
+        device = next(iter(self.layers.values())).weight.device
         one_hot = torch.zeros(batch_size, len(self.blocks), device=device)
         one_hot[:, index] = 1.0
         return self.use(one_hot)
