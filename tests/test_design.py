@@ -14,7 +14,8 @@ def parts() -> list[str]:
     """The names of modules and packages, as the page lists them."""
     text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
     listed = text.split("```")[1]
-    return [name for name in re.findall(r"^(\w+)(?:\.py|/) ", listed, re.MULTILINE)]
+    names: list[str] = re.findall(r"^(\w+)(?:\.py|/) ", listed, re.MULTILINE)
+    return names
 
 
 def part_of(path: Path) -> str:
