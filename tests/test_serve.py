@@ -323,13 +323,27 @@ def test_a_failed_batch_is_told_and_the_next_one_answered(
     assert client.post(CHAT, json=body("a")).status_code == 200
 
 
-def test_local_servers_answer_to_local_names_only(sapt: Learner) -> None:
+LOCAL = ("localhost:1", "LOCALHOST", "127.0.0.1", "127.0.1.1:8000", "[::1]:8000")
+FOREIGN = (
+    "elsewhere.example",
+    "localhost.example",
+    "127.0.0.1.example",
+    "my_name",
+    "a@localhost",
+    "",
+)
+
+
+@pytest.mark.parametrize("host", LOCAL + FOREIGN)
+def test_local_servers_answer_to_local_names_only(host: str, sapt: Learner) -> None:
     with TestClient(create_app(sapt, local=True)) as client:
-        found = [
-            client.get("/", headers={"Host": host}).status_code
-            for host in ("localhost:1", "127.0.0.1", "[::1]:8000", "elsewhere.example")
-        ]
-    assert found == [200, 200, 200, 400]
+        for path in ("/", "/v1/models"):
+            response = client.get(path, headers={"Host": host})
+            assert response.status_code == (200 if host in LOCAL else 400)
+            if host in FOREIGN:
+                message = response.json()["error"]["message"]
+                assert f"its Host is '{host}'" in message
+                assert "--host" in message
 
 
 def test_the_page_reaches_its_own_origin_only(client: TestClient) -> None:
@@ -432,6 +446,97 @@ def test_who_leaves_a_stream_ends_its_answer(
     batcher.close()
     assert not reply.ended
     assert 1 < len(reply.tokens) < 1500
+
+
+class Client:
+    """One request, made of the application as a server makes it; who asks may leave."""
+
+    def __init__(self, app: Any, asked: dict[str, Any]) -> None:
+        self.statuses: list[int] = []
+        self._content: bytes | None = json.dumps(asked).encode()
+        self._left = asyncio.Event()
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "method": "POST",
+            "path": CHAT,
+            "query_string": b"",
+            "headers": [(b"content-type", b"application/json")],
+        }
+        self._answered = asyncio.create_task(app(scope, self._receive, self._send))
+
+    async def _receive(self) -> dict[str, Any]:
+        content, self._content = self._content, None
+        if content is not None:
+            return {"type": "http.request", "body": content}
+        await self._left.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        if "status" in message:
+            self.statuses.append(message["status"])
+
+    async def leave(self) -> None:
+        """And its request ends."""
+        self._left.set()
+        await asyncio.wait_for(self._answered, 30)
+
+
+async def comes(holds: Callable[[], bool]) -> None:
+    await asyncio.to_thread(until, holds)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_leaves_a_request_ends_its_answer(
+    stream: bool, sapt: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation = sapt.experiment.evaluation.model_copy(update={"max_new_tokens": 1500})
+    changed = sapt.experiment.model_copy(update={"evaluation": evaluation})
+    monkeypatch.setattr(sapt, "experiment", changed)
+    replies: list[Reply] = []
+    answers = sapt.answers
+
+    def noted(examples: list[Example], task: str | None, growing: list[Reply]) -> list[Answer]:
+        replies.extend(growing)
+        return answers(examples, task, growing)
+
+    monkeypatch.setattr(sapt, "answers", noted)
+    app = create_app(sapt)
+    app.state.batcher.start()
+
+    async def leave() -> list[int]:
+        client = Client(app, body(PROMPTS[0], stream=stream))
+        await comes(lambda: any(reply.tokens for reply in replies))
+        await client.leave()
+        other = Client(app, body("a", max_tokens=1))
+        await comes(lambda: bool(other.statuses))  # when the one before it has ended
+        await asyncio.to_thread(app.state.batcher.close)
+        return other.statuses
+
+    assert asyncio.run(leave()) == [200]
+    left, _ = replies
+    assert not left.ended
+    assert len(left.tokens) < 1500
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_has_left_takes_no_place_in_the_queue(stream: bool, sapt: Learner) -> None:
+    app = create_app(sapt, waiting=1)  # its thread does not run, so that whoever asks waits
+    batcher = app.state.batcher
+
+    async def ask() -> list[int]:
+        first = Client(app, body("a", stream=stream))
+        await comes(lambda: len(batcher.waiting) == 1)
+        (job,) = batcher.waiting
+        await first.leave()
+        second = Client(app, body("a", stream=stream))
+        await comes(lambda: job not in batcher.waiting)
+        third = Client(app, body("a", stream=stream))
+        await comes(lambda: bool(third.statuses))
+        await second.leave()
+        return third.statuses
+
+    assert asyncio.run(ask()) == [429]
 
 
 def test_generate_streams_in_a_terminal(

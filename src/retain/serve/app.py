@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -14,7 +15,7 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
 
 from retain.config import check
 from retain.errors import RetainError
@@ -26,6 +27,8 @@ MAX_BODY = 1 << 20
 """Bytes of a request; ten times what the longest prompts need."""
 BEARER = Depends(HTTPBearer(auto_error=False))
 FAILED = "the model failed on this request; the server's log says why"
+LOCAL = re.compile(r"(localhost|127(\.\d+){3}|\[::1\])(:\d+)?", re.ASCII | re.IGNORECASE)
+"""Names that mean this machine to itself, whoever asks."""
 PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -53,10 +56,8 @@ def create_app(
         yield
         await asyncio.to_thread(batcher.close)
 
-    app = FastAPI(lifespan=lifespan, openapi_url=None)
-    if local:
-        names = ["localhost", "127.0.0.1", "::1", "[::1]"]
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=names)
+    everywhere = [Depends(_check_host)] if local else []
+    app = FastAPI(lifespan=lifespan, openapi_url=None, dependencies=everywhere)
     app.exception_handler(HTTPException)(_refused)
     app.exception_handler(Exception)(_failed)
     app.state.batcher = batcher
@@ -81,7 +82,9 @@ def create_app(
         return {"object": "list", "data": [served]}
 
     @app.post("/v1/chat/completions", dependencies=guarded)
-    async def complete(asked: Annotated[ChatRequest, Depends(_chat_request)]) -> Response:
+    async def complete(
+        request: Request, asked: Annotated[ChatRequest, Depends(_chat_request)]
+    ) -> Response:
         job = _job(asked, learner, model)
         try:
             batcher.submit(job)
@@ -94,14 +97,28 @@ def create_app(
             return StreamingResponse(
                 _stream(job, completion), media_type="text/event-stream", headers=headers
             )
+        watch = asyncio.create_task(_watch(request, job))
         try:
             *_, answer = [told async for told in job.events()]
         except Exception:
             raise HTTPException(500, FAILED) from None
+        finally:
+            watch.cancel()
         assert isinstance(answer, Answer)  # nothing else ends a job
         return JSONResponse(completion.whole(answer))
 
     return app
+
+
+async def _check_host(request: Request) -> None:
+    host = request.headers.get("host", "")
+    if not LOCAL.fullmatch(host):
+        message = (
+            f"request: its Host is '{host}', and a server on the loopback address answers to names "
+            "of its own machine only; let the proxy send 'Host: localhost', or start retain serve "
+            "with another --host"
+        )
+        raise HTTPException(400, message)
 
 
 def _key_check(key: str | None) -> Any:
@@ -149,6 +166,13 @@ def _job(asked: ChatRequest, learner: Learner, model: str) -> Job:
         return Job(asked.example(), task, asked.limit, asked.stream)
     except RetainError as error:
         raise HTTPException(400, str(error)) from None
+
+
+async def _watch(request: Request, job: Job) -> None:
+    """Ends the answer of who leaves before it is whole; for a stream, its response does that."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    job.put(ClientDisconnect())
 
 
 async def _stream(job: Job, completion: Completion) -> AsyncIterator[str]:

@@ -90,6 +90,7 @@ class Batcher:
             QueueFullError: when as many wait as may.
         """
         with self._changed:
+            self.waiting = self._wanted()
             if len(self.waiting) >= self._room:
                 raise QueueFullError
             self.waiting.append(job)
@@ -114,9 +115,13 @@ class Batcher:
             if self._running:
                 self._answer(self._running)
 
+    def _wanted(self) -> list[Job]:
+        """The waiting requests that somebody still listens to."""
+        return [job for job in self.waiting if not job.reply.stopping]
+
     def _next(self) -> list[Job]:
-        """The longest waiting request that somebody still listens to, and what may go with it."""
-        wanted = [job for job in self.waiting if not job.reply.stopping]
+        """The longest waiting request, and what may go with it."""
+        wanted = self._wanted()
         most = self._learner.experiment.evaluation.batch_size
         chosen = [job for job in wanted if job.task == wanted[0].task][:most]
         self.waiting = [job for job in wanted if job not in chosen]
