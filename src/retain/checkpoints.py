@@ -26,11 +26,14 @@ def seal(folder: Path) -> None:
     Raises:
         RetainError: when the disk refuses.
     """
-    with processes.first_alone() as syncs, writing(folder):
-        files = [path for path in sorted(folder.iterdir()) if path.name != SEAL]
-        for path in (*files, folder.parent) if syncs else ():
-            sync(path)
-    write_json(folder / SEAL, {path.name: checksum(path) for path in files})
+    sums = {}
+    with processes.first_alone() as seals, writing(folder):
+        if seals:
+            files = [path for path in sorted(folder.iterdir()) if path.name != SEAL]
+            for path in (*files, folder.parent):
+                sync(path)
+            sums = {path.name: checksum(path) for path in files}
+    write_json(folder / SEAL, sums)  # by the first process, too
 
 
 def is_sealed(folder: Path) -> bool:
@@ -58,18 +61,19 @@ def saving(folder: Path, step: int) -> Iterator[None]:
                 raise
             raise OSError(first_line(error)) from None
     seal(path)
-    for older in checkpoints(folder):
-        if older != path:
-            remove_folder(older)
+    keep_only(folder, path)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a phase, if there is one; others on the way are deleted."""
-    for path in reversed(checkpoints(folder)):
-        if is_sealed(path):
-            return path
-        remove_folder(path)
-    return None
+    """The newest whole checkpoint of a phase, if there is one."""
+    return next((path for path in reversed(checkpoints(folder)) if is_sealed(path)), None)
+
+
+def keep_only(folder: Path, kept: Path | None) -> None:
+    """Deletes a phase's other checkpoints; all processes have to come here."""
+    for path in checkpoints(folder):
+        if path != kept:
+            remove_folder(path)
 
 
 def checkpoints(folder: Path) -> list[Path]:

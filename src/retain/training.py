@@ -28,7 +28,7 @@ from retain import processes
 from retain.backbone import Backbone, Batch
 from retain.backbone.backbone import IGNORED
 from retain.batches import Batches
-from retain.checkpoints import last_checkpoint, saving, step_of
+from retain.checkpoints import keep_only, last_checkpoint, saving, step_of
 from retain.errors import RetainError, StoppedError
 from retain.files import writing
 from retain.phase import UNITS, Phase, Unit
@@ -338,6 +338,7 @@ def fit(
         )
         trainer.remove_callback(transformers.PrinterCallback)
         checkpoint = last_checkpoint(folder)
+        keep_only(folder, checkpoint)
         with _memory_advice(config), tracking(trainer, tracked):
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if trainer.state.global_step < order.steps:
