@@ -189,7 +189,10 @@ class Learner:
                 "together; remove the field"
             )
         if not task.train or not task.dev:
-            raise RetainError(f"task '{task.name}': needs training and development examples")
+            raise RetainError(
+                f"task '{task.name}': has {len(task.train)} training and {len(task.dev)} "
+                "development examples; give it at least one of each"
+            )
         if task not in self._checked:
             self.check_tasks([task])
         with self.run.locked():
@@ -263,7 +266,10 @@ class Learner:
         """Raises RetainError when there is no whole model to answer with."""
         self._refuse_interrupted()
         if not self.tasks:
-            raise RetainError(f"{self.run.path}: nothing learned yet")
+            raise RetainError(
+                f"{self.run.path}: nothing learned yet; go on with retain run --resume, or learn a "
+                "task"
+            )
         if self.method.waiting:
             raise RetainError(
                 f"{self.run.path}: its tasks are learned together, when the last has come; go on "

@@ -326,7 +326,8 @@ class LoraPool:
             raise RetainError(
                 f"{folder / 'adapter_config.json'}: rank and alpha are "
                 f"{config.get('r')} and {config.get('lora_alpha')}, "
-                f"but the run's are {self.rank} and {self.alpha:g}"
+                f"but the run's are {self.rank} and {self.alpha:g}; restore the file from a copy "
+                "of the run"
             )
         factors = {}
         for layer_name, layer in self.layers.items():
@@ -339,8 +340,9 @@ class LoraPool:
                 or B.shape != (layer.d_out, self.rank)
             ):
                 raise RetainError(
-                    f"{path}: no block of rank {self.rank} for layer {layer_name}; "
-                    "is it from another backbone?"
+                    f"{path}: no block of rank {self.rank} for layer {layer_name} of this "
+                    "backbone; load the run with its own, or restore the file from a copy of the "
+                    "run"
                 )
             factors[layer_name] = (A, B)
         self.freeze()

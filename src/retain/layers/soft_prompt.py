@@ -205,8 +205,8 @@ class PromptPool:
         wanted = (self.length, self._backbone.width)
         if kind != "PROMPT_TUNING" or prompt is None or prompt.shape != wanted:
             raise RetainError(
-                f"{path}: no soft prompt of {wanted[0]} rows of width {wanted[1]}; "
-                "is it from another backbone?"
+                f"{path}: no soft prompt of {wanted[0]} rows of width {wanted[1]}, that of this "
+                "backbone; load the run with its own, or restore the file from a copy of the run"
             )
         self.prompts.freeze()
         self._add(name)

@@ -119,8 +119,8 @@ class L2p(Method):
         for name, own in (("prompts", self.prompts), ("keys", self.keys)):
             if name not in tensors or tensors[name].shape != own.shape:
                 raise RetainError(
-                    f"{folder / PROMPTS}: '{name}' is not {tuple(own.shape)}; is it from another "
-                    "backbone?"
+                    f"{folder / PROMPTS}: '{name}' is not {tuple(own.shape)}, as this backbone "
+                    "needs; load the run with its own, or restore the file from a copy of the run"
                 )
             with torch.no_grad():
                 own.copy_(tensors[name])

@@ -76,7 +76,10 @@ class FullWeights:
         path = folder / MODEL
         tensors = read_weights(path)
         if {n: t.shape for n, t in tensors.items()} != {n: p.shape for n, p in self._named.items()}:
-            raise RetainError(f"{path}: does not fit this backbone; is it from another one?")
+            raise RetainError(
+                f"{path}: does not fit this backbone; load the run with its own, or restore the "
+                "file from a copy of the run"
+            )
         with torch.no_grad():
             for name, parameter in self._named.items():
                 parameter.copy_(tensors[name])

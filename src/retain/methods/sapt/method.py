@@ -255,7 +255,10 @@ class Routed(Method):
         own = {**self.router.projection(), "key": self.router.centre, "centre": self.router.centre}
         for name, tensor in own.items():
             if name not in tensors or tensors[name].shape != tensor.shape:
-                raise RetainError(f"{path}: '{name}' does not fit this backbone")
+                raise RetainError(
+                    f"{path}: '{name}' does not fit this backbone; load the run with its own, or "
+                    "restore the file from a copy of the run"
+                )
         self.pool.load_block(folder, read_json(folder / "task.json")["name"])
         with torch.no_grad():
             for name, tensor in (*self.router.projection().items(), ("centre", self.router.centre)):
