@@ -98,8 +98,10 @@ def evaluate(
     from retain.learner import Learner
 
     if general is not None:
+        from retain.report.general import general_table
+
         try:
-            from retain.general import general_ability, general_table
+            from retain.general import general_ability
         except ModuleNotFoundError as missing:
             raise RetainError(
                 f"eval --general: {missing.name} is not installed; pip install 'retain[general]'"
