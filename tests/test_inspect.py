@@ -13,12 +13,11 @@ import pytest
 from matplotlib.text import Text
 from rich.console import Console, Group, RenderableType
 
+from retain.config import ExperimentConfig
 from retain.files import write_json
-from retain.methods.memory import EXAMPLES
-from retain.methods.seekr.method import HEADS
-from retain.methods.teacher import SIGNALS
 from retain.report import heads, routing
 from retain.report.heads import HeadMaps, TaskHeads
+from retain.results import open_run
 from retain.store import RunDirectory
 from tests.command import call
 from tests.tiny import make_backbone, make_learner, make_task
@@ -172,11 +171,11 @@ def test_many_tasks_are_cut_into_tables() -> None:
     rows = cells(Group(*heads.tables(many(layers=2, count=7))))
     assert [len(row) - 1 for row in rows if row[0] == "layer 0"] == [6, 2]  # the share comes last
     assert [len(row) - 1 for row in rows if row[0] == "7 task 6"] == [6, 1]
+    assert [len(table.columns) - 1 for table in heads.tables(many(2, 7), 7)] == [8, 7]
 
 
 def test_reading_agrees_with_the_files(learned: Path) -> None:
-    assert (heads.HEADS, heads.EXAMPLES, heads.SIGNALS) == (HEADS, EXAMPLES, SIGNALS)
-    maps = heads.read_heads(learned)
+    maps = heads.read_heads(open_run(learned))
     assert maps.label == "run"
     assert maps.modules == DECODER[:2]
     folders = [learned / "tasks" / name for name in ("01-copy", "02-letter")]
@@ -196,7 +195,7 @@ def test_command(place: Path) -> None:
     before = json.loads((place / "run" / "manifest.json").read_text())
     done = call("inspect", "run", "--picture", "pictures/heads.png")
     assert done.status == 0, done.err
-    maps = heads.read_heads(place / "run")
+    maps = heads.read_heads(open_run(place / "run"))
     *_, depth, memory, wrote = done.out.splitlines()
     assert "Heads chosen in each attention module, of 4" in done.out
     assert "Overlap of the chosen heads (Jaccard)" in done.out
@@ -264,8 +263,8 @@ def test_run_without_heads(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run = RunDirectory(Path("run"))
-    named = {"backbone": {"name": "tiny"}, "method": {"name": method}}
-    write_json(run.path / "config.yaml", {**named, "evaluation": {}, "prompt": {}})
+    values = ExperimentConfig(backbone="tiny", method={"name": method}).model_dump(mode="json")
+    write_json(run.path / "config.yaml", values)
     run.commit([run.path / "config.yaml"])
     refused(f"run: nothing to inspect for method '{method}' yet; {remedy}")
 
@@ -285,7 +284,7 @@ def test_a_pools_attention(method: str, tmp_path: Path) -> None:
     learner = make_learner(method, make_backbone("llama"), tmp_path / "run")
     for name in ("copy", "letter"):
         learner.learn(make_task(name))
-    found = routing.read_routing(tmp_path / "run")
+    found = routing.read_routing(open_run(tmp_path / "run"))
     assert found.tasks == ["copy", "letter"]
     assert [len(row) for row in found.after] == [1, 2]
     assert [len(row) for row in found.now] == [2, 2]

@@ -23,6 +23,7 @@ from retain.report import (
 )
 from retain.report.changes import Changes, Lost
 from retain.report.losses import PhaseLosses
+from retain.report.plots import Curve, curves
 from retain.report.routing import Routing
 from retain.report.tables import cost_table, standings_table
 
@@ -56,7 +57,11 @@ RUN = RunSummary(
         {"tickets": 7, "intents": 0},
         [Lost("tickets", "<u>Which</u> team?", ["billing"], "billing", "sales", 100.0)],
     ),
-    costs=[{"seconds": 90.0, "parameters": 1000, "bytes": 5000}, {"bytes": 7000}],
+    costs=[
+        {"seconds": 90.0, "parameters": 1000, "bytes": 5000},
+        {"bytes": 7000},
+        {"seconds": 30.0, "parameters": 1000, "bytes": 5000},
+    ],
 )
 SINGLE = RunSummary("one", "plain", "tiny", ["only"], [[50.0]], {"average_performance": 50.0})
 
@@ -70,7 +75,8 @@ def shown(renderable: RenderableType, width: int = 80) -> str:
 
 def many(count: int) -> RunSummary:
     tasks = [f"task{j}_with_quite_a_long_name" for j in range(count)]
-    return replace(RUN, tasks=tasks, matrix=[[100.0] * (i + 1) for i in range(count)])
+    matrix = [[100.0] * (i + 1) for i in range(count)]
+    return replace(RUN, tasks=tasks, matrix=matrix, costs=[])
 
 
 @pytest.mark.parametrize(
@@ -86,14 +92,16 @@ def many(count: int) -> RunSummary:
         (replace(RUN, metrics={}), "sapt learned 3 tasks; its scores were not measured."),
         (
             replace(RUN, matrix=RUN.matrix[:2], metrics={"forgetting": -0.01}),
-            "sapt learned 2 of 3 tasks; after the last it lost nothing on earlier tasks.",
+            "sapt learned 3 tasks, the newest not scored yet; after the one before, it lost "
+            "nothing on earlier tasks.",
         ),
         (
             replace(RUN, metrics={"forgetting": -2.0}),
             "sapt learned 3 tasks; after the last it gained 2.0 points on earlier tasks over "
             "their earlier best.",
         ),
-        (replace(RUN, matrix=[]), "sapt has not finished a task yet."),
+        (replace(SINGLE, matrix=[]), "one learned 1 task; its score is not measured yet."),
+        (replace(SINGLE, tasks=[], matrix=[]), "one has not finished a task yet."),
     ],
 )
 def test_sentence(run: RunSummary, expected: str) -> None:
@@ -148,7 +156,7 @@ def test_standings() -> None:
 def test_costs_of_an_earlier_version_are_not_summed() -> None:
     rows = [re.split(r" {2,}", row.strip()) for row in shown(cost_table(RUN)).splitlines()]
     assert ["tickets", "1.5", "1,000", "5"] in rows
-    assert ["all", "–", "–", "12"] in rows
+    assert ["all", "–", "–", "17"] in rows
 
 
 def test_page_shows_answers_that_were_lost() -> None:
@@ -235,4 +243,21 @@ def test_page_escapes_free_text() -> None:
 def test_page_of_a_run_without_scores() -> None:
     page = render([replace(SINGLE, matrix=[], metrics={})])
     assert "<svg" not in page
-    assert "has not finished a task yet" in page
+    assert "its score is not measured yet" in page
+
+
+def test_page_of_many_tasks_has_whole_tables() -> None:
+    run = many(8)
+    assert run.routing is not None
+    weights = [[1 / (i + 1)] * (i + 1) for i in range(8)]
+    routing = replace(run.routing, tasks=run.tasks, after=weights, now=weights)
+    page = render([replace(run, routing=routing)])
+    assert page.count("<summary>Attention over the blocks right after learning</summary>") == 1
+    assert page.count("<summary>Attention over the blocks now</summary>") == 1
+
+
+def test_curves_name_every_line() -> None:
+    """Also one that matplotlib would leave out by itself."""
+    svg = curves([Curve(name, [(1, 50.0), (2, 60.0)]) for name in ("_a", "b")], "t", "x")
+    texts = [element.text for element in ElementTree.fromstring(svg).iter()]
+    assert (texts.count("_a"), texts.count("b")) == (1, 1)

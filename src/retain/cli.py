@@ -219,14 +219,14 @@ def inspect(
     method = results.settings(opened)["method"]["name"]
     samples = pseudo.read_samples(opened)
     if method == "seekr":
-        maps = heads.read_heads(run)
+        maps = heads.read_heads(opened)
         if picture is not None:
             heads.heads_png(maps, picture)
         console.print(*heads.tables(maps))
         _say(heads.depth_sentence(maps))
         _say(heads.memory_sentence(maps))
     elif samples is None or routing.routes(opened):
-        found = routing.read_routing(run)
+        found = routing.read_routing(opened)
         if picture is not None:
             routing.routing_png(found, picture)
         console.print(*routing.tables(found))
@@ -286,13 +286,10 @@ def check(
 ) -> None:
     """Status 1 when a task has lost more points than that since it was learned: for CI."""
     from retain import results
-    from retain.metrics.continual import losses
+    from retain.metrics.continual import points_lost
 
-    opened = results.open_run(run)
-    scores = results.scores(opened)
-    if not scores["matrix"] or len(scores["matrix"]) < len(opened.learned()):
-        raise RetainError(f"{run}: its newest task is not scored yet; finish it with retain learn")
-    lost = zip(scores["tasks"], losses(scores["matrix"]), strict=True)
+    scores = results.final_scores(results.open_run(run))
+    lost = zip(scores["tasks"], points_lost(scores["matrix"]), strict=True)
     worse = [(name, value) for name, value in lost if value is not None and value > points]
     for name, value in worse:
         _say(f"{name}: lost {value:.1f} points since it was learned")

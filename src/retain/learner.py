@@ -21,7 +21,17 @@ from retain.files import read_json, read_jsonl, remove_folder, write_json, write
 from retain.learning import Seeds, learn_phases
 from retain.methods import METHODS
 from retain.progress import Progress
-from retain.records import read_record
+from retain.records import (
+    CONFIG,
+    COST,
+    EVALUATION,
+    TASK,
+    TEST,
+    TRAINING,
+    ZERO_SHOT,
+    predictions_file,
+    read_record,
+)
 from retain.room import check_room
 from retain.store import RunDirectory
 from retain.streaming import Reply
@@ -202,7 +212,7 @@ class Learner:
             self._complete_row()
             folder = self.run.task_folder(len(self.tasks), task.name)
             self._continue_or_clear(folder, task)
-            self._score_zero_shot(task, folder / results.ZERO_SHOT)
+            self._score_zero_shot(task, folder / ZERO_SHOT)
             self._interrupted = True
             self.method.waiting = self.method.waits and more
             self._train(task, folder)
@@ -284,7 +294,7 @@ class Learner:
         self._write_settings(path)
 
     def _write_settings(self, *others: Path) -> None:
-        path = self.run.path / "config.yaml"
+        path = self.run.path / CONFIG
         values = self.experiment.model_dump(mode="json")
         write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
         self.run.commit([path, *others])
@@ -316,16 +326,16 @@ class Learner:
         with as_trained(self.backbone, config):
             self.method.finish(task, folder)
         self.method.save(folder)
-        write_json(folder / results.COST, lesson.cost())
-        write_jsonl(folder / "training.jsonl", lesson.log)
-        write_jsonl(folder / "test.jsonl", (example.as_row() for example in task.test))
+        write_json(folder / COST, lesson.cost())
+        write_jsonl(folder / TRAINING, lesson.log)
+        write_jsonl(folder / TEST, (example.as_row() for example in task.test))
         description = {
             "name": task.name,
             "metric": task.metric,
             "examples": {s: len(getattr(task, s)) for s in ("train", "dev", "test")},
             "fingerprints": task.fingerprints(),
         }
-        write_json(folder / "task.json", description)
+        write_json(folder / TASK, description)
         self.run.commit_folder(folder, UNFINISHED, self.method.latest_only)
 
     # -- scores
@@ -336,7 +346,7 @@ class Learner:
         folder = self.run.learned()[-1]
         remove_folder(folder / UNFINISHED)
         self.run.remove_superseded(self.method.latest_only)
-        result = folder / results.EVALUATION
+        result = folder / EVALUATION
         if self.run.commits(result):
             return
         row: dict[str, Any] = {"scores": [], "routing": []}
@@ -346,7 +356,7 @@ class Learner:
                 row["scores"].append(None)
                 row["routing"].append(None)
                 continue
-            path = folder / "predictions" / f"{j + 1:02d}.jsonl"
+            path = predictions_file(folder, j)
             if not self.method.forgets and j < len(self.tasks) - 1:
                 before = results.rows(self.run)[-1]
                 row["scores"].append(before["scores"][j])
@@ -443,6 +453,6 @@ def _named(backbone: str | Path | BackboneConfig | Backbone) -> BackboneConfig |
 
 def _stored_task(run: RunDirectory, folder: Path) -> Task:
     description = results.task_record(run, folder)
-    path = folder / "test.jsonl"
+    path = folder / TEST
     test = [parse_row(row, str(path)) for row in read_jsonl(path)]
     return Task(description["name"], (), (), test, description["metric"])

@@ -13,25 +13,31 @@ import yaml
 from retain.errors import RetainError
 from retain.files import parse_yaml, read_text, write_json
 from retain.metrics import continual
-from retain.records import Quality, Row, Settings, TaskRecord, hold_to, read_record
+from retain.records import (
+    CONFIG,
+    COST,
+    EVALUATION,
+    PREDICTIONS,
+    QUALITY,
+    SCORES,
+    SINGLE,
+    TASK,
+    TEST,
+    TRAINING,
+    ZERO_SHOT,
+    Quality,
+    Row,
+    Settings,
+    TaskRecord,
+    hold_to,
+    predictions_file,
+    read_record,
+)
 from retain.store import RunDirectory
 from retain.tasks import Task
 
-EVALUATION = "evaluation.json"
-ZERO_SHOT = "zero_shot.json"
-SINGLE = "single.json"
-COST = "cost.json"
-QUALITY = "quality.json"
-RECORDS = {
-    EVALUATION,
-    ZERO_SHOT,
-    COST,
-    QUALITY,
-    "task.json",
-    "test.jsonl",
-    "training.jsonl",
-}
-"""What a task's folder holds beside predictions and what the method keeps of the task."""
+RECORDS = {EVALUATION, ZERO_SHOT, COST, QUALITY, TASK, TEST, TRAINING, PREDICTIONS}
+"""What a task's folder holds beside what the method keeps of the task."""
 
 
 def open_run(path: Path) -> RunDirectory:
@@ -45,16 +51,37 @@ def open_run(path: Path) -> RunDirectory:
     return run
 
 
+def holds(run: RunDirectory, path: Path) -> bool:
+    """Whether a file of the run is committed.
+
+    Raises:
+        RetainError: when it is, and is damaged.
+    """
+    if committed := run.commits(path):
+        run.check(path.relative_to(run.path).as_posix())
+    return committed
+
+
+def below(run: RunDirectory, folder: Path) -> list[Path]:
+    """The committed files below a folder of the run."""
+    paths = (run.path / name for name in run.files)
+    return [path for path in paths if path.is_relative_to(folder)]
+
+
+def read(run: RunDirectory, path: Path, shape: Any) -> Any:
+    """A committed JSON file, checked; None where there is none."""
+    return read_record(shape, path) if holds(run, path) else None
+
+
 def settings(run: RunDirectory) -> dict[str, Any]:
     """The run's resolved experiment, as plain values.
 
     Raises:
         RetainError: naming the file when it is damaged, or no experiment.
     """
-    path = run.path / "config.yaml"
-    if path.name not in run.files:
+    path = run.path / CONFIG
+    if not holds(run, path):
         raise RetainError(f"{path}: not listed in the run's manifest; restore the run from a copy")
-    run.check(path.name)
     try:
         values = parse_yaml(read_text(path))
     except yaml.YAMLError:
@@ -91,7 +118,7 @@ def rows(run: RunDirectory) -> list[dict[str, Any]]:
     """Per learned and evaluated task: `scores` and `routing` of every task so far."""
     found = []
     for folder in run.learned():
-        row = _read(run, folder / EVALUATION, Row)
+        row = read(run, folder / EVALUATION, Row)
         if row is not None:
             found.append(row)
             if not len(row["scores"]) == len(row["routing"]) == len(found):
@@ -104,9 +131,7 @@ def rows(run: RunDirectory) -> list[dict[str, Any]]:
 
 def task_record(run: RunDirectory, folder: Path) -> dict[str, Any]:
     """What a learned task's folder says of it."""
-    path = folder / "task.json"
-    run.check(path.relative_to(run.path).as_posix())
-    record: dict[str, Any] = read_record(TaskRecord, path)
+    record: dict[str, Any] = read(run, folder / TASK, TaskRecord)
     return record
 
 
@@ -124,10 +149,10 @@ def scores(run: RunDirectory, single: Sequence[float] | None = None) -> dict[str
     matrix = [row["scores"] for row in rows(run)]
     learned = run.learned()[: len(matrix)]
     if single is None:
-        single = _read(run, run.path / SINGLE, list[float])
+        single = read(run, run.path / SINGLE, list[float])
     if single is not None and len(single) != len(matrix):
         single = None  # given for a shorter stream
-    before = [_read(run, folder / ZERO_SHOT, float) for folder in learned]
+    before = [read(run, folder / ZERO_SHOT, float) for folder in learned]
     return {
         "tasks": [task_record(run, folder)["name"] for folder in learned],
         "matrix": matrix,
@@ -146,22 +171,31 @@ def costs(run: RunDirectory) -> list[dict[str, float]]:
     found = []
     for folder in run.learned():
         # A run of an earlier version has none.
-        cost = _read(run, folder / COST, dict[str, float]) or {}
-        place = f"{folder.relative_to(run.path).as_posix()}/"
-        own = [name for name in run.files if name.startswith(place)]
-        kept = [
-            name
-            for name in own
-            if (rest := name.removeprefix(place)) not in RECORDS
-            and not rest.startswith("predictions/")
-        ]
-        found.append({**cost, "bytes": sum((run.path / name).stat().st_size for name in kept)})
+        cost = read(run, folder / COST, dict[str, float]) or {}
+        own = below(run, folder)
+        kept = [path for path in own if path.relative_to(folder).parts[0] not in RECORDS]
+        found.append({**cost, "bytes": sum(path.stat().st_size for path in kept)})
     return found
 
 
 def quality(run: RunDirectory, folder: Path) -> dict[str, float | None]:
     """What was measured of a task's pseudo-samples; empty where nothing was."""
-    return _read(run, folder / QUALITY, Quality) or {}
+    return read(run, folder / QUALITY, Quality) or {}
+
+
+def final_scores(run: RunDirectory) -> dict[str, Any]:
+    """As `scores`, of all that was learned.
+
+    Raises:
+        RetainError: when the newest task is not scored yet.
+    """
+    found = scores(run)
+    if not found["matrix"] or len(found["matrix"]) < len(run.learned()):
+        raise RetainError(
+            f"{run.path}: its newest task is not scored yet; go on with retain run --resume, or "
+            "with the same retain learn"
+        )
+    return found
 
 
 def write_scores(run: RunDirectory, single: Sequence[float] | None = None) -> None:
@@ -169,7 +203,7 @@ def write_scores(run: RunDirectory, single: Sequence[float] | None = None) -> No
     if single is not None:
         write_json(run.path / SINGLE, single)
         run.commit([run.path / SINGLE])
-    path = run.path / "scores.json"
+    path = run.path / SCORES
     write_json(path, scores(run))
     run.commit([path])
 
@@ -177,14 +211,12 @@ def write_scores(run: RunDirectory, single: Sequence[float] | None = None) -> No
 def newest_predictions(run: RunDirectory) -> dict[str, Path]:
     """By task the file of its newest predictions; one that cannot be forgotten is decoded once."""
     folders = run.learned()
-    names = [task_record(run, folder)["name"] for folder in folders]
     found = {}
-    for j, name in enumerate(names):
-        paths = [folder / "predictions" / f"{j + 1:02d}.jsonl" for folder in folders[j:]]
-        known = [p for p in paths if p.relative_to(run.path).as_posix() in run.files]
-        if known:
-            run.check(known[-1].relative_to(run.path).as_posix())
-            found[name] = known[-1]
+    for j, own in enumerate(folders):
+        paths = [predictions_file(folder, j) for folder in folders[j:]]
+        known = [path for path in paths if run.commits(path)]
+        if known and holds(run, known[-1]):
+            found[task_record(run, own)["name"]] = known[-1]
     return found
 
 
@@ -214,15 +246,6 @@ def single_scores(run: RunDirectory, pertask: Path) -> list[float]:
             )
         found.append(float(known[key]["scores"][-1]))
     return found
-
-
-def _read(run: RunDirectory, path: Path, shape: Any) -> Any:
-    """A committed JSON file, checked; None where there is none."""
-    name = path.relative_to(run.path).as_posix()
-    if name not in run.files:
-        return None
-    run.check(name)
-    return read_record(shape, path)
 
 
 def scored(run: RunDirectory) -> list[tuple[str, ...]]:

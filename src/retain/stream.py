@@ -13,6 +13,7 @@ from retain.learner import Learner
 from retain.methods import METHODS
 from retain.metrics import trace
 from retain.progress import Progress
+from retain.records import SINGLE
 from retain.store import RunDirectory
 from retain.tasks import Example, Task
 from retain.tasks.readers import (
@@ -104,7 +105,7 @@ def roll_back(folder: Path, task: str) -> list[str]:
         raise RetainError(f"{folder}: no task '{task}'; name one of {', '.join(names)}")
     gone = [_name(run, place) for place in learned[len(names) :]]
     with run.locked():
-        run.roll_back(len(names) - 1, METHODS[name].latest_only, [results.SINGLE])
+        run.roll_back(len(names) - 1, METHODS[name].latest_only, [SINGLE])
         results.write_scores(run)
     return gone
 

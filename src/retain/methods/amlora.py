@@ -24,10 +24,10 @@ from retain.layers.attentive_linear import (
 from retain.layers.pooled_linear import LoraPool
 from retain.methods.base import Method, MethodConfig, ParamGroup, Phase
 from retain.methods.lora import LoraMethodConfig
+from retain.records import GATES, TASK
 from retain.tasks import Task
 
 SELECTOR = "selector.safetensors"
-GATES = "gates.json"
 
 
 class SelectorConfig(MethodConfig):
@@ -248,7 +248,7 @@ class AmLora(Method):
                         f"{path}: '{name}.{letter}' is not that of {blocks} blocks on this "
                         "backbone; restore it from a copy of the run"
                     )
-        self.pool.load_block(folder, read_json(folder / "task.json")["name"])
+        self.pool.load_block(folder, read_json(folder / TASK)["name"])
         self._take_over(tensors)
 
     def _take_over(self, tensors: dict[str, Tensor]) -> None:

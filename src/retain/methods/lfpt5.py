@@ -28,6 +28,7 @@ from retain.methods.pseudo import (
 from retain.methods.teacher import TaughtMethod, TeacherConfig, soft_cross_entropy, stacked
 from retain.methods.weights import PoolWeights
 from retain.phase import Unit
+from retain.records import TASK
 from retain.tasks import Example, Task
 
 
@@ -128,7 +129,7 @@ class Lfpt5(TaughtMethod):
     def load(self, folder: Path) -> None:
         """Takes over a later task's prompt, and adds the task's pseudo-samples."""
         super().load(folder)
-        self._keep_writing(folder, read_json(folder / "task.json")["name"])
+        self._keep_writing(folder, read_json(folder / TASK)["name"])
 
     def _keep_writing(self, folder: Path, name: str) -> None:
         examples = read_examples(folder)

@@ -14,6 +14,7 @@ from retain.files import read_json
 from retain.layers.pooled_linear import LoraPool
 from retain.methods.base import Method, MethodConfig, ParamGroup, Phase
 from retain.phase import Unit
+from retain.records import TASK
 from retain.tasks import Task
 
 
@@ -60,4 +61,4 @@ class BlockPerTask(Method):
 
     def load(self, folder: Path) -> None:
         """Adds the task's block."""
-        self.pool.load_block(folder, read_json(folder / "task.json")["name"])
+        self.pool.load_block(folder, read_json(folder / TASK)["name"])

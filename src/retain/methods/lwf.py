@@ -16,7 +16,6 @@ from retain.methods.base import Footprint, Phase
 from retain.methods.sequential import Sequential, SequentialConfig
 from retain.methods.teacher import (
     COPIES,
-    SIGNALS,
     TeacherConfig,
     bytes_of_logits,
     file_of,
@@ -24,6 +23,7 @@ from retain.methods.teacher import (
     stacked,
     write_logits,
 )
+from retain.records import TEACHER
 from retain.tasks import Task
 
 
@@ -56,7 +56,7 @@ class Lwf(Sequential):
 
     def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
         """One phase, after the old model has answered its rows."""
-        self._signals = folder / SIGNALS
+        self._signals = folder / TEACHER
         for phase in super().phases(task, folder):
             if self._learned:
                 options = self.options
@@ -67,7 +67,7 @@ class Lwf(Sequential):
 
     def finish(self, task: Task, folder: Path) -> None:
         """Deletes the old model's answers."""
-        remove_folder(folder / SIGNALS)
+        remove_folder(folder / TEACHER)
         self._learned += 1
 
     def _loss(self, batch: Batch) -> dict[str, Tensor]:

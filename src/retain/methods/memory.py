@@ -21,10 +21,9 @@ from retain.backbone import Backbone, Features
 from retain.files import read_jsonl, write_jsonl
 from retain.methods.base import MethodConfig, Phase, Replay
 from retain.methods.sequential import Sequential, SequentialConfig
+from retain.records import MEMORY
 from retain.tasks import Example, Task
 from retain.tasks.readers import parse_row
-
-EXAMPLES = "memory.jsonl"
 
 
 class ScheduleConfig(MethodConfig):
@@ -83,7 +82,7 @@ class MemoryMethod(Sequential):
 
     def finish(self, task: Task, folder: Path) -> None:
         """Keeps a share of the task's examples."""
-        write_jsonl(folder / EXAMPLES, [example.as_row() for example in self.choose(task)])
+        write_jsonl(folder / MEMORY, [example.as_row() for example in self.choose(task)])
         # Read back: what was drawn at random is then the same in all processes.
         self.memory += self.numbered(read_examples(folder))
 
@@ -111,5 +110,5 @@ class MemoryMethod(Sequential):
 
 def read_examples(folder: Path) -> list[Example]:
     """What was kept of a task."""
-    path = folder / EXAMPLES
+    path = folder / MEMORY
     return [parse_row(row, str(path)) for row in read_jsonl(path)]

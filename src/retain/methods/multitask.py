@@ -9,8 +9,9 @@ from pathlib import Path
 from retain.backbone import Backbone
 from retain.files import write_jsonl
 from retain.methods.base import Phase
-from retain.methods.memory import EXAMPLES, read_examples
+from retain.methods.memory import read_examples
 from retain.methods.sequential import Sequential, SequentialConfig
+from retain.records import MEMORY
 from retain.tasks import Example, Task
 
 
@@ -42,7 +43,7 @@ class MultiTask(Sequential):
 
     def finish(self, task: Task, folder: Path) -> None:
         """Keeps the task's examples."""
-        write_jsonl(folder / EXAMPLES, [example.as_row() for example in task.train])
+        write_jsonl(folder / MEMORY, [example.as_row() for example in task.train])
         self._kept.append(list(task.train))
 
     def save(self, folder: Path) -> None:

@@ -13,6 +13,7 @@ from retain.backbone import Backbone, Batch
 from retain.files import read_json
 from retain.layers.soft_prompt import PromptPool
 from retain.methods.base import Method, MethodConfig, ParamGroup, Phase, block_of
+from retain.records import TASK
 from retain.tasks import Task
 
 
@@ -98,7 +99,7 @@ class ProgPrompt(Method):
 
     def load(self, folder: Path) -> None:
         """Adds the task's prompt."""
-        self.pool.load_block(folder, read_json(folder / "task.json")["name"])
+        self.pool.load_block(folder, read_json(folder / TASK)["name"])
         self._lengthen()
 
 

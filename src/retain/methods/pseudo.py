@@ -14,12 +14,12 @@ from retain.errors import RetainError
 from retain.files import write_json
 from retain.methods.base import MethodConfig
 from retain.metrics import generated
+from retain.records import QUALITY
 from retain.tasks import Example
 
 BATCH = 32
 ROUNDS = 10
 """How often what is no use (empty, or a copy) is drawn again before giving up."""
-QUALITY = "quality.json"
 
 
 class DrawConfig(MethodConfig):

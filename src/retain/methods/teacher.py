@@ -23,11 +23,11 @@ from retain.files import read_tensors, write_tensors
 from retain.methods.base import Footprint, MethodConfig
 from retain.methods.memory import MemoryMethod, ReplayConfig
 from retain.methods.sequential import Sequential
+from retain.records import TEACHER
 from retain.tasks import Task
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 BATCH = 8
-SIGNALS = "teacher"
 """The folder of a task's signals, in the task's own."""
 
 
@@ -194,7 +194,7 @@ class TaughtMethod(MemoryMethod):
 
     def write_signals(self, rows: Sequence[Features], folder: Path) -> None:
         """Writes a file for each of a task's rows."""
-        write_logits(self, rows, folder / SIGNALS, self.teacher)
+        write_logits(self, rows, folder / TEACHER, self.teacher)
 
     def read_signals(self, batch: Batch) -> list[dict[str, Tensor]]:
         """The files of a replay batch's rows."""
@@ -207,7 +207,7 @@ class TaughtMethod(MemoryMethod):
 
     def _add_signals(self, folder: Path) -> None:
         count = len(self.memory) - len(self.signals)
-        self.signals += [file_of(folder / SIGNALS, number) for number in range(count)]
+        self.signals += [file_of(folder / TEACHER, number) for number in range(count)]
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:
         """The logits of the examples that will be kept, and of a batch of the longest."""

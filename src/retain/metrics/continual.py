@@ -33,7 +33,7 @@ def backward_transfer(matrix: Matrix) -> float | None:
     return _mean([_minus(matrix[last][j], matrix[j][j]) for j in range(last)])
 
 
-def losses(matrix: Matrix) -> list[float | None]:
+def points_lost(matrix: Matrix) -> list[float | None]:
     """Per task the points lost since it was learned, R[j][j] − R[T−1][j]; negative for a gain."""
     return [_minus(matrix[j][j], matrix[-1][j]) for j in range(len(matrix))]
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from retain import results
-from retain.files import read_json, read_jsonl
+from retain.records import Prediction, predictions_file, read_records
 from retain.report.plots import short
 from retain.report.tables import new_table
 from retain.store import RunDirectory
@@ -49,13 +49,12 @@ def read_changes(run: RunDirectory) -> Changes:
     newest = results.newest_predictions(run)
     counts: dict[str, int] = {}
     shown: list[Lost] = []
-    for number, folder in enumerate(run.learned(), start=1):
-        name = read_json(folder / "task.json")["name"]
-        first = folder / "predictions" / f"{number:02d}.jsonl"
-        place = first.relative_to(run.path).as_posix()
-        if name not in newest or place not in run.files or newest[name] == first:
+    for index, folder in enumerate(run.learned()):
+        name = results.task_record(run, folder)["name"]
+        first = predictions_file(folder, index)
+        if newest.get(name, first) == first or not results.holds(run, first):
             continue
-        run.check(place)
+        both = (read_records(Prediction, path) for path in (first, newest[name]))
         lost = [
             Lost(
                 name,
@@ -65,7 +64,7 @@ def read_changes(run: RunDirectory) -> Changes:
                 now["prediction"],
                 then["score"] - now["score"],
             )
-            for then, now in zip(read_jsonl(first), read_jsonl(newest[name]), strict=True)
+            for then, now in zip(*both, strict=False)
             if then["score"] - now["score"] >= LOST
         ]
         counts[name] = len(lost)

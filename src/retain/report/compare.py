@@ -17,8 +17,7 @@ from torch import Tensor
 
 from retain import results
 from retain.config import FREE
-from retain.errors import RetainError
-from retain.files import read_jsonl
+from retain.records import Prediction, read_records
 from retain.report.reader import flat
 from retain.report.summary import METRIC_LABELS
 from retain.report.tables import new_table
@@ -88,11 +87,9 @@ def read_entry(folder: Path) -> Entry:
         RetainError: when its newest task has not been scored.
     """
     run = results.open_run(folder)
-    settings, scores = results.settings(run), results.scores(run)
-    if not scores["matrix"] or len(scores["matrix"]) < len(run.learned()):
-        raise RetainError(f"{folder}: its newest task is not scored yet; finish the run first")
+    settings, scores = results.settings(run), results.final_scores(run)
     examples = {
-        name: torch.tensor([float(row["score"]) for row in read_jsonl(path)])
+        name: torch.tensor([float(row["score"]) for row in read_records(Prediction, path)])
         for name, path in results.newest_predictions(run).items()
     }
     for part, field in FREE:

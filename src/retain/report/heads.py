@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
 from matplotlib.colors import PowerNorm
@@ -20,14 +18,11 @@ from rich.text import Text
 
 from retain import results
 from retain.errors import RetainError
-from retain.files import read_json, read_jsonl, write_bytes
-from retain.report.plots import CHARACTER, MARGIN, STYLE, TITLE_HEIGHT, as_svg, new_panel, short
-from retain.report.tables import TASKS_PER_TABLE, new_table
-
-# The names that SEEKR gives its files, again: importing the method would load transformers.
-HEADS = "heads.json"
-EXAMPLES = "memory.jsonl"
-SIGNALS = "teacher"
+from retain.files import read_jsonl, write_bytes
+from retain.records import HEADS, MEMORY, TEACHER, Heads
+from retain.report.plots import CHARACTER, MARGIN, TITLE_HEIGHT, as_png, as_svg, new_panel, short
+from retain.report.tables import TASKS_PER_TABLE, cuts, new_table
+from retain.store import RunDirectory
 
 ROWS = 40
 """Most rows of the table of heads; a model with more attention modules has several in a row."""
@@ -73,34 +68,30 @@ class HeadMaps:
     size: int
 
 
-def read_heads(folder: Path) -> HeadMaps:
+def read_heads(run: RunDirectory) -> HeadMaps:
     """Reads what a SEEKR run says about its heads, without loading its model.
 
     Raises:
-        RetainError: when the folder is no run, the run has no heads, or a file is damaged.
+        RetainError: when the run has no heads, or a file is damaged.
     """
-    run = results.open_run(folder)
     method = results.settings(run)["method"]["name"]
     learned = run.learned()
-    names = [path.relative_to(run.path).as_posix() for path in learned]
-    if not learned or any(f"{name}/{HEADS}" not in run.files for name in names):
+    if not learned or not all(run.commits(folder / HEADS) for folder in learned):
         remedy = "let it finish a task" if method == "seekr" else "give a run of seekr"
-        raise RetainError(f"{folder}: nothing to inspect for method '{method}' yet; {remedy}")
+        raise RetainError(f"{run.path}: nothing to inspect for method '{method}' yet; {remedy}")
     modules: list[str] = []
     tasks: list[TaskHeads] = []
     examples = size = 0
-    for path, name in zip(learned, names, strict=True):
-        for part in (HEADS, EXAMPLES, f"{SIGNALS}/"):
-            run.check(f"{name}/{part}")
-        stored = read_json(path / HEADS)
+    for folder in learned:
+        stored = results.read(run, folder / HEADS, Heads)
         modules = stored["modules"]
         selected = [[bool(value) for value in row] for row in stored["selected"]]
-        task = " ".join(results.task_record(run, path)["name"].split())
+        task = " ".join(results.task_record(run, folder)["name"].split())
         tasks.append(TaskHeads(task, stored["score"], selected))
-        examples += len(read_jsonl(path / EXAMPLES))
-        kept = (f"{name}/{EXAMPLES}", f"{name}/{SIGNALS}/")
-        size += sum((run.path / file).stat().st_size for file in run.files if file.startswith(kept))
-    return HeadMaps(folder.resolve().name, modules, tasks, examples, size)
+        kept = [folder / MEMORY, *results.below(run, folder / TEACHER)]
+        size += sum(path.stat().st_size for path in kept if results.holds(run, path))
+        examples += len(read_jsonl(folder / MEMORY))
+    return HeadMaps(run.path.resolve().name, modules, tasks, examples, size)
 
 
 # -- numbers
@@ -195,13 +186,12 @@ def _titled(title: str, columns: Sequence[str]) -> Table:
     return table
 
 
-def tables(maps: HeadMaps) -> list[Table]:
-    """All tables, cut after every `TASKS_PER_TABLE` tasks."""
-    every = range(len(maps.tasks))
-    cuts = [every[start : start + TASKS_PER_TABLE] for start in every[::TASKS_PER_TABLE]]
+def tables(maps: HeadMaps, most: int = TASKS_PER_TABLE) -> list[Table]:
+    """All tables, with at most so many tasks side by side in one."""
+    parts = cuts(len(maps.tasks), most)
     return [
-        *(heads_table(maps, columns) for columns in cuts),
-        *(overlap_table(maps, columns) for columns in cuts),
+        *(heads_table(maps, columns) for columns in parts),
+        *(overlap_table(maps, columns) for columns in parts),
     ]
 
 
@@ -242,10 +232,7 @@ def heads_png(maps: HeadMaps, path: Path) -> None:
     Characters that matplotlib's DejaVu Sans lacks (such as Chinese) appear as boxes, with a
     UserWarning from matplotlib.
     """
-    buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        _figure(maps).savefig(buffer, format="png", dpi=150, facecolor="white")
-    write_bytes(path, buffer.getvalue())
+    write_bytes(path, as_png(lambda: _figure(maps)))
 
 
 def heads_svg(maps: HeadMaps) -> str:

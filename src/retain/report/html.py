@@ -132,7 +132,7 @@ def _attention(found: routing.Routing) -> Section:
         heat_map(weights, found.tasks, found.tasks[: max(map(len, weights))], title, 1.0)
         for weights, title in ((found.after, "Right after learning"), (found.now, "Now"))
     )
-    tables = [(str(table.title), table) for table in routing.tables(found)]
+    tables = [(str(table.title), table) for table in routing.tables(found, len(found.tasks))]
     return Section(
         "Attention over the blocks",
         "Each row is a task, each column the block learned with that task; a row sums to about 1.",
@@ -142,5 +142,5 @@ def _attention(found: routing.Routing) -> Section:
 
 
 def _heads(maps: heads.HeadMaps) -> Section:
-    tables = [(str(table.title), table) for table in heads.tables(maps)]
+    tables = [(str(table.title), table) for table in heads.tables(maps, len(maps.tasks))]
     return Section("Attention heads", heads.depth_sentence(maps), [heads.heads_svg(maps)], tables)

@@ -9,12 +9,12 @@ from statistics import fmean
 from rich.table import Table
 from rich.text import Text
 
-from retain.files import read_json, read_jsonl
+from retain import results
+from retain.records import TRAINING, LogRow, read_records
 from retain.report.plots import Curve, curves, short
 from retain.report.tables import new_table
 from retain.store import RunDirectory
 
-LOG = "training.jsonl"
 PART = "loss_"
 
 
@@ -39,12 +39,10 @@ def read_losses(run: RunDirectory) -> list[PhaseLosses]:
     """
     found: list[PhaseLosses] = []
     for folder in run.learned():
-        place = (folder / LOG).relative_to(run.path).as_posix()
-        if place not in run.files:
+        if not results.holds(run, folder / TRAINING):
             continue
-        run.check(place)
-        name = read_json(folder / "task.json")["name"]
-        rows = read_jsonl(folder / LOG)
+        name = results.task_record(run, folder)["name"]
+        rows = read_records(LogRow, folder / TRAINING)
         for phase in dict.fromkeys(row["phase"] for row in rows):
             own = [row for row in rows if row["phase"] == phase]
             parts: dict[str, list[tuple[int, float]]] = {}

@@ -14,6 +14,7 @@ from xml.sax.saxutils import quoteattr
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from rich.cells import cell_len, set_cell_size
@@ -190,17 +191,18 @@ def curves(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for mark in marks:
             axes.axvline(mark, color="#888888", linewidth=0.8, linestyle=":")
+        drawn: list[Line2D] = []
         for number, line in enumerate(lines):
             colour = _COLOURS[number % len(_COLOURS)]
             style = ("-", "--", ":")[number // len(_COLOURS) % 3]
             xs, ys = zip(*line.points, strict=True)
             dots = "o" if len(line.points) < 30 else None
-            axes.plot(
-                xs, ys, style, color=colour, label=short(line.label), marker=dots, markersize=3.5
-            )
+            drawn += axes.plot(xs, ys, style, color=colour, marker=dots, markersize=3.5)
         if scale == "from zero":
             axes.set_ylim(bottom=0)
-        figure.legend(loc="lower left", ncols=2, fontsize=9, frameon=False)
+        # Given by hand: by itself matplotlib leaves out labels that begin with "_".
+        labels = [short(line.label) for line in lines]
+        figure.legend(drawn, labels, loc="lower left", ncols=2, fontsize=9, frameon=False)
         return figure
 
     return as_svg(draw, title)
@@ -228,6 +230,14 @@ def as_svg(draw: Callable[[], Figure], title: str) -> str:
     return root + svg[svg.index("<svg ") + len("<svg ") :]
 
 
+def as_png(draw: Callable[[], Figure]) -> bytes:
+    """A figure as a PNG picture, on white."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        draw().savefig(buffer, format="png", dpi=150, facecolor="white")
+    return buffer.getvalue()
+
+
 def matrices_png(summaries: Sequence[RunSummary], path: Path) -> None:
     """Write the score matrices of all runs side by side as one PNG picture to `path`.
 
@@ -244,10 +254,7 @@ def matrices_png(summaries: Sequence[RunSummary], path: Path) -> None:
 
 def panels_png(panels: Sequence[Panel], path: Path) -> None:
     """Writes heat maps side by side as one PNG picture."""
-    buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        _figure(panels).savefig(buffer, format="png", dpi=150, facecolor="white")
-    write_bytes(path, buffer.getvalue())
+    write_bytes(path, as_png(lambda: _figure(panels)))
 
 
 def new_panel(

@@ -10,14 +10,13 @@ from rich.text import Text
 
 from retain import results
 from retain.files import read_jsonl
-from retain.metrics.continual import losses
+from retain.metrics.continual import points_lost
+from retain.records import PSEUDO
 from retain.report.plots import short
 from retain.report.summary import score_text
 from retain.report.tables import new_table
 from retain.store import RunDirectory
 
-PSEUDO = "pseudo.jsonl"
-"""SAPT's file; the name is repeated, as importing the method is slow."""
 WORDS = (
     "AUC is how well a classifier tells pseudo-samples from training inputs: 0.5 not at all, 1 "
     "always. Distinct is the share of token pairs that do not repeat (distinct-2), in them and in "
@@ -55,15 +54,14 @@ def read_samples(run: RunDirectory) -> Samples | None:
     Raises:
         RetainError: when one of these files is damaged.
     """
-    lost = losses(results.scores(run)["matrix"])
+    lost = points_lost(results.scores(run)["matrix"])
     found = []
     for i, folder in enumerate(run.learned()):
-        place = folder.relative_to(run.path).as_posix()
-        run.check(f"{place}/{PSEUDO}")
+        kept = results.holds(run, folder / PSEUDO)
         quality = results.quality(run, folder)
         if quality:
             count = int(quality["count"] or 0)
-        elif f"{place}/{PSEUDO}" in run.files:
+        elif kept:
             count = len(read_jsonl(folder / PSEUDO))
         else:
             continue

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from retain import results
+from retain.records import HEADS, SCORES
 from retain.report.changes import read_changes
-from retain.report.heads import HEADS, read_heads
+from retain.report.heads import read_heads
 from retain.report.losses import read_losses
 from retain.report.pseudo import read_samples
-from retain.report.routing import read_routing
+from retain.report.routing import read_routing, routes
 from retain.report.summary import RunSummary
 
 
@@ -19,22 +20,19 @@ def summarise(folder: Path) -> RunSummary:
     """Reads one run's scores, routing and settings, without loading its model."""
     run = results.open_run(folder)
     settings = results.settings(run)
-    run.check("scores.json")
+    run.check(SCORES)
     scores = results.scores(run)
-    rows = results.rows(run)
-    last = rows[-1]["routing"] if rows else []
-    pooled = len(last) > 1 and all(row is not None and len(row) == len(last) for row in last)
-    chose_heads = any(name.endswith(f"/{HEADS}") for name in run.files)
+    learned = run.learned()
     return RunSummary(
         label=folder.resolve().name,
         method=settings["method"]["name"],
         backbone=Path(settings["backbone"]["name"]).name,
-        tasks=scores["tasks"],
+        tasks=[results.task_record(run, folder)["name"] for folder in learned],
         matrix=scores["matrix"],
         metrics=scores["metrics"],
         settings=dict(flat({k: v for k, v in settings.items() if k != "tasks"})),
-        routing=read_routing(folder) if pooled else None,
-        heads=read_heads(folder) if chose_heads else None,
+        routing=read_routing(run) if routes(run) else None,
+        heads=read_heads(run) if any(run.commits(own / HEADS) for own in learned) else None,
         samples=read_samples(run),
         losses=read_losses(run),
         changes=read_changes(run),

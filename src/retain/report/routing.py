@@ -13,14 +13,11 @@ from rich.text import Text
 
 from retain import results
 from retain.errors import RetainError
-from retain.files import read_json
+from retain.records import GATES, Gates
 from retain.report.heads import short_names
 from retain.report.plots import new_panel, panels_png, short
-from retain.report.tables import TASKS_PER_TABLE, new_table
+from retain.report.tables import TASKS_PER_TABLE, cuts, new_table
 from retain.store import RunDirectory
-
-GATES = "gates.json"
-"""AM-LoRA's file; the name is repeated, as importing the method is slow."""
 
 
 @dataclass(frozen=True)
@@ -54,36 +51,35 @@ class Routing:
 
 
 def routes(run: RunDirectory) -> bool:
-    """Whether a run has weights over blocks to show."""
+    """Whether a run has weights over blocks to show: over all of them, on every task."""
     rows = results.rows(run)
-    return bool(rows) and all(row is not None for row in rows[-1]["routing"])
+    last = rows[-1]["routing"] if rows else []
+    return bool(last) and all(own is not None and len(own) == len(last) for own in last)
 
 
-def read_routing(folder: Path) -> Routing:
+def read_routing(run: RunDirectory) -> Routing:
     """Reads a pool's routing, without loading its model.
 
     Raises:
-        RetainError: when the folder is no run, or its method does not route.
+        RetainError: when its method does not route, or a file is damaged.
     """
-    run = results.open_run(folder)
     rows = results.rows(run)
     if not routes(run):
         method = results.settings(run)["method"]["name"]
         raise RetainError(
-            f"{folder}: nothing to inspect for method '{method}' yet; give a run of seekr or of a "
-            "pool (sapt, sapt-prompt, amlora) that has learned a task"
+            f"{run.path}: nothing to inspect for method '{method}' yet; give a run of seekr or of "
+            "a pool (sapt, sapt-prompt, amlora) that has learned a task"
         )
     learned = run.learned()[: len(rows)]
     tasks = []
     by_layer = []
-    for path in learned:
-        place = path.relative_to(run.path).as_posix()
-        run.check(f"{place}/{GATES}")
-        tasks.append(" ".join(results.task_record(run, path)["name"].split()))
-        if f"{place}/{GATES}" in run.files:
-            by_layer.append(_layer_gates(tasks[-1], read_json(path / GATES)))
+    for folder in learned:
+        tasks.append(" ".join(results.task_record(run, folder)["name"].split()))
+        gates = results.read(run, folder / GATES, Gates)
+        if gates is not None:
+            by_layer.append(_layer_gates(tasks[-1], gates))
     after = [row["routing"][i] for i, row in enumerate(rows)]
-    label, now = folder.resolve().name, rows[-1]["routing"]
+    label, now = run.path.resolve().name, rows[-1]["routing"]
     return Routing(label, tasks, after, now, by_layer)
 
 
@@ -96,15 +92,17 @@ def _layer_gates(task: str, stored: dict[str, Any]) -> LayerGates:
     return LayerGates(task, short_names(list(groups)), means, stored["effective"])
 
 
-def tables(routing: Routing) -> list[Table]:
-    """Attention right after learning and now, and by layer where there is such."""
-    every = range(len(routing.tasks))
-    cuts = [every[start : start + TASKS_PER_TABLE] for start in every[::TASKS_PER_TABLE]]
+def tables(routing: Routing, most: int = TASKS_PER_TABLE) -> list[Table]:
+    """Attention right after learning and now, and by layer where there is such.
+
+    At most so many blocks stand side by side in one table.
+    """
+    parts = cuts(len(routing.tasks), most)
     after = "Attention over the blocks right after learning"
-    found = [_weights(after, routing, routing.after, cut) for cut in cuts]
-    found += [_weights("Attention over the blocks now", routing, routing.now, cut) for cut in cuts]
+    found = [_weights(after, routing, routing.after, cut) for cut in parts]
+    found += [_weights("Attention over the blocks now", routing, routing.now, cut) for cut in parts]
     if routing.by_layer:
-        found += [_by_layer(routing, cut) for cut in cuts]
+        found += [_by_layer(routing, cut) for cut in parts]
         found.append(_effective(routing))
     return found
 

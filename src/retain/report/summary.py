@@ -27,7 +27,7 @@ class RunSummary:
     """One run as a report shows it.
 
     `matrix[i][j]` is the score (0..100) on task j after learning task i. Row i holds i+1 entries;
-    None means not measured. There are fewer rows than tasks when the run stopped early.
+    None means not measured. The newest task has no row while it is not scored.
     `metrics` maps the keys of `METRIC_LABELS` to points; a missing key counts as None.
     `routing` exists for pools only, `heads` for SEEKR, `samples` for
     methods that write pseudo-samples; `losses` are those of training, `changes`
@@ -62,11 +62,14 @@ def score_text(value: float | None) -> str:
 
 def sentence(summary: RunSummary) -> str:
     """One plain sentence on what the run learned, how it scores and what it forgot."""
-    learned, planned = len(summary.matrix), len(summary.tasks)
+    scored, learned = len(summary.matrix), len(summary.tasks)
     if learned == 0:
         return f"{summary.label} has not finished a task yet."
-    count = str(learned) if learned == planned else f"{learned} of {planned}"
-    start = f"{summary.label} learned {count} {'task' if planned == 1 else 'tasks'}"
+    start = f"{summary.label} learned {learned} {'task' if learned == 1 else 'tasks'}"
+    if scored == 0:
+        return f"{start}; its score is not measured yet."
+    if scored < learned:
+        start += ", the newest not scored yet"
     average = summary.metrics.get("average_performance")
     lost = summary.metrics.get("forgetting")
     if learned == 1:
@@ -78,7 +81,8 @@ def sentence(summary: RunSummary) -> str:
         parts.append(_lost_text(round(lost, 1)))
     if not parts:
         return f"{start}; its scores were not measured."
-    return f"{start}; after the last it {' and '.join(parts)}."
+    when = "after the last it" if scored == learned else "after the one before, it"
+    return f"{start}; {when} {' and '.join(parts)}."
 
 
 def _lost_text(lost: float) -> str:

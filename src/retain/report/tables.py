@@ -45,11 +45,16 @@ def side_by_side(summaries: Sequence[RunSummary]) -> RenderableType:
     A matrix of more than `TASKS_PER_TABLE` tasks is cut into several tables.
     """
     tables = [
-        score_table(summary, range(len(summary.tasks))[start : start + TASKS_PER_TABLE])
+        score_table(summary, columns)
         for summary in summaries
-        for start in range(0, len(summary.matrix), TASKS_PER_TABLE)
+        for columns in cuts(len(summary.matrix))
     ]
     return Group(Columns(tables), metrics_table(summaries))
+
+
+def cuts(count: int, most: int = TASKS_PER_TABLE) -> list[range]:
+    """The indices of tasks in parts, each to stand in one table."""
+    return [range(count)[start : start + most] for start in range(0, count, most)]
 
 
 def standings_table(summary: RunSummary) -> Table:
@@ -76,7 +81,7 @@ def cost_table(summary: RunSummary) -> Table:
         learned = "–" if parameters is None else f"{parameters:,.0f}"
         table.add_row(label, minutes, learned, f"{size / 1e3:,.0f}")
 
-    for task, cost in zip(summary.tasks, summary.costs, strict=False):
+    for task, cost in zip(summary.tasks, summary.costs, strict=True):
         add(Text(short(task)), cost.get("seconds"), cost.get("parameters"), cost["bytes"])
     known = [cost["seconds"] for cost in summary.costs if "seconds" in cost]
     total = sum(known) if len(known) == len(summary.costs) else None

@@ -33,6 +33,7 @@ from retain.methods.pseudo import (
 )
 from retain.methods.sapt.reflection import Reflection
 from retain.methods.sapt.router import Router, generic_centre
+from retain.records import PSEUDO, TASK
 from retain.tasks import Example, Task
 
 TRIGGER = "Write an input of the task:"
@@ -173,7 +174,7 @@ class Routed(Method):
             )
             self._pseudo = written.texts
             write_quality(folder, self.backbone, written.texts, written.dropped, taught)
-        kept = folder / "pseudo.jsonl"
+        kept = folder / PSEUDO
         write_jsonl(kept, [{"prompt": text} for text in self._pseudo])
         self._pseudo = [row["prompt"] for row in read_jsonl(kept)]  # the same in all processes
 
@@ -259,12 +260,12 @@ class Routed(Method):
                     f"{path}: '{name}' does not fit this backbone; load the run with its own, or "
                     "restore the file from a copy of the run"
                 )
-        self.pool.load_block(folder, read_json(folder / "task.json")["name"])
+        self.pool.load_block(folder, read_json(folder / TASK)["name"])
         with torch.no_grad():
             for name, tensor in (*self.router.projection().items(), ("centre", self.router.centre)):
                 tensor.copy_(tensors[name])
         self.router.grow(tensors["key"].to(self.router.centre))
-        pseudo = [row["prompt"] for row in read_jsonl(folder / "pseudo.jsonl")]
+        pseudo = [row["prompt"] for row in read_jsonl(folder / PSEUDO)]
         self.reflection.add(self._embed(pseudo), tensors["attention"].to(self.router.centre))
 
 

@@ -34,7 +34,6 @@ from retain.methods.seekr.heads import (
 from retain.methods.teacher import (
     COPIES,
     DTYPES,
-    SIGNALS,
     TaughtConfig,
     TaughtMethod,
     TeacherLogits,
@@ -44,9 +43,9 @@ from retain.methods.teacher import (
     stacked,
 )
 from retain.phase import Unit
+from retain.records import HEADS, TEACHER
 from retain.tasks import Task
 
-HEADS = "heads.json"
 BEFORE = "before"
 """Folder of the attention before a task was learned; deleted when it is learned."""
 
@@ -198,7 +197,7 @@ class Seekr(TaughtMethod):
         self.capture.on()
         heads = self._choose_heads(rows, folder)
         for number, row in enumerate(rows):
-            path = file_of(folder / SIGNALS, number)
+            path = file_of(folder / TEACHER, number)
             write_tensors(path, self._signals(row, number, heads))
         self.capture.off()
         remove_folder(folder / BEFORE)
