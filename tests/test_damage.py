@@ -6,12 +6,12 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 
 from tests.command import call, settings, write_settings, write_tasks
-from tests.test_resume import FIRST, KIND, SECOND, KilledError, Record, carry_on, content
+from tests.runs import FIRST, KIND, SECOND, KilledError, Record, carry_on, content
 from tests.tiny import OPTIONS, make_backbone, make_learner, read_files
 
 METHODS = ("sapt", "seekr", "amlora")
@@ -23,14 +23,28 @@ COMMANDS = {
     "verify": (),
 }
 """Each with what follows the run's folder."""
-NEEDED_BY_REPORT = ("config.yaml", "scores.json", "/task.json", "/evaluation.json")
+NEEDED_BY_REPORT = (
+    "scores.json",
+    "task.json",
+    "evaluation.json",
+    "cost.json",
+    "training.jsonl",
+    "quality.json",
+    "pseudo.jsonl",
+    "heads.json",
+    "memory.jsonl",
+    "gates.json",
+)
+"""Names of files; beside these, all in the folders of predictions and of the teacher's signals."""
 NEEDED_BY_ALL = ("manifest.json", "config.yaml")
 
 
 def needs(command: str, name: str) -> bool:
     """Whether a command cannot do without a file of the run."""
     if command == "report":
-        return name.endswith((*NEEDED_BY_REPORT, *NEEDED_BY_ALL))
+        path = PurePath(name)
+        known = (*NEEDED_BY_REPORT, *NEEDED_BY_ALL)
+        return path.name in known or path.parent.name in ("predictions", "teacher")
     return name.startswith((*NEEDED_BY_ALL, "environment.json", "tasks/"))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.command import Called, call, settings, write_settings, write_tasks
-from tests.test_resume import content
+from tests.runs import content
 from tests.tiny import OPTIONS, TRAINING
 
 METHODS = ("sapt", pytest.param("seekr", marks=pytest.mark.slow))

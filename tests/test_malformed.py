@@ -84,7 +84,9 @@ def test_value_of_another_kind(
             put(values, ".".join(parents[: depth + 1]), {})
     values.setdefault(parents[0] if parents else field, {})
     put(values, field, {"surprise": [{}]})
-    refused("run", write_settings(place / "bad.yaml", values), says=["bad.yaml: ", f"field '{field}"])
+    refused(
+        "run", write_settings(place / "bad.yaml", values), says=["bad.yaml: ", f"field '{field}"]
+    )
 
 
 YAMLS = [

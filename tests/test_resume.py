@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import count
@@ -18,59 +17,8 @@ from retain import RetainError, results
 from retain.errors import StoppedError
 from retain.files import read_jsonl
 from retain.learner import Learner
-from retain.progress import Progress
+from tests.runs import FIRST, KIND, SECOND, KilledError, Record, carry_on, content
 from tests.tiny import VARIANTS, make_backbone, make_learner, make_task, read_files
-
-KIND = "llama"
-FIRST, SECOND = make_task("copy"), make_task("constant")
-UNEQUAL = {"config.yaml", "manifest.json", ".lock"}  # the first two name the folder
-
-
-class KilledError(Exception):
-    """Stands for a kill."""
-
-
-class Record(Progress):
-    """Notes every event; stops the run at the first one that `when` accepts."""
-
-    def __init__(self, when: Callable[[str], bool] = lambda event: False) -> None:
-        self.when = when
-        self.events: list[str] = []
-        self._label = ""
-
-    def _note(self, event: str) -> None:
-        self.events.append(event)
-        if self.when(event):
-            raise KilledError(event)
-
-    def start(self, label: str, total: int, unit: str) -> None:
-        self._label = label
-        self._note(f"start {label}")
-
-    def update(self, done: int, parts: Mapping[str, float] | None = None) -> None:
-        self._note(f"{done} {self._label}")
-
-    def finish(self) -> None:
-        self._note(f"finish {self._label}")
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {
-        name: data
-        for name, data in read_files(folder).items()
-        if name not in UNEQUAL and not name.endswith("/cost.json")
-    }
-
-
-def carry_on(folder: Path, progress: Progress | None = None) -> Learner:
-    """What a user does after a crash: load, learn what is missing, score what is missing."""
-    learner = Learner.load(folder, progress, make_backbone(KIND))
-    known = [task.name for task in learner.tasks]
-    for task in (FIRST, SECOND):
-        if task.name not in known:
-            learner.learn(task)
-    learner.finish_evaluation()
-    return learner
 
 
 @dataclass
