@@ -325,6 +325,9 @@ def test_check_counts_what_was_lost_since_a_task_was_learned(place: Path) -> Non
         done = call(*command)
         assert done.status == 2
         assert "out: its newest task is not scored yet" in done.err
+    assert call("report", "out").status == 0
+    page = (place / "out/report.html").read_text(encoding="utf-8")
+    assert "out learned 2 tasks, the newest not scored yet; after the one before, it scores" in page
 
 
 def test_rollback_makes_the_run_what_it_was(place: Path) -> None:

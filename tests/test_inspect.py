@@ -278,6 +278,17 @@ def test_damaged_and_missing_files_are_named(place: Path, name: str) -> None:
     refused(f"{path}: missing; restore it from a copy of the run")
 
 
+@pytest.mark.parametrize("content", ["null", "{}", '{"modules": 1, "score": 1, "selected": 1}'])
+def test_heads_of_another_shape(place: Path, content: str) -> None:
+    run = open_run(Path("run"))
+    path = run.path / "tasks/02-letter/heads.json"
+    path.write_text(content)
+    run.commit([path])
+    done = call("inspect", "run")
+    assert (done.status, done.out) == (2, "")
+    assert done.err.startswith(f"error: {path}: not as retain writes it (")
+
+
 @pytest.mark.parametrize("method", ["sapt", "amlora"])
 def test_a_pools_attention(method: str, tmp_path: Path) -> None:
     """Right after learning and now, as evaluation saw it; by layer for AM-LoRA."""
