@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from transformers import (
 )
 
 from benchmarks import seekr_step
+from benchmarks.timing import Side, times_of
 from retain import Learner, Task
 from retain.backbone import Backbone
 from retain.evaluation import EvaluationConfig, answer
@@ -49,7 +49,7 @@ RANK, ALPHA = 8, 16
 BATCH, LENGTH = 8, 128
 VOCABULARY = 8192
 TARGETS = ["q_proj", "v_proj"]
-Sides = dict[str, Callable[[], object]]
+Sides = dict[str, Side]
 
 
 @dataclass(frozen=True)
@@ -336,17 +336,10 @@ GROUPS = {
 }
 
 
-def times_of(group: str, rounds: int) -> dict[str, list[float]]:
+def group_times(group: str, rounds: int) -> dict[str, list[float]]:
     """Seconds of each side of a group in each round."""
     with GROUPS[group]() as sides:
-        times: dict[str, list[float]] = {name: [] for name in sides}
-        for number in range(rounds + 1):
-            for name, side in sides.items():
-                began = time.perf_counter()
-                side()
-                if number:
-                    times[name].append(time.perf_counter() - began)
-    return times
+        return times_of(sides, rounds)
 
 
 def summary(ratios: list[float]) -> dict[str, Any]:
@@ -383,7 +376,7 @@ def main() -> None:
             found[MEMORY.key] = summary(ratios)
             print(line(MEMORY, found[MEMORY.key]), flush=True)
             continue
-        times = times_of(group, options.rounds)
+        times = group_times(group, options.rounds)
         for row in (row for row in ROWS if row.group == group):
             pairs = zip(times[row.above], times[row.below], strict=True)
             found[row.key] = summary([above / below for above, below in pairs])

@@ -13,20 +13,19 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import transformers
 
 from benchmarks import bench
+from benchmarks.timing import Side, times_of
 from retain.files import write_text
 from retain.layers.pooled_linear import LoraPool
 from retain.report.plots import Curve, curves
 
 KEPT = 8
-Side = Callable[[], object]
 
 
 def step(blocks: int, top_k: int | None) -> Side:
@@ -79,21 +78,9 @@ def load(folder: Path, blocks: int) -> Side:
     return run
 
 
-def times_of(sides: Sequence[Side], rounds: int) -> list[list[float]]:
-    """Seconds of each side in each round."""
-    found: list[list[float]] = [[] for _ in sides]
-    for number in range(rounds + 1):
-        for side, seconds in zip(sides, found, strict=True):
-            began = time.perf_counter()
-            side()
-            if number:
-                seconds.append(time.perf_counter() - began)
-    return found
-
-
 def growth(sides: Sequence[Side], rounds: int) -> tuple[list[float], list[float]]:
     """Of each side the median time, and the median ratio to the first side's of the same round."""
-    times = times_of(sides, rounds)
+    times = list(times_of(dict(enumerate(sides)), rounds).values())
     ratios = [[t / base for t, base in zip(row, times[0], strict=True)] for row in times]
     return [statistics.median(row) for row in times], [statistics.median(row) for row in ratios]
 

@@ -1,6 +1,6 @@
 """Cost of a SEEKR replay step: beside a plain replay step, and beside eager attention.
 
-    python benchmarks/seekr_step.py
+    python -m benchmarks.seekr_step [--rounds N]
 
 A LLaMA of width 1024 (MLP 2816, 4 layers, 8 heads, vocabulary 8192), full fine-tuning with AdamW,
 batch 2 x 1024 with all positions labelled, a quarter of the heads at 100 queries, top-64 teacher
@@ -18,8 +18,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.timing import times_of
 from retain.backbone import Backbone
 from retain.methods.seekr import Seekr
 from retain.methods.seekr.distillation import attention_loss, wanted
@@ -114,7 +115,7 @@ class Bench:
 
 def peak_memory(kind: str) -> float:
     """Peak resident megabytes of a fresh process."""
-    command = [sys.executable, __file__, "--memory", kind]
+    command = [sys.executable, "-m", "benchmarks.seekr_step", "--memory", kind]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
@@ -132,24 +133,19 @@ def main() -> None:
             return
         peaks = {kind: peak_memory(kind) for kind in KINDS}
         bench = Bench(Path(folder))
-        times: dict[str, list[float]] = {kind: [] for kind in KINDS}
-        for _ in range(options.rounds + 1):
-            for kind in KINDS:
-                began = time.perf_counter()
-                bench.step(kind)
-                times[kind].append(time.perf_counter() - began)
+        times = times_of({kind: partial(bench.step, kind) for kind in KINDS}, options.rounds)
     print("| key | median | quartiles |")
     print("|---|---|---|")
     for key, a, b in (
         ("seekr_step_vs_plain", "seekr", "plain"),
         ("eager_vs_seekr", "eager", "seekr"),
     ):
-        ratios = [x / y for x, y in zip(times[a][1:], times[b][1:], strict=True)]
+        ratios = [x / y for x, y in zip(times[a], times[b], strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
         print(f"| {key} | {middle:.3f} | {low:.3f} to {high:.3f} |")
     print(f"| seekr_memory_vs_plain | {peaks['seekr'] / peaks['plain']:.3f} | |")
     print(f"| eager memory vs seekr | {peaks['eager'] / peaks['seekr']:.3f} | |")
-    medians = {kind: statistics.median(values[1:]) for kind, values in times.items()}
+    medians = {kind: statistics.median(values) for kind, values in times.items()}
     print("step, s: " + ", ".join(f"{kind} {value:.2f}" for kind, value in medians.items()))
     print("peak, MB: " + ", ".join(f"{kind} {value:.0f}" for kind, value in peaks.items()))
 

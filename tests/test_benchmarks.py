@@ -63,7 +63,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.filterwarnings("ignore")  # what users would run instead warns as it likes
 @pytest.mark.parametrize("group", bench.GROUPS)
 def test_every_side_of_a_group_runs(group: str) -> None:
-    times = bench.times_of(group, 2)
+    times = bench.group_times(group, 2)
     wanted = {side for row in bench.ROWS if row.group == group for side in (row.above, row.below)}
     assert wanted <= times.keys()
     assert all(len(seconds) == 2 for seconds in times.values())

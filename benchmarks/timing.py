@@ -1,0 +1,22 @@
+"""Sides that take turns in one process, timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+Side = Callable[[], object]
+Name = TypeVar("Name")
+
+
+def times_of(sides: Mapping[Name, Side], rounds: int) -> dict[Name, list[float]]:
+    """Seconds of each side in each round; one more round comes first and is not counted."""
+    times: dict[Name, list[float]] = {name: [] for name in sides}
+    for number in range(rounds + 1):
+        for name, side in sides.items():
+            began = time.perf_counter()
+            side()
+            if number:
+                times[name].append(time.perf_counter() - began)
+    return times
