@@ -15,6 +15,7 @@ from statistics import fmean
 
 from retain import results
 from retain.files import read_jsonl
+from retain.records import predictions_file
 from retain.store import RunDirectory
 
 
@@ -31,7 +32,7 @@ def alignment(run: RunDirectory) -> dict[str, float]:
     found = {}
     for j, name in enumerate(names[:-1]):
         first, last = (
-            read_jsonl(place / "predictions" / f"{j + 1:02d}.jsonl")
+            read_jsonl(predictions_file(place, j))
             for place in (folders[j], folders[len(names) - 1])
         )
         found[name] = fmean(
@@ -53,7 +54,7 @@ def main() -> None:
     print("|---|---|---|---|")
     for folder in parser.parse_args().runs:
         run = results.open_run(folder)
-        routed = run.learned() and (run.learned()[-1] / "predictions" / "01.jsonl").exists()
+        routed = run.learned() and predictions_file(run.learned()[-1], 0).exists()
         if len(run.learned()) < 2 or not routed or results.rows(run)[-1]["routing"][0] is None:
             parser.error(f"{folder}: needs a run of a router with two tasks or more")
         by_task = alignment(run)

@@ -36,7 +36,7 @@ PSEUDO = "pseudo.jsonl"
 
 
 def predictions_file(folder: Path, index: int) -> Path:
-    """Where a task's folder has the predictions, made right after it, on task number `index`."""
+    """Where a task's folder has the predictions, made right after it, on task `index` (from 0)."""
     return folder / PREDICTIONS / f"{index + 1:02d}.jsonl"
 
 
