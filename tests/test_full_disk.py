@@ -16,7 +16,7 @@ from tests.command import Called, call, settings, write_settings, write_tasks
 from tests.runs import content
 from tests.tiny import OPTIONS, TRAINING
 
-METHODS = ("sapt", pytest.param("seekr", marks=pytest.mark.slow))
+METHODS = ("sapt",)
 
 
 @pytest.fixture(scope="module", params=METHODS)

@@ -23,8 +23,13 @@ def backbone_in(kind: str, dtype: torch.dtype) -> Backbone:
     return backbone
 
 
-@pytest.mark.parametrize(("how", "kind"), [("backbone", "llama"), ("autocast", "t5")])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "how", "kind"),
+    [
+        *((method, "backbone", "llama") for method in METHODS),
+        *((method, "autocast", "t5") for method in ("sapt", "amlora", "seekr")),
+    ],
+)
 def test_learns_in_bfloat16(method: str, how: str, kind: str, tmp_path: Path) -> None:
     """Every method learns two tasks, and a reloaded run answers as the one that learnt."""
     dtype = torch.bfloat16 if how == "backbone" else torch.float32

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from statistics import fmean, stdev
@@ -21,28 +20,7 @@ from retain.evaluation import Route
 from retain.harness import RoutedLM
 from retain.learner import Learner
 from retain.progress import Progress
-
-
-@dataclass(frozen=True)
-class General:
-    """One metric of a task of the harness.
-
-    Attributes:
-        task: its name, or its group's.
-        metric: its name, with the harness' filter of answers where there is one.
-        backbone: the plain backbone's, in the metric's own unit.
-        run: that of the run's model.
-        error: standard error of the difference, from the examples one by one; None where the metric
-            is no mean over them.
-        higher_is_better: None where the task does not say.
-    """
-
-    task: str
-    metric: str
-    backbone: float
-    run: float
-    error: float | None
-    higher_is_better: bool | None
+from retain.report.general import General
 
 
 def general_ability(

@@ -19,11 +19,11 @@ from torch.nn.functional import log_softmax
 from retain.backbone import Backbone
 from retain.evaluation import Route
 from retain.files import write_jsonl
-from retain.general import General, _error, general_ability
+from retain.general import _error, general_ability
 from retain.harness import RoutedLM
 from retain.learner import Learner
 from retain.progress import Progress
-from retain.report.general import general_table
+from retain.report.general import General, general_table
 from tests.command import call
 from tests.tiny import EVALUATION, TRAINING, VARIANTS, make_backbone, make_learner, make_task
 

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from rich.table import Table
 from rich.text import Text
 
 from retain.report.tables import new_table
 
-if TYPE_CHECKING:  # which imports the harness, an extra
-    from retain.general import General
+
+@dataclass(frozen=True)
+class General:
+    """One metric of a task of the harness.
+
+    Attributes:
+        task: its name, or its group's.
+        metric: its name, with the harness' filter of answers where there is one.
+        backbone: the plain backbone's, in the metric's own unit.
+        run: that of the run's model.
+        error: standard error of the difference, from the examples one by one; None where the metric
+            is no mean over them.
+        higher_is_better: None where the task does not say.
+    """
+
+    task: str
+    metric: str
+    backbone: float
+    run: float
+    error: float | None
+    higher_is_better: bool | None
 
 
 def general_table(scores: Sequence[General]) -> Table:
