@@ -122,7 +122,7 @@ def _lost_answers(changes: Changes) -> Section:
     counts = ", ".join(f"{count} of {task}" for task, count in changes.counts.items() if count)
     return Section(
         "Right then, wrong now",
-        f"Answers to test prompts that have lost half of their score or more: {counts}.",
+        f"Answers to test prompts that have lost 50 points or more: {counts}.",
         tables=[("The answers that lost most", changes_table(changes.shown))],
     )
 
