@@ -39,7 +39,8 @@ PROMPT_KEYS = ("input_ids", "attention_mask")
 class BackboneConfig(BaseModel):
     """Which pretrained model, and how it is loaded. Remote code runs only when asked for.
 
-    `device: null` is the first GPU, or the CPU where there is none.
+    `device: null` is the first GPU, or the CPU where there is none; `attention` is transformers'
+    `attn_implementation`, such as flash_attention_2, and null its own choice.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -47,6 +48,7 @@ class BackboneConfig(BaseModel):
     name: str
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    attention: str | None = None
     device: str | None = None
     trust_remote_code: bool = False
 
@@ -104,6 +106,10 @@ class Backbone:
         )
         # Not every decoder can leave positions out of its vocabulary projection.
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        # A strided input, as a slice of the last position, would be multiplied sample by sample,
+        # with a copy of the head for each: half of the time of a prompt.
+        if (head := model.get_output_embeddings()) is not None:
+            head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
     @property
@@ -245,9 +251,7 @@ class Backbone:
         if self._takes_positions:
             inputs["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
         if self._keeps_logits:
-            # As indices: a slice leaves the head a strided input, multiplied sample by sample.
-            kept = torch.arange(-count, 0, device=self.device)
-            logits: Tensor = self.model(**inputs, logits_to_keep=kept, use_cache=False).logits
+            logits: Tensor = self.model(**inputs, logits_to_keep=count, use_cache=False).logits
             return logits
         logits = self.model(**inputs, use_cache=False).logits
         return logits[:, -count:]

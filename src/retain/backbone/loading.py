@@ -49,6 +49,7 @@ def load_backbone(config: BackboneConfig, prompt: PromptConfig | None = None) ->
         model, loaded = kind.from_pretrained(
             source,
             dtype=getattr(torch, config.dtype),
+            attn_implementation=config.attention,
             use_safetensors=path.suffix != ".gguf",  # nothing is unpickled
             output_loading_info=True,
             **options,
