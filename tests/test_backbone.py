@@ -26,7 +26,8 @@ def test_the_head_reads_one_piece_of_memory(kind: str) -> None:
     prompts = [backbone.encode(example, with_answer=False) for example in TASK.test[:3]]
     backbone.generate(backbone.collate(prompts), max_new_tokens=3)
     backbone.answer_loss(backbone.collate([backbone.encode(example) for example in TASK.train[:3]]))
-    assert len(seen) > 2 and all(seen)
+    assert len(seen) > 2
+    assert all(seen)
 
 
 def test_the_attention_that_the_experiment_names(tmp_path: Path) -> None:
