@@ -94,7 +94,15 @@ def evaluate(
 ) -> Evaluation:
     """Answers a task's test examples and scores them with its metric."""
     examples = task.test[: config.limit]
-    predictions, weights = answer(backbone, examples, route, config, progress)
+    references = [example.references for example in examples]
+    prompts = [example.prompt for example in examples]
+    progress.start(f"evaluates {task.name}", len(examples), "examples")
+    try:
+        predictions, weights = answer(backbone, examples, route, config, progress)
+        score = text.score(task.metric, predictions, references, prompts)
+        progress.update(len(examples), {"score": score})
+    finally:
+        progress.finish()
     rows: list[dict[str, object]] = []
     for i, (example, prediction) in enumerate(zip(examples, predictions, strict=True)):
         row: dict[str, object] = {
@@ -106,13 +114,4 @@ def evaluate(
         if weights is not None:
             row["routing"] = [round(w, 6) for w in weights[i].tolist()]
         rows.append(row)
-    return Evaluation(
-        text.score(
-            task.metric,
-            predictions,
-            [example.references for example in examples],
-            [example.prompt for example in examples],
-        ),
-        rows,
-        None if weights is None else weights.mean(0).tolist(),
-    )
+    return Evaluation(score, rows, None if weights is None else weights.mean(0).tolist())

@@ -15,7 +15,7 @@ from retain.backbone import Backbone, BackboneConfig, PromptConfig, load_backbon
 from retain.config import ExperimentConfig, check, check_method, resolved
 from retain.environment import changes, fingerprint, refuse_other_backbone, versions
 from retain.errors import RetainError
-from retain.evaluation import Evaluation, EvaluationConfig, answer, evaluate
+from retain.evaluation import Evaluation, EvaluationConfig, Route, answer, evaluate
 from retain.examples import check_examples
 from retain.files import read_json, read_jsonl, remove_folder, write_json, write_jsonl, write_text
 from retain.learning import Seeds, learn_phases
@@ -24,15 +24,14 @@ from retain.progress import Progress
 from retain.records import (
     CONFIG,
     COST,
-    EVALUATION,
     TASK,
     TEST,
     TRAINING,
     ZERO_SHOT,
-    predictions_file,
     read_record,
 )
 from retain.room import check_room
+from retain.scoring import score_row
 from retain.store import RunDirectory
 from retain.streaming import Reply
 from retain.tasks import Example, Task
@@ -341,66 +340,31 @@ class Learner:
     # -- scores
 
     def _complete_row(self) -> None:
-        if not self.tasks:
-            return
-        folder = self.run.learned()[-1]
-        remove_folder(folder / UNFINISHED)
-        self.run.remove_superseded(self.method.latest_only)
-        result = folder / EVALUATION
-        if self.run.commits(result):
-            return
-        row: dict[str, Any] = {"scores": [], "routing": []}
-        Seeds(self.experiment.seed, len(self.tasks) - 1)(999)
-        for j, task in enumerate(self.tasks):
-            if self.method.waiting:
-                row["scores"].append(None)
-                row["routing"].append(None)
-                continue
-            path = predictions_file(folder, j)
-            if not self.method.forgets and j < len(self.tasks) - 1:
-                before = results.rows(self.run)[-1]
-                row["scores"].append(before["scores"][j])
-                row["routing"].append(before["routing"][j])
-                continue
-            cell = self._evaluate_task(task, self.experiment.evaluation)
-            write_jsonl(path, cell.rows)
-            self.run.commit([path])
-            row["scores"].append(cell.score)
-            row["routing"].append(cell.routing)
-        write_json(result, row)
-        self.run.commit([result])
-        results.write_scores(self.run)
+        if self.tasks:
+            remove_folder(self.run.learned()[-1] / UNFINISHED)
+            self.run.remove_superseded(self.method.latest_only)
+            seeds = Seeds(self.experiment.seed, len(self.tasks) - 1)
+            score_row(self.run, self.tasks, self._evaluate, self.method, seeds)
 
     def _score_zero_shot(self, task: Task, path: Path) -> None:
         """Scores a task that is about to be learned; a method that needs its name cannot."""
         wanted = self.experiment.evaluation.zero_shot and not self.method.needs_task_id
         if wanted and not path.exists():
-            cell = self._evaluate_task(task, self.experiment.evaluation)
-            write_json(path, cell.score)
+            write_json(path, self._evaluate(task).score)
 
-    def _evaluate_task(self, task: Task, config: EvaluationConfig) -> Evaluation:
-        total = min(len(task.test), config.limit or len(task.test))
-        self.progress.start(f"evaluates {task.name}", total, "examples")
-        try:
-            cell = evaluate(
-                self.backbone,
-                task,
-                lambda batch: self.method.route(batch, task.name),
-                config,
-                self.progress,
-            )
-            self.progress.update(total, {"score": cell.score})
-        finally:
-            self.progress.finish()
-        return cell
+    def _evaluate(self, task: Task, limit: int | None = None) -> Evaluation:
+        config = self.experiment.evaluation
+        if limit is not None:
+            config = config.model_copy(update={"limit": limit})
+        return evaluate(self.backbone, task, self._route(task.name), config, self.progress)
+
+    def _route(self, task: str | None) -> Route:
+        return lambda batch: self.method.route(batch, task)
 
     def evaluate(self, limit: int | None = None) -> dict[str, float]:
         """Answers every learned task's test examples again, and scores them; writes nothing."""
         self.refuse_unready()
-        config = self.experiment.evaluation
-        if limit is not None:
-            config = config.model_copy(update={"limit": limit})
-        return {task.name: self._evaluate_task(task, config).score for task in self.tasks}
+        return {task.name: self._evaluate(task, limit).score for task in self.tasks}
 
     @property
     def scores(self) -> dict[str, Any]:
@@ -427,7 +391,7 @@ class Learner:
         outputs, weights = answer(
             self.backbone,
             examples,
-            lambda batch: self.method.route(batch, task),
+            self._route(task),
             self.experiment.evaluation,
             Progress(),
             replies,
