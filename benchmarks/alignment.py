@@ -1,6 +1,6 @@
 """How far each task's attention over the blocks has moved since the task was learned.
 
-    python benchmarks/alignment.py runs/results/superni-short/sapt-0 …
+    python -m benchmarks.alignment runs/results/superni-short/sapt-0 …
 
 Per run and task: KL(right after learning ‖ at the end), in nats, mean over the test prompts, from
 the routing that evaluation wrote down; blocks that came later had no weight then.
@@ -36,13 +36,13 @@ def alignment(run: RunDirectory) -> dict[str, float]:
             for place in (folders[j], folders[len(names) - 1])
         )
         found[name] = fmean(
-            divergence(_whole(a["routing"]), _whole(b["routing"]))
+            divergence(whole(a["routing"]), whole(b["routing"]))
             for a, b in zip(first, last, strict=True)
         )
     return found
 
 
-def _whole(weights: list[float]) -> list[float]:
+def whole(weights: list[float]) -> list[float]:
     """With AM-LoRA's zero block, which has what is missing to 1, in front."""
     return [max(0.0, 1 - sum(weights)), *weights]
 
@@ -57,6 +57,8 @@ def main() -> None:
         routed = run.learned() and predictions_file(run.learned()[-1], 0).exists()
         if len(run.learned()) < 2 or not routed or results.rows(run)[-1]["routing"][0] is None:
             parser.error(f"{folder}: needs a run of a router with two tasks or more")
+        if results.settings(run)["method"].get("selector", {}).get("gate") == "sigmoid":
+            parser.error(f"{folder}: its gates (sigmoid) are no shares of 1; compare other runs")
         by_task = alignment(run)
         score = results.scores(run)["metrics"]["average_performance"]
         each = " ".join(f"{value:.4f}" for value in by_task.values())

@@ -41,6 +41,7 @@ from retain.backbone import Backbone
 from retain.evaluation import EvaluationConfig, answer
 from retain.files import write_json
 from retain.layers.pooled_linear import LoraPool
+from retain.methods.sequential import SeqFt
 from retain.progress import Progress
 from retain.tasks import Example
 
@@ -315,6 +316,7 @@ def evaluate_sides() -> Iterator[Sides]:
     examples = [Example(prompt, ("",)) for prompt in prompts]
     backbone = Backbone(bench_model(), bench_tokenizer(), "bench")
     backbone.model.generation_config.eos_token_id = None  # both write all 16 tokens
+    method = SeqFt(backbone, SeqFt.Config())
     config = EvaluationConfig(max_new_tokens=16, batch_size=16)
     write: Any = pipeline(
         "text-generation", model=bench_model(), tokenizer=bench_tokenizer(), device="cpu"
@@ -323,7 +325,7 @@ def evaluate_sides() -> Iterator[Sides]:
     options = {"max_new_tokens": 16, "do_sample": False, "return_full_text": False}
     yield {
         "pipeline": lambda: write(prompts, batch_size=16, **options),
-        "retain": lambda: answer(backbone, examples, lambda batch: None, config, Progress()),
+        "retain": lambda: answer(backbone, method, None, examples, config, Progress()),
     }
 
 

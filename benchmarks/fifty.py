@@ -1,8 +1,8 @@
 """A stream of fifty tasks of varied similarity: does attention dilute as blocks pile up?
 
-    python benchmarks/fifty.py write runs/fifty
+    python -m benchmarks.fifty write runs/fifty
     retain run runs/fifty/stream.yaml --resume
-    python benchmarks/fifty.py read runs/fifty/run --picture docs/fifty.png
+    python -m benchmarks.fifty read runs/fifty/run --picture docs/fifty.png
 
 The tasks come from data/superni and data/long_sequence. Classification tasks are cut by label, so
 that their parts share instruction and kind of text and differ by what the texts say; the others

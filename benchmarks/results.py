@@ -1,6 +1,6 @@
 """Fills the tables of docs/results.md: runs what is missing, in any number of sittings.
 
-    python benchmarks/results.py configs/superni-short.yaml --variants seqlora "sapt rank=4"
+    python -m benchmarks.results configs/superni-short.yaml --variants seqlora "sapt rank=4"
 
 A variant is a method with the options that differ from the experiment's; a sweep is a list of them,
 such as "sapt reflection.weight="{0,0.5,2}. Each run lies in OUT/<experiment>/<variant>-<seed>; an

@@ -1,6 +1,6 @@
 """What `retain serve` answers under load, beside one prompt after another in one process.
 
-    python benchmarks/serve.py RUN
+    python -m benchmarks.serve RUN
 
 The server is a process of its own, the clients are threads of this one, and each sends its next
 request when it has its answer. All ask the run's own test prompts. The first row is

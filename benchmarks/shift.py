@@ -1,10 +1,11 @@
 """What noise and rewording in the test prompts do to a run's answers and to its attention.
 
-    python benchmarks/shift.py runs/results/superni-short/sapt-0
+    python -m benchmarks.shift runs/results/superni-short/sapt-0
 
 `noise` swaps, drops or doubles a letter in a tenth of a prompt's words, from a fixed seed;
 `reworded` puts other words for those that instructions use. `mean move` is half the L1 distance
-of a prompt's weights from those without the shift. Nothing is written into the runs.
+of a prompt's weights from those without the shift, AM-LoRA's zero block among them. (SARI compares
+an answer with its prompt, and so moves with it.) Nothing is written into the runs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.alignment import whole
 from retain import Learner, Task
 from retain.evaluation import Evaluation, evaluate
 from retain.progress import ConsoleProgress, Progress
@@ -61,8 +63,11 @@ def reworded(prompt: str, draw: random.Random) -> str:
     """Other words for those of the instruction, with their case."""
 
     def change(match: re.Match[str]) -> str:
-        other = WORDS.get(match.group().lower(), match.group())
-        return other.capitalize() if match.group()[0].isupper() else other
+        word = match.group()
+        other = WORDS.get(word.lower())
+        if other is None:
+            return word
+        return other.capitalize() if word[0].isupper() else other
 
     return re.sub(r"[A-Za-z]+", change, prompt)
 
@@ -94,13 +99,8 @@ def shifted(task: Task, shift: str) -> Task:
 
 
 def answered(learner: Learner, task: Task, progress: Progress) -> Evaluation:
-    return evaluate(
-        learner.backbone,
-        task,
-        lambda batch: learner.method.route(batch, task.name),
-        learner.experiment.evaluation,
-        progress,
-    )
+    config = learner.experiment.evaluation
+    return evaluate(learner.backbone, learner.method, task, config, progress)
 
 
 def main() -> None:
@@ -116,7 +116,7 @@ def main() -> None:
             for shift in SHIFTS:
                 cell = answered(learner, shifted(task, shift), progress)
                 routing = [row["routing"] for row in cell.rows if "routing" in row]
-                weights: list[list[float]] = [list(map(float, r)) for r in routing]  # type: ignore[call-overload]
+                weights = [whole(list(map(float, r))) for r in routing]  # type: ignore[call-overload]
                 usual = usual or weights
                 moves = [
                     sum(abs(a - b) for a, b in zip(x, y, strict=True)) / 2

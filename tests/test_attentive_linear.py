@@ -8,8 +8,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from transformers import BartConfig, BartForConditionalGeneration
 from transformers.pytorch_utils import Conv1D
 
+from retain.backbone import Backbone
+from retain.errors import RetainError
 from retain.layers.attentive_linear import (
     Attending,
     AttentiveLinear,
@@ -17,6 +20,8 @@ from retain.layers.attentive_linear import (
     sparsemax,
     to_gates,
 )
+from retain.methods.amlora import AmLora, AmLoraConfig
+from tests.tiny import make_tokenizer
 
 SCALE = 1.7
 
@@ -115,7 +120,7 @@ def test_sparsemax_is_the_projection_onto_the_simplex(scores: list[float]) -> No
 
 
 @pytest.mark.parametrize("gate", ["softmax", "sparsemax", "sigmoid"])
-def test_the_entropy_of_closed_gates_has_a_gradient(gate: str) -> None:
+def test_the_entropy_of_closed_gates_has_a_finite_gradient(gate: str) -> None:
     scores = torch.tensor([[0.0, 150.0, -150.0], [0.0, 0.0, 0.0]], requires_grad=True)
     (gradient,) = torch.autograd.grad(entropy(to_gates(scores, gate)).sum(), [scores])
     assert gradient.isfinite().all()
@@ -142,3 +147,22 @@ def test_gates_in_later_steps_are_the_prompts() -> None:
         repeated = gates.repeat_interleave(3, 0)[:, :, 1:]
         expected = layer.base(x) + repeated * SCALE * (x @ layer.A.T @ layer.B.T)
     torch.testing.assert_close(y, expected)
+
+
+def make_bart() -> Backbone:
+    tokenizer = make_tokenizer()
+    size = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 64}
+    ids = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None, "forced_eos_token_id": None}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    config = BartConfig(**size, **ids, **heads, vocab_size=len(tokenizer), decoder_start_token_id=1)
+    return Backbone(BartForConditionalGeneration(config), tokenizer, "tiny-bart")
+
+
+def test_an_encoder_by_any_name() -> None:
+    """BART's layers are model.encoder.…, T5's encoder.…"""
+    layers = AmLora(make_bart(), AmLoraConfig(rank=2)).layers
+    assert all(
+        layer.reads_prompt for name, layer in layers.items() if name.startswith("model.encoder.")
+    )
+    with pytest.raises(RetainError, match="some layer of the encoder"):
+        AmLora(make_bart(), AmLoraConfig(rank=2, target_modules=["encoder_attn.q_proj"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from benchmarks import bench, scale
 from benchmarks.alignment import alignment
 from benchmarks.seekr_step import Bench
-from benchmarks.shift import shifted
+from benchmarks.shift import reworded, shifted
 from retain import results
 from retain.tasks import Example, Task
 from tests.tiny import make_backbone, make_learner, make_task
@@ -49,6 +50,12 @@ def test_a_shift_changes_prompts_the_same_way_each_time(shift: str) -> None:
     words = zip(rows[0].prompt.split(), first.test[0].prompt.split(), strict=True)
     assert sum(a != b for a, b in words) < 6
     assert shifted(task, "none").test == rows
+
+
+def test_other_words_keep_the_case() -> None:
+    assert reworded("Classify a URL, given NASA's text", random.Random(0)) == (
+        "Sort a URL, shown NASA's passage"
+    )
 
 
 @pytest.fixture

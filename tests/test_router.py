@@ -37,6 +37,21 @@ def test_the_largest_weights_stay_in_their_proportion(blocks: int, top_k: int, s
         torch.testing.assert_close(kept[chosen] * all_[chosen].sum(), all_[chosen])
 
 
+def test_reflection_is_the_papers_sum() -> None:
+    """Task by task and sample by sample, as in eq. 8 (arXiv 2401.08295)."""
+    router, reflection = make_router(4), Reflection()
+    expected = torch.zeros(())
+    for task in range(3):
+        embeddings, stored = torch.randn(2 + task, WIDTH), torch.randn(1 + task).softmax(0)
+        reflection.add(embeddings, stored)
+        own = torch.zeros(())
+        for e in embeddings:
+            now = router.attention(e[None])[0]
+            own = own + sum(a * (a / b).log() for a, b in zip(stored, now, strict=False))
+        expected = expected + own / len(embeddings)
+    torch.testing.assert_close(reflection.loss(router), expected)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 9])
 def test_drawn_tasks_stand_for_all(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over all ways to draw them, the mean is the loss on all old tasks."""

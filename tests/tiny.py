@@ -61,6 +61,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "reflection": {"tasks": 1},
         },
     ),
+    "sapt-unreflected": ("sapt", {**OPTIONS["sapt"], "reflection": {"weight": 0}}),
     "sapt-real": ("sapt", {**OPTIONS["sapt"], "reflection": {"samples": "real"}}),
     "amlora-instance": (
         "amlora",

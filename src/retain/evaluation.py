@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,14 +10,13 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from transformers import StoppingCriteriaList
 
 from retain import processes
-from retain.backbone import Backbone, Batch
+from retain.backbone import Backbone
 from retain.errors import StoppedError
+from retain.methods.base import Method
 from retain.metrics import text
 from retain.progress import Progress
 from retain.streaming import Listener, Reply
 from retain.tasks import Example, Task
-
-Route = Callable[[Batch], torch.Tensor | None]
 
 
 class EvaluationConfig(BaseModel):
@@ -52,8 +51,9 @@ class Evaluation:
 
 def answer(
     backbone: Backbone,
+    method: Method,
+    task: str | None,
     examples: Sequence[Example],
-    route: Route,
     config: EvaluationConfig,
     progress: Progress,
     replies: Sequence[Reply] | None = None,
@@ -61,7 +61,8 @@ def answer(
     """Greedy answers in the order of the examples, and the weights (N, T) they were routed with.
 
     Batches are formed by length, so that little is padded; several processes share them. `replies`
-    are told of the answers, one each, while they are written.
+    are told of the answers, one each, while they are written; `task` is a name for methods that
+    need it.
     """
     features = [backbone.encode(example, with_answer=False) for example in examples]
     order = sorted(range(len(features)), key=lambda i: -len(features[i]["input_ids"]))
@@ -73,7 +74,7 @@ def answer(
         chosen = order[start : start + config.batch_size]
         batch = backbone.collate([features[i] for i in chosen])
         with torch.no_grad():
-            routing = route(batch)
+            method.route(batch, task)
         listening = {}
         if replies is not None:
             heard = [replies[i] for i in chosen]
@@ -81,6 +82,7 @@ def answer(
                 [Listener(backbone, heard, config.max_new_tokens)]
             )
         answers = backbone.generate(batch, config.max_new_tokens, **listening)
+        routing = method.routing()
         rows = [None] * len(chosen) if routing is None else routing.cpu()
         found += zip(chosen, answers, rows, strict=True)
         progress.update(min(len(order), len(found) * processes.count()))
@@ -90,7 +92,7 @@ def answer(
 
 
 def evaluate(
-    backbone: Backbone, task: Task, route: Route, config: EvaluationConfig, progress: Progress
+    backbone: Backbone, method: Method, task: Task, config: EvaluationConfig, progress: Progress
 ) -> Evaluation:
     """Answers a task's test examples and scores them with its metric."""
     examples = task.test[: config.limit]
@@ -98,7 +100,7 @@ def evaluate(
     prompts = [example.prompt for example in examples]
     progress.start(f"evaluates {task.name}", len(examples), "examples")
     try:
-        predictions, weights = answer(backbone, examples, route, config, progress)
+        predictions, weights = answer(backbone, method, task.name, examples, config, progress)
         score = text.score(task.metric, predictions, references, prompts)
         progress.update(len(examples), {"score": score})
     finally:

@@ -16,8 +16,7 @@ from lm_eval.tasks import TaskManager
 
 from retain.backbone import Backbone, load_backbone
 from retain.errors import RetainError, first_line
-from retain.evaluation import Route
-from retain.harness import RoutedLM
+from retain.harness import Route, RoutedLM
 from retain.learner import Learner
 from retain.progress import Progress
 from retain.report.general import General

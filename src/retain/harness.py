@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,11 +12,13 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from retain.backbone import Backbone, Features
+from retain.backbone import Backbone, Batch, Features
 from retain.backbone.backbone import IGNORED
-from retain.evaluation import Route
 from retain.progress import Progress
 from retain.tasks import Example
+
+Route = Callable[[Batch], None]
+"""Sets the weights over blocks for a batch."""
 
 MAX_TOKENS = 2048
 """Of a text that is read at once, for models that could read more, or do not say how much."""

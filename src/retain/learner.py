@@ -15,7 +15,7 @@ from retain.backbone import Backbone, BackboneConfig, PromptConfig, load_backbon
 from retain.config import ExperimentConfig, check, check_method, resolved
 from retain.environment import changes, fingerprint, refuse_other_backbone, versions
 from retain.errors import RetainError
-from retain.evaluation import Evaluation, EvaluationConfig, Route, answer, evaluate
+from retain.evaluation import Evaluation, EvaluationConfig, answer, evaluate
 from retain.examples import check_examples
 from retain.files import read_json, read_jsonl, remove_folder, write_json, write_jsonl, write_text
 from retain.learning import Seeds, learn_phases
@@ -356,10 +356,7 @@ class Learner:
         config = self.experiment.evaluation
         if limit is not None:
             config = config.model_copy(update={"limit": limit})
-        return evaluate(self.backbone, task, self._route(task.name), config, self.progress)
-
-    def _route(self, task: str | None) -> Route:
-        return lambda batch: self.method.route(batch, task)
+        return evaluate(self.backbone, self.method, task, config, self.progress)
 
     def evaluate(self, limit: int | None = None) -> dict[str, float]:
         """Answers every learned task's test examples again, and scores them; writes nothing."""
@@ -390,8 +387,9 @@ class Learner:
         examples = [p if isinstance(p, Example) else Example(p, ("",)) for p in prompts]
         outputs, weights = answer(
             self.backbone,
+            self.method,
+            task,
             examples,
-            self._route(task),
             self.experiment.evaluation,
             Progress(),
             replies,

@@ -17,10 +17,9 @@ from lm_eval.api.instance import Instance
 from torch.nn.functional import log_softmax
 
 from retain.backbone import Backbone
-from retain.evaluation import Route
 from retain.files import write_jsonl
 from retain.general import _error, general_ability
-from retain.harness import RoutedLM
+from retain.harness import Route, RoutedLM
 from retain.learner import Learner
 from retain.progress import Progress
 from retain.report.general import General, general_table

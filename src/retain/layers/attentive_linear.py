@@ -44,7 +44,7 @@ class Attending(Mixture):
         on: False switches all blocks off.
         prompt: 1 where the coming forward has a token of the prompt, (B, S): all of a sequence then
             shares the gates of the prompt's mean score. None gives each token its own.
-        collects: whether the coming forward's gates are kept.
+        collects: whether the coming forward's gates are kept, a generation's of its prompts.
         gates: of that forward, of each layer (B, S or 1, T + 1), the zero block first.
     """
 
@@ -144,7 +144,7 @@ class AttentiveLinear(PooledLinear):
         z = z.unflatten(2, (-1, self.rank))  # (B, S, T, r)
         gates = self._gates(self._scores(z, [B for _, B in factors]))  # (B, S or 1, T + 1)
         if self.mixture.collects:
-            self.mixture.gates[self] = gates
+            self.mixture.gates.setdefault(self, gates)
         mixed = (z * (gates[:, :, 1:, None] * self.scale).to(z.dtype)).flatten(2)
         parts = mixed.split([len(A) for A, _ in factors], 2)
         for part, (_, B) in zip(parts, factors, strict=True):

@@ -270,17 +270,21 @@ class LoraPool:
         """Numbers in a block."""
         return sum(self.rank * (layer.d_in + layer.d_out) for layer in self.layers.values())
 
-    def use(self, weights: Tensor | None) -> Tensor | None:
+    @property
+    def weights(self) -> Tensor | None:
+        """The weights (B, T) that `use` has set."""
+        return self.mixture.weights
+
+    def use(self, weights: Tensor | None) -> None:
         """Sets the weights (B, T) for the coming forward; None switches all blocks off."""
         self.mixture.weights = weights
-        return weights
 
-    def use_block(self, batch_size: int, index: int) -> Tensor | None:
+    def use_block(self, batch_size: int, index: int) -> None:
         """Sets one-hot weights on the block `index` for every sample."""
         device = next(iter(self.layers.values())).weight.device
         one_hot = torch.zeros(batch_size, len(self.blocks), device=device)
         one_hot[:, index] = 1.0
-        return self.use(one_hot)
+        self.use(one_hot)
 
     def merge(self, weights: Sequence[float]) -> None:
         """Adds the blocks, with these weights, to the backbone's own for good, and leaves it."""

@@ -119,10 +119,15 @@ class PromptPool:
     Args:
         backbone: its sequences carry virtual tokens from the first block on.
         length: n, rows of a prompt.
+
+    Attributes:
+        blocks: the blocks' names.
+        weights: (B, T), that `use` has set.
     """
 
     def __init__(self, backbone: Backbone, length: int) -> None:
         self.blocks: list[str] = []
+        self.weights: Tensor | None = None
         self.length = length
         self.embedding = prompted_embedding(backbone)
         self.prompts = Prompts(length, backbone.width, backbone.device)
@@ -160,20 +165,20 @@ class PromptPool:
         """Numbers in a prompt."""
         return self.length * self._backbone.width
 
-    def use(self, weights: Tensor | None) -> Tensor | None:
+    def use(self, weights: Tensor | None) -> None:
         """Puts the mixture Σ_i a_i P_i (SAPT, section 3.2), weights (B, T), before each prompt."""
         every = self.prompts.every()
         if weights is not None and weights.shape[1] != len(every):
             raise RuntimeError(f"weights {tuple(weights.shape)} are not of {len(every)} prompts")
         mixed = None if weights is None else torch.einsum("bt,tnd->bnd", weights, every)
         self.embedding.rows = mixed
-        return weights
+        self.weights = weights
 
-    def use_block(self, batch_size: int, index: int) -> Tensor | None:
+    def use_block(self, batch_size: int, index: int) -> None:
         """Sets one-hot weights on the block `index` for every sample."""
         one_hot = torch.zeros(batch_size, len(self.blocks), device=self._backbone.device)
         one_hot[:, index] = 1.0
-        return self.use(one_hot)
+        self.use(one_hot)
 
     def save_block(self, folder: Path, base_name: str) -> None:
         """Writes the learning prompt in peft's layout, and stacks it."""

@@ -42,8 +42,8 @@ class SelectorConfig(MethodConfig):
     hidden: PositiveInt | None = None
     gate: Gate = "softmax"
     granularity: Literal["token", "instance"] = "token"
-    train: Literal["all", "new"] = "all"
-    rate: PositiveFloat = 1.0
+    train: Literal["all", "new"] = "new"
+    rate: PositiveFloat = 100.0
 
 
 class SparsityConfig(MethodConfig):
@@ -91,9 +91,12 @@ class AmLora(Method):
             for name, layer in self.pool.layers.items()
             if isinstance(layer, AttentiveLinear)
         }
+        self._readers = set(self.layers.values())  # those that read prompts, and nothing else
+        self._read = torch.zeros(0)  # 1 where the latest prompts have a token, (B, S)
         if backbone.is_encoder_decoder:
             self._find_decoders()
-            if not any(name.startswith("encoder") for name in self.layers):
+            self._readers &= set(backbone.model.get_encoder().modules())
+            if not self._readers:
                 raise RetainError(
                     "method.target_modules: AM-LoRA shows its attention on prompts, so some layer "
                     "of the encoder has to be among them; add one"
@@ -150,7 +153,8 @@ class AmLora(Method):
         self.attending.collects = True
         self.attending.on = bool(self.pool.blocks)
         by_instance = self.options.selector.granularity == "instance"
-        self.attending.prompt = self._prompt(batch) if by_instance else None
+        self._read = self._prompt(batch)
+        self.attending.prompt = self._read if by_instance else None
 
     def _prompt(self, batch: Batch) -> Tensor:
         """1.0 where a batch has a token of a prompt, (B, S)."""
@@ -181,7 +185,10 @@ class AmLora(Method):
         found, effective = [], []
         for row in rows:
             batch = self.backbone.collate([row])
-            found.append(self.prompt_gates(batch)[0])  # (layers, T + 1)
+            self.route(batch)
+            with torch.no_grad():
+                self.backbone.read(batch)
+            found.append(self.prompt_gates()[0])  # (layers, T + 1)
             effective += [entropy(g).exp().mean() for g in self.attending.gates.values()]
         names = {layer: name for name, layer in self.layers.items()}
         values = {
@@ -193,31 +200,28 @@ class AmLora(Method):
 
     # -- inference
 
-    def route(self, batch: Batch, task: str | None = None) -> Tensor | None:
-        """Lets the layers attend; returns the prompts' mean gates over layers and tokens, (B, T).
+    def route(self, batch: Batch, task: str | None = None) -> None:
+        """Lets the layers attend in the coming forward or generation."""
+        self._attend(batch)
+
+    def routing(self) -> Tensor | None:
+        """The prompts' mean gates over layers and tokens, (B, T), after their forward.
 
         What is missing to 1 went to the zero block; with `gate: sigmoid` gates have no fixed sum.
         """
-        self._attend(batch)
-        if not self.pool.blocks:
-            return None
-        gates = self.prompt_gates(batch).mean(1)[:, 1:]
-        self._attend(batch)
-        return gates
+        return self.prompt_gates().mean(1)[:, 1:] if self.pool.blocks else None
 
-    def prompt_gates(self, batch: Batch) -> Tensor:
+    def prompt_gates(self) -> Tensor:
         """Mean gates of each prompt in each layer of the decoder-only model or of the encoder.
 
         Returns:
             (B, layers, T + 1), the zero block first.
         """
-        self._attend(batch)
-        with torch.no_grad():
-            self.backbone.read(batch)
-        real = self._prompt(batch)[:, :, None]
+        real = self._read[:, :, None]
         found = [
             (gates * real).sum(1) / real.sum(1) if gates.shape[1] > 1 else gates[:, 0]
-            for gates in self.attending.gates.values()
+            for layer, gates in self.attending.gates.items()
+            if layer in self._readers
         ]
         return torch.stack(found, 1)
 

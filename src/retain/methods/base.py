@@ -105,8 +105,8 @@ class Method(ABC):
         """Gathers statistics and memory after the last phase."""
 
     @abstractmethod
-    def route(self, batch: Batch, task: str | None = None) -> Tensor | None:
-        """Sets, and returns, the weights over blocks (B, T) for the coming forward or generation.
+    def route(self, batch: Batch, task: str | None = None) -> None:
+        """Sets the weights over blocks for the coming forward or generation.
 
         A method may change which tokens of the batch are seen, in `batch["attention_mask"]`.
 
@@ -114,6 +114,13 @@ class Method(ABC):
             batch: collated prompts.
             task: the task's name, for the methods that need it.
         """
+
+    def routing(self) -> Tensor | None:
+        """The weights over blocks (B, T) that the routed prompts were read with.
+
+        Some methods know them only after the forward. None for a method that does not route.
+        """
+        return None
 
     @abstractmethod
     def save(self, folder: Path) -> None:

@@ -16,7 +16,11 @@ class PerTask(BlockPerTask):
     needs_task_id = True
     forgets = False
 
-    def route(self, batch: Batch, task: str | None = None) -> Tensor | None:
+    def route(self, batch: Batch, task: str | None = None) -> None:
         """One-hot weights on the named task's block."""
         index = block_of(task, self.pool.blocks, "pertask")
-        return self.pool.use_block(len(batch["input_ids"]), index)
+        self.pool.use_block(len(batch["input_ids"]), index)
+
+    def routing(self) -> Tensor | None:
+        """The one-hot weights (B, T)."""
+        return self.pool.weights

@@ -110,7 +110,7 @@ class SaptPromptConfig(RoutedConfig):
     """SAPT-Prompt's options: rows of a prompt, and its rate, times training.learning_rate."""
 
     length: PositiveInt = 10
-    rate: PositiveFloat = 30.0
+    rate: PositiveFloat = 100.0
 
 
 class Routed(Method):
@@ -145,8 +145,25 @@ class Routed(Method):
     # -- learning
 
     def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
-        """The generator, unless real inputs are kept, then the task."""
+        """The generator, where its samples are reflected on, then the task."""
         self.pool.grow(task.name)
+        if self.options.reflection.weight:
+            yield from self._pseudo_samples(task, folder)
+        self.pool.restart()
+        self.router.grow(self._new_key(task))
+        yield Phase(
+            "learn",
+            [self.backbone.encode(example) for example in task.train],
+            [
+                ParamGroup("block", self.pool.parameters(), self.rate),
+                ParamGroup("router", list(self.router.parameters()), self.options.router.rate),
+            ],
+            self._loss,
+            over={"reflection": "step"},
+        )
+
+    def _pseudo_samples(self, task: Task, folder: Path) -> Iterator[Phase]:
+        """Has the new block write them, unless real inputs are kept."""
         count = max(1, round(self.options.generator.share * len(task.train)))
         count = min(count, len(task.train))
         if self.options.reflection.samples == "real":
@@ -178,25 +195,13 @@ class Routed(Method):
         write_jsonl(kept, [{"prompt": text} for text in self._pseudo])
         self._pseudo = [row["prompt"] for row in read_jsonl(kept)]  # the same in all processes
 
-        self.pool.restart()
-        self.router.grow(self._new_key(task))
-        yield Phase(
-            "learn",
-            [self.backbone.encode(example) for example in task.train],
-            [
-                ParamGroup("block", self.pool.parameters(), self.rate),
-                ParamGroup("router", list(self.router.parameters()), self.options.router.rate),
-            ],
-            self._loss,
-            over={"reflection": "step"},
-        )
-
     def finish(self, task: Task, folder: Path) -> None:
         """Keeps the mean attention over held-out inputs, and the pseudo-samples' embeddings."""
         e = self._embed([example.prompt for example in task.dev])
         with torch.no_grad():
             self._attention = self.router.attention(e).mean(0)
-        self.reflection.add(self._embed(self._pseudo), self._attention)
+        if self.options.reflection.weight:
+            self.reflection.add(self._embed(self._pseudo), self._attention)
 
     def _generator_loss(self, batch: Batch) -> dict[str, Tensor]:
         self.pool.use_block(len(batch["input_ids"]), -1)
@@ -205,7 +210,7 @@ class Routed(Method):
     def _loss(self, batch: Batch) -> dict[str, Tensor]:
         self.route(batch)
         parts = {"task": self.backbone.answer_loss(batch)}
-        if self.reflection.embeddings and self.options.reflection.weight:
+        if self.reflection.embeddings:
             options = self.options.reflection
             loss = self.reflection.loss(self.router, options.tasks)
             parts["reflection"] = options.weight * loss
@@ -228,11 +233,14 @@ class Routed(Method):
 
     # -- inference
 
-    def route(self, batch: Batch, task: str | None = None) -> Tensor | None:
-        """Attention of each prompt over the blocks, (B, T); no task id is needed."""
-        if not self.pool.blocks:
-            return self.pool.use(None)
-        return self.pool.use(self.router(self.backbone.pooled_embedding(batch)))
+    def route(self, batch: Batch, task: str | None = None) -> None:
+        """Attention of each prompt over the blocks; no task id is needed."""
+        embedding = self.backbone.pooled_embedding(batch)
+        self.pool.use(self.router(embedding) if self.pool.blocks else None)
+
+    def routing(self) -> Tensor | None:
+        """The attention (B, T)."""
+        return self.pool.weights
 
     # -- disk
 
@@ -253,7 +261,12 @@ class Routed(Method):
         """Adds the task's block and key; the query projection is the latest task's."""
         path = folder / "router.safetensors"
         tensors = read_weights(path)
-        own = {**self.router.projection(), "key": self.router.centre, "centre": self.router.centre}
+        own = {
+            **self.router.projection(),
+            "key": self.router.centre,
+            "centre": self.router.centre,
+            "attention": torch.empty(len(self.pool.blocks) + 1),
+        }
         for name, tensor in own.items():
             if name not in tensors or tensors[name].shape != tensor.shape:
                 raise RetainError(
@@ -265,8 +278,9 @@ class Routed(Method):
             for name, tensor in (*self.router.projection().items(), ("centre", self.router.centre)):
                 tensor.copy_(tensors[name])
         self.router.grow(tensors["key"].to(self.router.centre))
-        pseudo = [row["prompt"] for row in read_jsonl(folder / PSEUDO)]
-        self.reflection.add(self._embed(pseudo), tensors["attention"].to(self.router.centre))
+        if self.options.reflection.weight:
+            pseudo = [row["prompt"] for row in read_jsonl(folder / PSEUDO)]
+            self.reflection.add(self._embed(pseudo), tensors["attention"].to(self.router.centre))
 
 
 class Sapt(Routed):

@@ -11,18 +11,17 @@ from torch import Tensor
 from retain.methods.sapt.router import Router
 
 
-def padded_kl(stored: Tensor, logits: Tensor) -> Tensor:
-    """KL(stored ‖ softmax(logits)) per sample (arXiv 2401.08295, eq. 8).
+def padded(attention: Tensor, blocks: int) -> Tensor:
+    """Attention (…, t) over (…, blocks): zero on those that came later."""
+    return F.pad(attention, (0, blocks - attention.shape[-1]))
 
-    Args:
-        stored: (N, t), padded with zeros for the blocks that came later.
-        logits: (N, T), T ≥ t, of the attention now.
 
-    Returns:
-        (N,), in nats.
+def divergence(stored: Tensor, logits: Tensor) -> Tensor:
+    """KL(stored ‖ softmax(logits)) per sample, in nats (arXiv 2401.08295, eq. 8).
+
+    Of stored attention (N, T) and logits (N, T) of the attention now: (N,).
     """
-    target = F.pad(stored, (0, logits.shape[1] - stored.shape[1]))
-    return (torch.xlogy(target, target) - target * F.log_softmax(logits, dim=-1)).sum(-1)
+    return (torch.xlogy(stored, stored) - stored * F.log_softmax(logits, dim=-1)).sum(-1)
 
 
 @dataclass
@@ -57,9 +56,9 @@ class Reflection:
         now = router.logits(e)  # (N, T)
         stored = torch.cat(
             [
-                F.pad(a, (0, now.shape[1] - len(a))).expand(len(x), -1)
+                padded(a, now.shape[1]).expand(len(x), -1)
                 for x, a in zip(embeddings, (self.attention[i] for i in drawn), strict=True)
             ]
         )
         share = torch.cat([torch.full((len(x),), 1 / len(x)) for x in embeddings]).to(now)
-        return (padded_kl(stored, now) * share).sum() * (count / len(drawn))
+        return (divergence(stored, now) * share).sum() * (count / len(drawn))

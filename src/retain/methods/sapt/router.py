@@ -14,7 +14,7 @@ WINDOW = 100
 
 
 class Router(nn.Module):
-    """a = softmax(K q / T), q = LayerNorm(SiLU(W_up W_down (e − c))) (arXiv 2401.08295, eq. 3-5).
+    """a = softmax(K q / τ), q = LayerNorm(SiLU(W_up W_down (e − c))) (arXiv 2401.08295, eq. 3-5).
 
     The paper has no centre c; zero is the paper's router. Trained are the newest key and the query
     projection, which carries over from task to task; older keys are frozen.
@@ -22,7 +22,7 @@ class Router(nn.Module):
     Args:
         width: d of e, q and the keys.
         hidden: the width between W_down and W_up.
-        temperature: T; None is √d.
+        temperature: τ; None is √d.
         centre: c (d,), subtracted from every pooled embedding.
         top_k: how many blocks keep a weight; None is all of them.
     """
@@ -66,7 +66,7 @@ class Router(nn.Module):
         return self.old_keys if self.key is None else torch.cat([self.old_keys, self.key[None]])
 
     def logits(self, e: Tensor) -> Tensor:
-        """Pooled embeddings (B, d) → K q / T, (B, T); in float32, under autocast too."""
+        """Pooled embeddings (B, d) → K q / τ, (B, T); in float32, under autocast too."""
         with torch.autocast(e.device.type, enabled=False):
             return self.query(e.float()) @ self.keys.T / self.temperature
 
