@@ -70,7 +70,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "sparsity": {"penalty": "l1", "weight": 0.1},
         },
     ),
-    "amlora-new": ("amlora", {"selector": {"train": "new", "gate": "sigmoid"}}),
+    "amlora-all": ("amlora", {"selector": {"train": "all", "gate": "sigmoid"}}),
     "seekr-lora": ("seekr", {**OPTIONS["seekr"], "tune": "lora"}),
     "derpp-lora": ("derpp", {**OPTIONS["derpp"], "tune": "lora"}),
     "lwf-lora": ("lwf", {"tune": "lora"}),
