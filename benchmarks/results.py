@@ -11,6 +11,7 @@ for choosing settings.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from copy import deepcopy
@@ -18,7 +19,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from retain import Task, load_stream, results
@@ -26,13 +26,14 @@ from retain.config import ExperimentConfig, check_method, read_experiment, set_f
 from retain.errors import RetainError
 from retain.files import read_jsonl
 from retain.methods import METHODS
+from retain.methods.sequential import LORA
 from retain.metrics import continual
 from retain.metrics.text import score
 from retain.progress import ConsoleProgress
 from retain.store import RunDirectory
 from retain.stream import learn_stream
 
-SHARED = ("rank", "alpha", "target_modules", "tune", "replay", "teacher", "generator")
+SHARED = (*LORA, "tune", "replay", "teacher", "generator")
 """Options of an experiment's method that mean the same in another."""
 
 
@@ -49,8 +50,10 @@ def run(experiment: ExperimentConfig, variant: str, seed: int, folder: Path, dev
 def method_of(variant: str, experiment: ExperimentConfig) -> dict[str, Any]:
     """The variant's method, with those of the experiment's options that methods share."""
     name, *options = variant.split()
-    known = METHODS[name].Config.model_fields if name in METHODS else ()
+    known = METHODS[name].Config.model_fields if name in METHODS else {}
     shared = {k: v for k, v in experiment.method.items() if k in known and k in SHARED}
+    if "tune" in known and shared.get("tune") != "lora" and "tune=lora" not in options:
+        shared = {k: v for k, v in shared.items() if k not in LORA}
     values: dict[str, Any] = {"method": {**deepcopy(shared), "name": name}}
     for option in options:
         set_field(values, f"method.{option}")
@@ -123,6 +126,7 @@ def main() -> None:
     titles = "AP, ROUGE-L | own block | trained | MB kept | minutes"
     print(f"| variant | seed | AP | F.Ra | FWT | BWT | {titles} |")
     print("|---" * (len(columns) + 2) + "|")
+    matrices = []
     for variant in options.variants:
         for seed in options.seeds:
             line = row(place(out, variant, seed), place(given, "pertask", seed))
@@ -130,7 +134,8 @@ def main() -> None:
             cells = ["–" if v is None else f"{v:,.0f}" if v > 1e4 else f"{v:.2f}" for v in values]
             print(f"| {variant} | {seed} | {' | '.join(cells)} |")
             matrix = results.scores(results.open_run(place(out, variant, seed)))["matrix"]
-            print(f"<!-- {yaml.safe_dump(matrix, default_flow_style=True, width=999).strip()} -->")
+            matrices.append(f"{variant} | {seed} | {json.dumps(matrix)}")
+    print("\nScore matrices:", *matrices, sep="\n")
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ def sapt(
 def amlora(big: bool) -> Setting:
     """AM-LoRA; it takes streams and baselines from O-LoRA, whose settings stand for its own."""
     own = "AM-LoRA's own settings"
-    rate = ", learning rate (SEEKR has 1e-5 for 7B)" if big else ""
+    rate = ", learning rate (SEEKR's for 7B stands here)" if big else ""
     return Setting(
         "in AM-LoRA (arXiv 2409.19611)",
         "AM-LoRA has no published code: these are the settings of O-LoRA's scripts (arXiv "
@@ -137,7 +137,7 @@ def amlora(big: bool) -> Setting:
         {"rank": 8, "alpha": 32},
         training(1, 4, 32, **BIG) if big else training(1, 8, 64),
         lengths(512, 50),
-        {"lora": 1e-3} if big else {"lora": 1e-3, "full": 1e-4},
+        {"lora": 1e-3, "full": 1e-5 if big else 1e-4},
         {
             "lora": own,
             "full": f"{own}, the method's options{rate}",
@@ -166,13 +166,12 @@ def seekr(epochs: int, trace: str = "") -> Setting:
         "replay": replay,
         "teacher": {"top_k": 64, "dtype": "float16"},
     }
-    first = {"replay": {**replay, "select": "first"}}
     return Setting(
         "in SEEKR (arXiv 2411.06171)",
-        "Settings of SEEKR's paper and published scripts; their AdamW has betas 0.9 and 0.95, this "
-        "one 0.9 and 0.999.",
+        "Settings of SEEKR's paper and published scripts. Their AdamW has betas 0.9 and 0.95, this "
+        "one 0.9 and 0.999; their replay baseline mixes kept examples into the task's batches.",
         f"seqft lwf lfpt5 l2p progprompt olora replay derpp seekr {trace}",
-        {"replay": first, "derpp": first, "seekr": own},
+        {"replay": {"replay": replay}, "derpp": {"replay": replay}, "seekr": own},
         {},
         training(epochs, 2, 128, **BIG),
         {**lengths(1024, 512), "seed": 1234},

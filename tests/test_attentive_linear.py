@@ -8,10 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from transformers import BartConfig, BartForConditionalGeneration
 from transformers.pytorch_utils import Conv1D
 
-from retain.backbone import Backbone
 from retain.errors import RetainError
 from retain.layers.attentive_linear import (
     Attending,
@@ -21,7 +19,7 @@ from retain.layers.attentive_linear import (
     to_gates,
 )
 from retain.methods.amlora import AmLora, AmLoraConfig
-from tests.tiny import make_tokenizer
+from tests.tiny import make_backbone
 
 SCALE = 1.7
 
@@ -149,20 +147,11 @@ def test_gates_in_later_steps_are_the_prompts() -> None:
     torch.testing.assert_close(y, expected)
 
 
-def make_bart() -> Backbone:
-    tokenizer = make_tokenizer()
-    size = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 64}
-    ids = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None, "forced_eos_token_id": None}
-    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
-    config = BartConfig(**size, **ids, **heads, vocab_size=len(tokenizer), decoder_start_token_id=1)
-    return Backbone(BartForConditionalGeneration(config), tokenizer, "tiny-bart")
-
-
 def test_an_encoder_by_any_name() -> None:
     """BART's layers are model.encoder.…, T5's encoder.…"""
-    layers = AmLora(make_bart(), AmLoraConfig(rank=2)).layers
+    layers = AmLora(make_backbone("bart"), AmLoraConfig(rank=2)).layers
     assert all(
         layer.reads_prompt for name, layer in layers.items() if name.startswith("model.encoder.")
     )
     with pytest.raises(RetainError, match="some layer of the encoder"):
-        AmLora(make_bart(), AmLoraConfig(rank=2, target_modules=["encoder_attn.q_proj"]))
+        AmLora(make_backbone("bart"), AmLoraConfig(rank=2, target_modules=["encoder_attn.q_proj"]))

@@ -47,6 +47,11 @@ pytestmark = pytest.mark.usefixtures("place")
         ("method.target_modules", ["nose"], ["'nose'", "choose among down_proj, gate_proj"]),
         (
             "method",
+            {"name": "replay", "rank": 4},
+            ["rank is of a LoRA", "tune: lora"],
+        ),
+        (
+            "method",
             {"name": "sapt", "reflection": {"weight": -1}},
             ["'method.reflection.weight'", "should be greater than or equal to 0"],
         ),

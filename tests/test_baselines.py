@@ -119,6 +119,21 @@ def test_prog_prompt_puts_the_newest_first_and_hides_later_ones() -> None:
         method.route(batch)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "t5", "bart"])
+def test_a_later_prompt_moves_no_earlier_answer(kind: str) -> None:
+    method = ProgPrompt(make_backbone(kind), ProgPromptConfig(length=2, hidden=None))
+    backbone = method.backbone
+    found = []
+    for name in ("first", "second"):
+        method.pool.grow(name)
+        method._lengthen()
+        batch = batch_of(backbone)
+        method.route(batch, "first")
+        with torch.no_grad():
+            found.append(backbone.answer_logits(batch)[0])
+    torch.testing.assert_close(*found, rtol=0, atol=1e-4)
+
+
 def test_prog_prompt_keeps_what_came_out_of_the_residual_layer(tmp_path: Path) -> None:
     method = ProgPrompt(make_backbone("llama"), ProgPromptConfig(length=2, hidden=8))
     next(method.phases(FIRST, tmp_path))

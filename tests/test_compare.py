@@ -10,6 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from retain.errors import RetainError
 from retain.report.compare import (
     Entry,
     as_csv,
@@ -88,6 +89,12 @@ def test_other_options_make_another_group_that_says_which() -> None:
         entry("b", 0, {"x": [0]}),
     ]
     assert list(grouped(runs)) == ["a router.rate=0.1", "a router.rate=1.0", "b"]
+
+
+def test_a_run_counts_once() -> None:
+    """A pair of the same seed and order would be compared with one of two."""
+    with pytest.raises(RetainError, match="same method, options, seed and order as a-0"):
+        grouped([entry("a", 0, {"x": [0]}), entry("a", 0, {"x": [100]})])
 
 
 def test_what_runs_do_not_share_is_said() -> None:

@@ -186,5 +186,3 @@ def test_a_profile_fills_in_what_is_not_given() -> None:
     options = SeekrConfig.model_validate({"profile": "reference", "gradient": "norms"})
     assert (options.teacher.top_k, options.teacher.dtype) == (None, "float32")
     assert (options.gradient, options.change) == ("norms", "squares")
-    assert options.replay.select == "first"
-    assert SeekrConfig().replay.select == "random"

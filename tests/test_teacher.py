@@ -189,11 +189,10 @@ def test_only_the_newest_weights_are_kept(tmp_path: Path) -> None:
     assert learner.run.damaged() == []
 
 
-@pytest.mark.parametrize("select", ["random", "first"])
-def test_a_share_of_the_examples_is_kept(tmp_path: Path, select: str) -> None:
+def test_a_share_of_the_examples_is_kept(tmp_path: Path) -> None:
     learner = Learner(
         make_backbone("llama"),
-        {"name": "replay", "replay": {"share": 0.25, "select": select}},
+        {"name": "replay", "replay": {"share": 0.25}},
         tmp_path / "run",
         training={"max_steps": 1},
     )
@@ -204,7 +203,7 @@ def test_a_share_of_the_examples_is_kept(tmp_path: Path, select: str) -> None:
         rows.index({k: v for k, v in row.items() if k != "number"}) for row in learner.method.memory
     ]
     assert len(set(places)) == 3
-    assert (places == [0, 1, 2]) == (select == "first")
+    assert places != [0, 1, 2]
 
 
 def test_lwf_begins_where_the_old_model_stands(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -123,6 +125,11 @@ def _make_model(kind: str, size: int) -> PreTrainedModel:
     if kind == "gpt2":
         size_of = {"n_embd": WIDTH, "n_layer": 2, "n_head": 4, "n_positions": 256}
         return GPT2LMHeadModel(GPT2Config(**ids, **size_of, initializer_range=0.2))
+    if kind == "bart":  # an encoder-decoder with absolute positions; not in the grids
+        layers = {"encoder_layers": 1, "decoder_layers": 1, "d_model": WIDTH}
+        heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+        ends = {"forced_eos_token_id": None, "decoder_start_token_id": 1, "init_std": 0.2}
+        return BartForConditionalGeneration(BartConfig(**ids, **layers, **heads, **ends))
     layers = {"num_layers": 2, "num_decoder_layers": 2, "num_heads": 4, "d_kv": 8}
     config = T5Config(**ids, **layers, d_model=WIDTH, d_ff=48, decoder_start_token_id=0)
     return T5ForConditionalGeneration(config)

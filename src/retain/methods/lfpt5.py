@@ -13,10 +13,11 @@ from torch import Tensor
 
 from retain.backbone import Backbone, Batch, Features
 from retain.backbone.backbone import IGNORED, cross_entropy
+from retain.errors import RetainError
 from retain.files import read_json
 from retain.layers.soft_prompt import PromptPool
 from retain.methods.base import MethodConfig, Phase
-from retain.methods.memory import ScheduleConfig, read_examples
+from retain.methods.memory import MemoryConfig, read_examples
 from retain.methods.pseudo import (
     BATCH,
     DrawConfig,
@@ -38,7 +39,7 @@ class WritingConfig(DrawConfig):
     weight: NonNegativeFloat = 0.25
 
 
-class PseudoConfig(ScheduleConfig):
+class PseudoConfig(MemoryConfig):
     """How many pseudo-samples are written for so many examples, and when they are replayed."""
 
     share: Annotated[float, Field(gt=0, le=1)] = 0.02
@@ -97,6 +98,9 @@ class Lfpt5(TaughtMethod):
         """Pseudo-samples: inputs that the prompt writes, with the answers that it gives them.
 
         An input without an answer is left out.
+
+        Raises:
+            RetainError: when all are.
         """
         written = write_inputs(
             self.backbone,
@@ -116,7 +120,13 @@ class Lfpt5(TaughtMethod):
             self.route(batch)
             answers += self.backbone.generate(batch, limit)
         pairs = zip(inputs, answers, strict=True)
-        return [Example(text, (answer,)) for text, answer in pairs if answer]
+        found = [Example(text, (answer,)) for text, answer in pairs if answer]
+        if not found:
+            raise RetainError(
+                f"task '{task.name}': the prompt answers none of the {len(inputs)} inputs that it "
+                "wrote; start again in another --output with a higher training.max_steps"
+            )
+        return found
 
     def finish(self, task: Task, folder: Path) -> None:
         """Keeps pseudo-samples with the model's logits on them, and measures them."""

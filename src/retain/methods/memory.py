@@ -26,7 +26,7 @@ from retain.tasks import Example, Task
 from retain.tasks.readers import parse_row
 
 
-class ScheduleConfig(MethodConfig):
+class MemoryConfig(MethodConfig):
     """How much is kept and how often it is replayed.
 
     `share` of a task's examples, at least one. After `every` optimizer steps comes one on kept
@@ -46,12 +46,6 @@ class ScheduleConfig(MethodConfig):
             raise ValueError(
                 "Input should be a number of steps, 1 or more, or 'reference'"
             ) from None
-
-
-class MemoryConfig(ScheduleConfig):
-    """What is kept: examples drawn at `random`, or the `first` of those that are trained on."""
-
-    select: Literal["random", "first"] = "random"
 
 
 class ReplayConfig(SequentialConfig):
@@ -88,10 +82,7 @@ class MemoryMethod(Sequential):
 
     def choose(self, task: Task) -> list[Example]:
         """The examples to keep: the same ones whenever it is called under the task's seed."""
-        count = self.kept(task)
-        if self.replay.select == "first":
-            return list(task.train[:count])
-        return random.Random(torch.initial_seed()).sample(list(task.train), count)
+        return random.Random(torch.initial_seed()).sample(list(task.train), self.kept(task))
 
     def kept(self, task: Task) -> int:
         """How many examples of a task are kept."""

@@ -10,6 +10,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from retain.backbone import Backbone, Batch
+from retain.backbone.backbone import PROMPT_KEYS
 from retain.files import read_json
 from retain.layers.soft_prompt import PromptPool
 from retain.methods.base import Method, MethodConfig, ParamGroup, Phase, block_of
@@ -79,12 +80,19 @@ class ProgPrompt(Method):
         self.backbone.virtual_tokens = self.pool.length * len(self.pool.blocks)
 
     def _put(self, batch: Batch, count: int) -> None:
-        """Puts the first `count` prompts, the newest of them first, and hides the places before."""
+        """Puts the first `count` prompts, the newest of them first, and hides the places before.
+
+        An encoder may count positions through what is hidden, so there they are cut off.
+        """
         prompts = self.pool.prompts.every()  # (T, n, d)
         if self._residual is not None:
             prompts = torch.cat([prompts[:-1], prompts[-1:] + self._residual(prompts[-1:])])
         self.pool.embedding.rows = prompts.flip(0).flatten(0, 1)[None]
         hidden = self.pool.length * (len(prompts) - count)
+        if self.backbone.is_encoder_decoder:
+            for key in PROMPT_KEYS:
+                batch[key] = batch[key][:, hidden:]
+            return
         place = -1 - batch["input_ids"]
         mask = batch["attention_mask"]
         batch["attention_mask"] = torch.where(place >= 0, (place >= hidden).to(mask), mask)

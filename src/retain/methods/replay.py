@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
+from retain.backbone import Batch
 from retain.methods.memory import MemoryMethod
 
 
@@ -10,3 +13,7 @@ class Replay(MemoryMethod):
 
     idea = "kept examples of older tasks are learned again between batches of the new one"
     stores = "a share of its examples; the newest weights of the backbone"
+
+    def _loss(self, batch: Batch) -> dict[str, Tensor]:
+        (loss,) = super()._loss(batch).values()
+        return {"replay" if "number" in batch else "task": loss}

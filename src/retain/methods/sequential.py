@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
+from pydantic import model_validator
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch, Features
@@ -16,11 +17,21 @@ from retain.methods.weights import MODEL, FullWeights, PoolWeights, Weights
 from retain.phase import Unit
 from retain.tasks import Task
 
+LORA = tuple(LoraMethodConfig.model_fields)
+
 
 class SequentialConfig(LoraMethodConfig):
     """`tune: full` moves the whole backbone; `lora` one LoRA, which the other options shape."""
 
     tune: Literal["full", "lora"] = "full"
+
+    @model_validator(mode="after")
+    def _shape_of_nothing(self) -> Self:
+        default = LoraMethodConfig()
+        given = [key for key in LORA if getattr(self, key) != getattr(default, key)]
+        if self.tune == "full" and given:
+            raise ValueError(f"{given[0]} is of a LoRA; set tune: lora, or leave it out")
+        return self
 
 
 class Sequential(Method):

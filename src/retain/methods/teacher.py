@@ -28,7 +28,6 @@ from retain.tasks import Task
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 BATCH = 8
-"""The folder of a task's signals, in the task's own."""
 
 
 class TeacherConfig(MethodConfig):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from retain import results
 from retain.config import FREE
+from retain.errors import RetainError
 from retain.records import Prediction, read_records
 from retain.report.reader import flat
 from retain.report.summary import METRIC_LABELS
@@ -102,7 +103,11 @@ def read_entry(folder: Path) -> Entry:
 
 
 def grouped(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
-    """Runs of one method with the same options, by a label that tells these apart."""
+    """Runs of one method with the same options, by a label that tells these apart.
+
+    Raises:
+        RetainError: when two of them have the same seed and order.
+    """
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
         same = [other.options for other in entries if other.method == entry.method]
@@ -111,7 +116,14 @@ def grouped(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
             for key, value in entry.options.items()
             if any(options.get(key) != value for options in same)
         ]
-        groups.setdefault(" ".join([entry.method, *differing]), []).append(entry)
+        group = groups.setdefault(" ".join([entry.method, *differing]), [])
+        for other in group:
+            if other.pair == entry.pair:
+                raise RetainError(
+                    f"{entry.folder}: same method, options, seed and order as {other.folder}; "
+                    "leave one of them out"
+                )
+        group.append(entry)
     return groups
 
 
@@ -164,7 +176,7 @@ def tables(entries: Sequence[Entry]) -> RenderableType:
 
 def _cells(found: Difference | None) -> tuple[str, str, str]:
     if found is None:
-        return ("–", "no run of the same seed and order", "0")
+        return ("–", "no pair of the same seed and order with all its predictions", "0")
     return (f"{found.mean:+.1f}", f"{found.low:+.1f} to {found.high:+.1f}", str(found.pairs))
 
 

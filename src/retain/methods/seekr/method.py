@@ -79,7 +79,6 @@ PROFILES: dict[str, dict[str, Any]] = {
         "change": "squares",
         "accumulate": "sum_of_products",
         "logit_positions": "standing",
-        "replay": {"select": "first"},
         "teacher": {"top_k": None, "dtype": "float32"},
     },
 }
