@@ -1,25 +1,20 @@
-"""Cost of a SEEKR replay step: beside a plain replay step, and beside eager attention.
+"""A SEEKR replay step, a plain replay step, and SEEKR's with eager attention.
 
-    python -m benchmarks.seekr_step [--rounds N]
+    python -m benchmarks.seekr_step KIND     # the peak memory of a process, for benchmarks.bench
 
 A LLaMA of width 1024 (MLP 2816, 4 layers, 8 heads, vocabulary 8192), full fine-tuning with AdamW,
 batch 2 x 1024 with all positions labelled, a quarter of the heads at 100 queries, top-64 teacher
 logits from disk. `eager` is the same loss as the papers' code takes it: eager attention with every
-layer's weights returned. Times are interleaved in one process, the first round is not counted;
-ratios are medians over rounds. Peak memory is the peak resident size of a fresh process that makes
-three steps.
+layer's weights returned.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +23,6 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.timing import times_of
 from retain.backbone import Backbone
 from retain.methods.seekr import Seekr
 from retain.methods.seekr.distillation import attention_loss, wanted
@@ -114,40 +108,21 @@ class Bench:
 
 
 def peak_memory(kind: str) -> float:
-    """Peak resident megabytes of a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.seekr_step", "--memory", kind]
+    """Peak resident megabytes of a fresh process that makes three steps."""
+    command = [sys.executable, "-m", "benchmarks.seekr_step", kind]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--memory", choices=KINDS, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    parser.add_argument("kind", choices=KINDS)
     with tempfile.TemporaryDirectory() as folder:
-        if options.memory:
-            bench = Bench(Path(folder))
-            for _ in range(3):
-                bench.step(options.memory)
-            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-            return
-        peaks = {kind: peak_memory(kind) for kind in KINDS}
         bench = Bench(Path(folder))
-        times = times_of({kind: partial(bench.step, kind) for kind in KINDS}, options.rounds)
-    print("| key | median | quartiles |")
-    print("|---|---|---|")
-    for key, a, b in (
-        ("seekr_step_vs_plain", "seekr", "plain"),
-        ("eager_vs_seekr", "eager", "seekr"),
-    ):
-        ratios = [x / y for x, y in zip(times[a], times[b], strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        print(f"| {key} | {middle:.3f} | {low:.3f} to {high:.3f} |")
-    print(f"| seekr_memory_vs_plain | {peaks['seekr'] / peaks['plain']:.3f} | |")
-    print(f"| eager memory vs seekr | {peaks['eager'] / peaks['seekr']:.3f} | |")
-    medians = {kind: statistics.median(values) for kind, values in times.items()}
-    print("step, s: " + ", ".join(f"{kind} {value:.2f}" for kind, value in medians.items()))
-    print("peak, MB: " + ", ".join(f"{kind} {value:.0f}" for kind, value in peaks.items()))
+        for _ in range(3):
+            bench.step(parser.parse_args().kind)
+    # Not getrusage: there a process begins with the peak of the one that started it.
+    status = Path("/proc/self/status").read_text().split()
+    print(int(status[status.index("VmHWM:") + 1]) / 1024)
 
 
 if __name__ == "__main__":

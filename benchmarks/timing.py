@@ -11,10 +11,13 @@ Name = TypeVar("Name")
 
 
 def times_of(sides: Mapping[Name, Side], rounds: int) -> dict[Name, list[float]]:
-    """Seconds of each side in each round; one more round comes first and is not counted."""
+    """Seconds of each side in each round; one more round comes first and is not counted.
+
+    Every other round goes backwards, so that no side always follows the same one.
+    """
     times: dict[Name, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):
-        for name, side in sides.items():
+        for name, side in list(sides.items())[:: -1 if number % 2 else 1]:
             began = time.perf_counter()
             side()
             if number:

@@ -82,19 +82,27 @@ def test_the_naive_pool_is_the_pool() -> None:
     model, plain = bench.bench_model(), bench.bench_model()
     pool = bench.pool_of(model, 3)
     weights = bench.mixing(3)
+    learning = []
     for name, layer in pool.layers.items():
         naive = bench.NaiveLinear(plain.get_submodule(name), 3)
-        layer.freeze()
-        factors = zip(layer.old_A.split(bench.RANK), layer.old_B.split(bench.RANK, 1), strict=True)
-        for i, (A, B) in enumerate(factors):
-            B.normal_(std=0.1)
+        layer.B.data.normal_(std=0.1)
+        As, Bs = layer.old_A.split(bench.RANK), layer.old_B.split(bench.RANK, 1)
+        for i, (A, B) in enumerate(zip((*As, layer.A), (*Bs, layer.B), strict=True)):
+            if i < 2:
+                B.normal_(std=0.1)
             naive.A[i].data.copy_(A)
             naive.B[i].data.copy_(B)
         naive.weights = weights
         plain.set_submodule(name, naive)
+        learning.append((layer.A, naive.A[-1]))
     pool.use(weights)
-    ids = torch.randint(2, 100, (2, 12))
-    torch.testing.assert_close(model(ids).logits, plain(ids).logits, rtol=1e-4, atol=1e-4)
+    ids = torch.randint(2, 100, (bench.BATCH, 12))
+    found = []
+    for side, of in ((model, 0), (plain, 1)):
+        logits = side(ids).logits
+        wanted = [weights, *(pair[of] for pair in learning)]
+        found.append((logits, *torch.autograd.grad(logits.square().mean(), wanted)))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -156,8 +156,12 @@ def test_pushed_blocks_follow_a_model_that_moves():
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_any_number_of_blocks(count):
     layer = PooledLinear(nn.Linear(4, 6), 2, SCALE, Mixture(), False)
-    for A, B in blocks_for(count, 2, 4, 6):
+    blocks = blocks_for(count, 2, 4, 6)
+    for A, B in blocks:
         layer.push(A, B)
-    layer.mixture.weights = torch.zeros(2, count)
+    layer.mixture.weights = weights = torch.rand(2, count)
     x = torch.randn(2, 5, 4)
-    torch.testing.assert_close(layer(x), layer.base(x))
+    expected = layer.base(x)
+    for i, (A, B) in enumerate(blocks):
+        expected = expected + weights[:, i, None, None] * SCALE * (x @ A.T @ B.T)
+    torch.testing.assert_close(layer(x), expected)

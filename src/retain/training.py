@@ -319,6 +319,7 @@ def fit(
         use_cpu=backbone.device.type == "cpu",
         dataloader_pin_memory=False,
         ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,  # frozen blocks: all have the same, and they are many
         ddp_backend=processes.backend(backbone.device.type == "cpu"),
         **options,
     )
