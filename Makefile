@@ -13,7 +13,7 @@ STREAM = configs/superni-short.yaml
 METHODS = pertask seqlora sapt
 SEEDS = 0 1
 
-.PHONY: demo results bench test test-browser test-general
+.PHONY: demo results bench test chromium test-browser test-general
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
@@ -42,9 +42,11 @@ test: .venv/ready
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist loadfile
 
-test-browser: .venv/ready
+chromium:
 	which chromium chromedriver || { apt-get update && apt-get install -y chromium chromium-driver; } \
 		|| { echo 'test-browser: needs chromium and chromium-driver; install them' >&2; exit 1; }
+
+test-browser: .venv/ready chromium
 	mkdir -p runs
 	$(BIN)/pytest tests/browser --basetemp runs/browser
 
