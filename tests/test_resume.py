@@ -203,13 +203,13 @@ def test_killed_before_the_checkpoints_are_deleted(
     """The task is committed; what was left of its training goes."""
     unfinished = tmp_path / "run" / "tasks" / f"02-{SECOND.name}" / "checkpoints"
 
-    def remove_folder(path: Path) -> None:
-        if path == unfinished:
-            raise KilledError(path)
-        retain.files.remove_folder(path)
+    def remove_folders(*paths: Path) -> None:
+        if unfinished in paths:
+            raise KilledError(unfinished)
+        retain.files.remove_folders(*paths)
 
     with monkeypatch.context() as patch:
-        patch.setattr(retain.learner, "remove_folder", remove_folder)
+        patch.setattr(retain.learner, "remove_folders", remove_folders)
         whole.interrupted(tmp_path / "run", "")
     assert unfinished.exists()
     carry_on(tmp_path / "run")

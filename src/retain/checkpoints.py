@@ -13,7 +13,7 @@ from pathlib import Path
 
 from retain import processes
 from retain.errors import RetainError, first_line
-from retain.files import checksum, read_json, remove_folder, sync, write_json, writing
+from retain.files import checksum, read_json, remove_folders, sync, write_json, writing
 
 SEAL = "sealed.json"
 TORCH_WRITES = ("inline_container", "iostream error")
@@ -71,9 +71,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def keep_only(folder: Path, kept: Path | None) -> None:
     """Deletes a phase's other checkpoints; all processes have to come here."""
-    for path in checkpoints(folder):
-        if path != kept:
-            remove_folder(path)
+    remove_folders(*(path for path in checkpoints(folder) if path != kept))
 
 
 def checkpoints(folder: Path) -> list[Path]:

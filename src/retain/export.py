@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from retain.errors import RetainError
-from retain.files import remove_folder, write_text
+from retain.files import remove_folders, write_text
 from retain.layers.pooled_linear import ADAPTER, ADAPTER_CONFIG, LoraPool
 from retain.learner import Learner
 from retain.methods import Method
@@ -34,7 +34,7 @@ def export(learner: Learner, folder: Path, mixture: Mapping[str, float] | None) 
     learner.refuse_unready()
     weights = _weights(learner, mixture)
     place = folder.with_name(f".{folder.name}.tmp")
-    remove_folder(place)
+    remove_folders(place)
     if weights is None:
         said = _copy_adapters(learner, place)
     else:

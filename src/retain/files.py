@@ -186,10 +186,10 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def remove_folder(path: Path) -> None:
-    """Deletes a folder of unfinished work, if it is there."""
+def remove_folders(*paths: Path) -> None:
+    """Deletes folders of unfinished work, those that are there; the first process's list counts."""
     with processes.first_alone() as deletes:
-        if deletes:
+        for path in paths if deletes else ():
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -17,7 +17,7 @@ from retain.environment import changes, fingerprint, refuse_other_backbone, vers
 from retain.errors import RetainError
 from retain.evaluation import Evaluation, EvaluationConfig, answer, evaluate
 from retain.examples import check_examples
-from retain.files import read_json, read_jsonl, remove_folder, write_json, write_jsonl, write_text
+from retain.files import read_json, read_jsonl, remove_folders, write_json, write_jsonl, write_text
 from retain.learning import Seeds, learn_phases
 from retain.methods import METHODS
 from retain.progress import Progress
@@ -308,11 +308,9 @@ class Learner:
         }
         mark = folder / UNFINISHED / "task.json"
         learned = self.run.learned()
-        for other in sorted((self.run.path / "tasks").glob("*")):
-            if other not in learned and other != folder:
-                remove_folder(other)
-        if folder.exists() and (not mark.exists() or read_json(mark) != key):
-            remove_folder(folder)
+        others = [path for path in (self.run.path / "tasks").glob("*") if path not in learned]
+        goes_on = mark.exists() and read_json(mark) == key
+        remove_folders(*(path for path in others if path != folder or not goes_on))
         write_json(mark, key)
 
     def _train(self, task: Task, folder: Path) -> None:
@@ -341,7 +339,7 @@ class Learner:
 
     def _complete_row(self) -> None:
         if self.tasks:
-            remove_folder(self.run.learned()[-1] / UNFINISHED)
+            remove_folders(self.run.learned()[-1] / UNFINISHED)
             self.run.remove_superseded(self.method.latest_only)
             seeds = Seeds(self.experiment.seed, len(self.tasks) - 1)
             score_row(self.run, self.tasks, self._evaluate, self.method, seeds)
@@ -349,7 +347,7 @@ class Learner:
     def _score_zero_shot(self, task: Task, path: Path) -> None:
         """Scores a task that is about to be learned; a method that needs its name cannot."""
         wanted = self.experiment.evaluation.zero_shot and not self.method.needs_task_id
-        if wanted and not path.exists():
+        if wanted and not processes.of_first(path.exists()):
             write_json(path, self._evaluate(task).score)
 
     def _evaluate(self, task: Task, limit: int | None = None) -> Evaluation:

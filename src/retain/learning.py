@@ -9,9 +9,10 @@ from typing import Any
 
 import transformers
 
+from retain import processes
 from retain.backbone import Backbone
 from retain.checkpoints import is_sealed, seal
-from retain.files import read_json, read_tensors, remove_folder, write_json, write_tensors
+from retain.files import read_json, read_tensors, remove_folders, write_json, write_tensors
 from retain.methods import Method
 from retain.phase import Phase
 from retain.progress import Progress
@@ -128,7 +129,7 @@ def learn_phases(
 def _ended(phase: Phase, backbone: Backbone, place: Path) -> dict[str, Any] | None:
     """Restores a phase that has ended; returns its log and its seconds, or None."""
     result = _result(place)
-    if not is_sealed(result):
+    if not processes.of_first(is_sealed(result)):
         return None
     release(backbone.model, phase)
     restore(backbone.model, read_tensors(result / TENSORS), result / TENSORS)
@@ -160,5 +161,5 @@ def _fit(
     write_tensors(result / TENSORS, trained_tensors(backbone.model))
     backbone.model.requires_grad_(False)
     seal(result)
-    remove_folder(place)
+    remove_folders(place)
     return ended

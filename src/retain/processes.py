@@ -61,6 +61,11 @@ def _wait() -> None:
         PartialState().wait_for_everyone()
 
 
+def of_first(own: T) -> T:
+    """What the first process has, on each of them: a shared disk may show another one less."""
+    return gathered([own])[0]
+
+
 def gathered(own: Sequence[T]) -> list[T]:
     """What all of them have, on each of them."""
     if count() == 1:

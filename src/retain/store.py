@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from retain import processes
 from retain.errors import RetainError
-from retain.files import checksum, read_json, remove_folder, write_json, writing
+from retain.files import checksum, read_json, remove_folders, write_json, writing
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -231,7 +231,7 @@ class RunDirectory:
         places = tuple(f"{folder.relative_to(self.path).as_posix()}/" for folder in gone)
         self.commit((), [n for n in self.files if n.startswith((*places, *of_all_tasks))])
         for folder in gone:
-            remove_folder(folder)
+            remove_folders(folder)
 
     def remove_superseded(self, latest_only: Iterable[str]) -> None:
         """Deletes such files where they are no longer committed; a crash may have left them."""

@@ -338,7 +338,7 @@ def fit(
             callbacks=[_Report(progress), _Stop(progress), _NoLastCheckpoint()],
         )
         trainer.remove_callback(transformers.PrinterCallback)
-        checkpoint = last_checkpoint(folder)
+        checkpoint = processes.of_first(last_checkpoint(folder))
         keep_only(folder, checkpoint)
         with _memory_advice(config), tracking(trainer, tracked):
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from retain.backbone import Backbone, Batch
 from retain.backbone.backbone import IGNORED, cross_entropy
-from retain.files import read_tensors, remove_folder
+from retain.files import read_tensors, remove_folders
 from retain.methods.base import Footprint, Phase
 from retain.methods.sequential import Sequential, SequentialConfig
 from retain.methods.teacher import (
@@ -67,7 +67,7 @@ class Lwf(Sequential):
 
     def finish(self, task: Task, folder: Path) -> None:
         """Deletes the old model's answers."""
-        remove_folder(folder / TEACHER)
+        remove_folders(folder / TEACHER)
         self._learned += 1
 
     def _loss(self, batch: Batch) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from retain.backbone import Backbone, Batch, Features
 from retain.backbone.backbone import IGNORED, cross_entropy
-from retain.files import read_json, read_tensors, remove_folder, write_json, write_tensors
+from retain.files import read_json, read_tensors, remove_folders, write_json, write_tensors
 from retain.layers.attention_capture import AttentionCapture, AttentionModule, Side, Wanted
 from retain.methods.base import Footprint, MethodConfig, Phase, filled_in
 from retain.methods.seekr.distillation import Attention, Sample, attention_loss, wanted
@@ -199,7 +199,7 @@ class Seekr(TaughtMethod):
             path = file_of(folder / TEACHER, number)
             write_tensors(path, self._signals(row, number, heads))
         self.capture.off()
-        remove_folder(folder / BEFORE)
+        remove_folders(folder / BEFORE)
 
     def _choose_heads(self, rows: Sequence[Features], folder: Path) -> dict[str, Tensor]:
         """Rates the heads and writes `heads.json`; the indices of the chosen ones by module."""
