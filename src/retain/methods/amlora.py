@@ -43,7 +43,7 @@ class SelectorConfig(MethodConfig):
     gate: Gate = "softmax"
     granularity: Literal["token", "instance"] = "token"
     train: Literal["all", "new"] = "new"
-    rate: PositiveFloat = 100.0
+    rate: PositiveFloat = 1.0
 
 
 class SparsityConfig(MethodConfig):
