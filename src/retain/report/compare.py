@@ -176,7 +176,7 @@ def tables(entries: Sequence[Entry]) -> RenderableType:
 
 def _cells(found: Difference | None) -> tuple[str, str, str]:
     if found is None:
-        return ("–", "no pair of the same seed and order with all its predictions", "0")
+        return ("–", "no pair to compare", "0")
     return (f"{found.mean:+.1f}", f"{found.low:+.1f} to {found.high:+.1f}", str(found.pairs))
 
 
