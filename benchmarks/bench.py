@@ -89,13 +89,13 @@ ROWS = [
 MEMORY = Row("seekr_memory_vs_plain", "memory", "seekr", "plain", 1.15, True, "1.02")
 
 
-def bench_model() -> LlamaForCausalLM:
-    """The bench model."""
+def bench_model(width: int = WIDTH) -> LlamaForCausalLM:
+    """The bench model, or one of another width."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        intermediate_size=11 * WIDTH // 4,
+        hidden_size=width,
+        intermediate_size=11 * width // 4,
         num_hidden_layers=4,
         num_attention_heads=8,
         max_position_embeddings=1024,
@@ -125,7 +125,7 @@ def words(count: int) -> str:
 
 
 class NaiveLinear(nn.Module):
-    """As SAPT's code has it: each block's output computed, stacked, weighted and summed.
+    """As SAPT's published code has it for LLaMA: each block's full output, one product to mix them.
 
     Old blocks pass no gradient to their input, as there and in retain's pool.
     """
@@ -143,16 +143,21 @@ class NaiveLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, S, d) → (B, S, d)."""
-        inputs = [x.detach()] * (len(self.A) - 1) + [x]
-        outputs = [x @ A.T @ B.T for x, A, B in zip(inputs, self.A, self.B, strict=True)]
-        mixed = (torch.stack(outputs, 1) * self.weights[:, :, None, None]).sum(1)
-        y: Tensor = self.base(x) + ALPHA / RANK * mixed
-        return y
+        *old, new = zip(self.A, self.B, strict=True)
+        with torch.no_grad():
+            outputs = torch.stack([x @ A.T @ B.T for A, B in old])  # (T − 1, B, S, d)
+        newest = (x @ new[0].T @ new[1].T)[None]
+        outputs = torch.cat([outputs, newest]).transpose(0, 1).flatten(2)  # (B, T, S·d)
+        y: Tensor = self.base(x)
+        mixed = (self.weights[:, None] @ outputs).view_as(y)
+        return y + ALPHA / RANK * mixed
 
 
-def step_of(model: nn.Module, before: Callable[[], object] = lambda: None) -> Callable[[], None]:
+def step_of(
+    model: nn.Module, before: Callable[[], object] = lambda: None, length: int = LENGTH
+) -> Callable[[], None]:
     """Forward and backward on one batch."""
-    ids = torch.randint(2, VOCABULARY, (BATCH, LENGTH))
+    ids = torch.randint(2, VOCABULARY, (BATCH, length))
 
     def step() -> None:
         before()
@@ -162,10 +167,10 @@ def step_of(model: nn.Module, before: Callable[[], object] = lambda: None) -> Ca
     return step
 
 
-def single() -> Callable[[], None]:
+def single(width: int = WIDTH, length: int = LENGTH) -> Callable[[], None]:
     """One PEFT LoRA."""
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS)
-    return step_of(get_peft_model(bench_model(), config))
+    return step_of(get_peft_model(bench_model(width), config), length=length)
 
 
 def peft_pool(blocks: int) -> Callable[[], None]:
@@ -194,11 +199,11 @@ def pool_of(model: LlamaForCausalLM, blocks: int) -> LoraPool:
     return pool
 
 
-def fused_pool(blocks: int) -> Callable[[], None]:
+def fused_pool(blocks: int, width: int = WIDTH, length: int = LENGTH) -> Callable[[], None]:
     """retain's pool."""
-    model = bench_model()
+    model = bench_model(width)
     pool, weights = pool_of(model, blocks), mixing(blocks)
-    return step_of(model, lambda: pool.use(weights))
+    return step_of(model, lambda: pool.use(weights), length)
 
 
 def naive_pool(blocks: int) -> Callable[[], None]:
@@ -334,18 +339,20 @@ def evaluate_sides() -> Iterator[Sides]:
 
 
 GROUPS = {
-    "pool": pool_sides,
-    "seekr": seekr_sides,
-    "decode": decode_sides,
-    "train": train_sides,
-    "evaluate": evaluate_sides,
+    "pool": (pool_sides, 7),
+    "seekr": (seekr_sides, 11),
+    "decode": (decode_sides, 11),
+    "train": (train_sides, 5),
+    "evaluate": (evaluate_sides, 3),
 }
+"""Sides, and rounds: more of the short ones."""
 
 
-def group_times(group: str, rounds: int) -> dict[str, list[float]]:
+def group_times(group: str, rounds: int | None) -> dict[str, list[float]]:
     """Seconds of each side of a group in each round."""
-    with GROUPS[group]() as sides:
-        return times_of(sides, rounds)
+    make, usual = GROUPS[group]
+    with make() as sides:
+        return times_of(sides, rounds or usual)
 
 
 def summary(ratios: list[float]) -> dict[str, Any]:
@@ -367,7 +374,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="also write the ratios here")
     parser.add_argument("--only", nargs="+", choices=[*GROUPS, "memory"], help="these groups")
-    parser.add_argument("--rounds", type=int, choices=range(2, 100), default=7, metavar="N")
+    parser.add_argument("--rounds", type=int, choices=range(2, 100), metavar="N")
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     wanted = options.only or [*GROUPS, "memory"]

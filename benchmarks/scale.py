@@ -1,11 +1,14 @@
-"""How cost grows with the number of blocks: a step, decoding, bytes on disk, loading.
+"""How cost grows: with blocks (a step, decoding, bytes, loading), with length, with width.
 
-    python -m benchmarks.scale [--blocks 1 15 50 100 300 500] [--rounds N] [--picture FILE]
+    python -m benchmarks.scale blocks [--blocks 1 15 50 100 300 500] [--picture FILE]
+    python -m benchmarks.scale shapes
 
 The bench model of benchmarks/bench.py. A step is forward and backward of a pool whose newest block
 learns; `k = 8` computes the eight most attended frozen blocks of a sample only. The sides take
 turns in one process and the first round is not counted; times are divided by those of the first
 number of blocks, round by round. Decoding and loading are of frozen blocks, as after a restart.
+`shapes` has the pool beside a single PEFT LoRA, and SEEKR's step beside a plain one, at several
+widths and lengths.
 """
 
 from __future__ import annotations
@@ -14,18 +17,23 @@ import argparse
 import statistics
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 import transformers
 
-from benchmarks import bench
+from benchmarks import bench, seekr_step
 from benchmarks.timing import Side, times_of
 from retain.files import write_text
 from retain.layers.pooled_linear import LoraPool
 from retain.report.plots import Curve, curves
 
 KEPT = 8
+SHAPES = [(512, 128), (1024, 32), (1024, 128), (1024, 512), (2048, 128)]
+"""Width and sequence length."""
+LENGTHS = [256, 512, 1024, 2048]
+"""Of SEEKR's rows."""
 
 
 def step(blocks: int, top_k: int | None) -> Side:
@@ -85,35 +93,58 @@ def growth(sides: Sequence[Side], rounds: int) -> tuple[list[float], list[float]
     return [statistics.median(row) for row in times], [statistics.median(row) for row in ratios]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--blocks", nargs="+", type=int, default=[1, 15, 50, 100, 300, 500])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--picture", type=Path, help="also write the curves here, as SVG")
-    options = parser.parse_args()
-    transformers.logging.set_verbosity_error()
-    counts: list[int] = options.blocks
+def blocks_table(counts: list[int], rounds: int, picture: Path | None) -> None:
+    """What a pool of so many blocks costs beside one of the first number."""
     columns = {
-        "step": growth([step(n, None) for n in counts], options.rounds)[1],
-        f"step, k = {KEPT}": growth([step(n, KEPT) for n in counts], options.rounds)[1],
-        "decoding": growth([decode(n) for n in counts], options.rounds)[1],
+        "step": growth([step(n, None) for n in counts], rounds)[1],
+        f"step, k = {KEPT}": growth([step(n, KEPT) for n in counts], rounds)[1],
+        "decoding": growth([decode(n) for n in counts], rounds)[1],
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_blocks(folder, max(counts))
-        seconds, _ = growth([load(folder, n) for n in counts], options.rounds)
+        seconds, _ = growth([load(folder, n) for n in counts], rounds)
         files = [sum(f.stat().st_size for f in (folder / "b0").iterdir()) * n for n in counts]
     print(f"| blocks | {' | '.join(columns)} | MB on disk | seconds to load |")
     print("|---" * (len(columns) + 3) + "|")
     for i, count in enumerate(counts):
         ratios = " | ".join(f"{column[i]:.2f}" for column in columns.values())
         print(f"| {count} | {ratios} | {files[i] / 1e6:.1f} | {seconds[i]:.2f} |")
-    if options.picture is not None:
+    if picture is not None:
         lines = [
             Curve(k, list(zip(map(float, counts), v, strict=True))) for k, v in columns.items()
         ]
         title = f"Time beside {counts[0]} block{'s' * (counts[0] > 1)}"
-        write_text(options.picture, curves(lines, title, "blocks", scale="from zero"))
+        write_text(picture, curves(lines, title, "blocks", scale="from zero"))
+
+
+def shapes_tables(rounds: int) -> None:
+    """What the pool and SEEKR's step cost beside their plain sides at other widths and lengths."""
+    print("| width | length | pool of 15 | pool of 100 |\n|---|---|---|---|")
+    for width, length in SHAPES:
+        pools = [bench.fused_pool(n, width, length) for n in (15, 100)]
+        _, ratios = growth([bench.single(width, length), *pools], rounds)
+        print(f"| {width} | {length} | {ratios[1]:.3f} | {ratios[2]:.3f} |", flush=True)
+    print("\n| length | SEEKR's step beside a plain one |\n|---|---|")
+    for length in LENGTHS:
+        with tempfile.TemporaryDirectory() as name:
+            sides = seekr_step.Bench(Path(name), length=length)
+            steps = [partial(sides.step, kind) for kind in ("plain", "seekr")]
+            print(f"| {length} | {growth(steps, rounds)[1][1]:.3f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("table", choices=["blocks", "shapes"])
+    parser.add_argument("--blocks", nargs="+", type=int, default=[1, 15, 50, 100, 300, 500])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--picture", type=Path, help="write the curves of `blocks` here, SVG")
+    options = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    if options.table == "blocks":
+        blocks_table(options.blocks, options.rounds, options.picture)
+    else:
+        shapes_tables(options.rounds)
 
 
 if __name__ == "__main__":
