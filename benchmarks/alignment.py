@@ -12,6 +12,7 @@ import argparse
 import math
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from retain import results
 from retain.files import read_jsonl
@@ -42,6 +43,11 @@ def alignment(run: RunDirectory) -> dict[str, float]:
     return found
 
 
+def unnormalised(method: dict[str, Any]) -> bool:
+    """Whether a method's weights over blocks have no fixed sum."""
+    return bool(method.get("selector", {}).get("gate") == "sigmoid")
+
+
 def whole(weights: list[float]) -> list[float]:
     """With AM-LoRA's zero block, which has what is missing to 1, in front."""
     return [max(0.0, 1 - sum(weights)), *weights]
@@ -57,7 +63,7 @@ def main() -> None:
         routed = run.learned() and predictions_file(run.learned()[-1], 0).exists()
         if len(run.learned()) < 2 or not routed or results.rows(run)[-1]["routing"][0] is None:
             parser.error(f"{folder}: needs a run of a router with two tasks or more")
-        if results.settings(run)["method"].get("selector", {}).get("gate") == "sigmoid":
+        if unnormalised(results.settings(run)["method"]):
             parser.error(f"{folder}: its gates (sigmoid) are no shares of 1; compare other runs")
         by_task = alignment(run)
         score = results.scores(run)["metrics"]["average_performance"]

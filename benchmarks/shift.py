@@ -4,8 +4,9 @@
 
 `noise` swaps, drops or doubles a letter in a tenth of a prompt's words, from a fixed seed;
 `reworded` puts other words for those that instructions use. `mean move` is half the L1 distance
-of a prompt's weights from those without the shift, AM-LoRA's zero block among them. (SARI compares
-an answer with its prompt, and so moves with it.) Nothing is written into the runs.
+of a prompt's weights from those without the shift, as shares of 1: with AM-LoRA's zero block, or
+divided by their sum where gates are sigmoids. (SARI compares an answer with its prompt, and so
+moves with it.) Nothing is written into the runs.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.alignment import whole
+from benchmarks.alignment import unnormalised, whole
 from retain import Learner, Task
 from retain.evaluation import Evaluation, evaluate
 from retain.progress import ConsoleProgress, Progress
@@ -98,6 +99,11 @@ def shifted(task: Task, shift: str) -> Task:
     return replace(task, test=[moved(example) for example in task.test])
 
 
+def divided(weights: list[float]) -> list[float]:
+    """By their sum."""
+    return [weight / sum(weights) for weight in weights]
+
+
 def answered(learner: Learner, task: Task, progress: Progress) -> Evaluation:
     config = learner.experiment.evaluation
     return evaluate(learner.backbone, learner.method, task, config, progress)
@@ -111,12 +117,13 @@ def main() -> None:
     for folder in parser.parse_args().runs:
         progress = ConsoleProgress(Console(stderr=True), folder.name)
         learner = Learner.load(folder, progress)
+        shares = divided if unnormalised(learner.experiment.method) else whole
         for task in learner.tasks:
             usual: list[list[float]] = []
             for shift in SHIFTS:
                 cell = answered(learner, shifted(task, shift), progress)
                 routing = [row["routing"] for row in cell.rows if "routing" in row]
-                weights = [whole(list(map(float, r))) for r in routing]  # type: ignore[call-overload]
+                weights = [shares(list(map(float, r))) for r in routing]  # type: ignore[call-overload]
                 usual = usual or weights
                 moves = [
                     sum(abs(a - b) for a, b in zip(x, y, strict=True)) / 2

@@ -133,7 +133,7 @@ def amlora(big: bool) -> Setting:
         "AM-LoRA has no published code: these are the settings of O-LoRA's scripts (arXiv "
         "2310.14152), without their LoRA dropout of 0.1.",
         "seqft seqlora inclora replay ewc lwf l2p lfpt5 progprompt olora pertask multitask amlora",
-        {"olora": {"weight": 0.5}},
+        {"olora": {"weight": 0.5}, "amlora": {"selector": {"gate": "softmax"}}},
         {"rank": 8, "alpha": 32},
         training(1, 4, 32, **BIG) if big else training(1, 8, 64),
         lengths(512, 50),
@@ -142,7 +142,7 @@ def amlora(big: bool) -> Setting:
             "lora": own,
             "full": f"{own}, the method's options{rate}",
             "prompt": f"{own}, learning rate, the method's options",
-            "amlora": f"{own}, the selector, the sparsity term and its weight",
+            "amlora": f"{own}, the selector but for its softmax, the weight of its L1",
         },
         {
             "pertask": "PerTaskFT is a model a task, this a LoRA a task.",

@@ -289,7 +289,7 @@ def test_heads_of_another_shape(place: Path, content: str) -> None:
     assert done.err.startswith(f"error: {path}: not as retain writes it (")
 
 
-@pytest.mark.parametrize("method", ["sapt", "amlora"])
+@pytest.mark.parametrize("method", ["sapt", "amlora", "amlora-instance"])
 def test_a_pools_attention(method: str, tmp_path: Path) -> None:
     """Right after learning and now, as evaluation saw it; by layer for AM-LoRA."""
     learner = make_learner(method, make_backbone("llama"), tmp_path / "run")
@@ -309,10 +309,13 @@ def test_a_pools_attention(method: str, tmp_path: Path) -> None:
     assert f"{found.now[0][1]:.2f}" in done.out
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
     assert (method == "sapt") == ("user data" in done.out)
-    if method == "amlora":
+    if method != "sapt":
         last = found.by_layer[-1]
+        softmax = method == "amlora-instance"  # with a zero block, which sigmoids do not have
         assert last.layers == ["layer 0", "layer 1"]
-        assert [len(row) for row in last.gates] == [3, 3]  # the zero block, and two
-        assert all(sum(row) == pytest.approx(1, abs=1e-5) for row in last.gates)
-        assert 1 < last.effective <= 3
+        assert [len(row) for row in last.gates] == [2 + softmax] * 2
+        sums = [sum(row) for row in last.gates]
+        assert all((total == pytest.approx(1, abs=1e-5)) == softmax for total in sums)
+        assert 1 < last.effective <= 2 + softmax
+        assert ("zero block" in done.out) == softmax
         assert "Gates by layer of letter" in done.out

@@ -423,6 +423,35 @@ def test_a_reply_that_is_left_ends_generation(kind: str, tmp_path: Path) -> None
     assert all(w.startswith(s.output) for w, s in zip(whole, short, strict=True))
 
 
+def test_clients_in_step_share_a_batch(sapt: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def answers(examples: list[Example], *rest: Any) -> list[Answer]:
+        sizes.append(len(examples))
+        return Learner.answers(sapt, examples, *rest)
+
+    monkeypatch.setattr(sapt, "answers", answers)
+    monkeypatch.setattr("retain.serve.batcher.GATHER", 0.5)
+    batcher = Batcher(sapt, 4)
+
+    async def client(late: float) -> None:
+        for _ in range(3):
+            await asyncio.sleep(late)
+            job = Job(Example(PROMPTS[0], ("",)), None, 2, False)
+            batcher.submit(job)
+            assert [event async for event in job.events()]
+
+    async def both() -> None:
+        clients = asyncio.gather(client(0), client(0.05))
+        await asyncio.sleep(0.2)  # both have asked
+        batcher.start()
+        await clients
+
+    asyncio.run(both())
+    batcher.close()
+    assert sizes == [2, 2, 2]
+
+
 def test_who_leaves_a_stream_ends_its_answer(
     sapt: Learner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

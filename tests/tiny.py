@@ -68,11 +68,19 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "amlora-instance": (
         "amlora",
         {
-            "selector": {"granularity": "instance", "hidden": 3, "activation": "tanh"},
-            "sparsity": {"penalty": "l1", "weight": 0.1},
+            "selector": {
+                "gate": "softmax",
+                "granularity": "instance",
+                "hidden": 3,
+                "activation": "tanh",
+            },
+            "sparsity": {"weight": 0.1},
         },
     ),
-    "amlora-all": ("amlora", {"selector": {"train": "all", "gate": "sigmoid"}}),
+    "amlora-all": (
+        "amlora",
+        {"selector": {"train": "all", "gate": "sparsemax"}, "sparsity": {"penalty": "entropy"}},
+    ),
     "seekr-lora": ("seekr", {**OPTIONS["seekr"], "tune": "lora"}),
     "derpp-lora": ("derpp", {**OPTIONS["derpp"], "tune": "lora"}),
     "lwf-lora": ("lwf", {"tune": "lora"}),

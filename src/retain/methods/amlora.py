@@ -40,7 +40,7 @@ class SelectorConfig(MethodConfig):
 
     activation: Activation = "silu"
     hidden: PositiveInt | None = None
-    gate: Gate = "softmax"
+    gate: Gate = "sigmoid"
     granularity: Literal["token", "instance"] = "token"
     train: Literal["all", "new"] = "new"
     rate: PositiveFloat = 1.0
@@ -49,11 +49,11 @@ class SelectorConfig(MethodConfig):
 class SparsityConfig(MethodConfig):
     """The sparsity term and its weight λ.
 
-    `entropy` of the gates, made to sum to 1; `l1` of the gates but the zero block's, 1 − g_0 under
-    softmax. The L1 of a whole softmax is the constant 1.
+    `l1` of the gates but the zero block's, 1 − g_0 under softmax (the L1 of a whole softmax is the
+    constant 1); `entropy` of the gates, made to sum to 1.
     """
 
-    penalty: Literal["entropy", "l1"] = "entropy"
+    penalty: Literal["entropy", "l1"] = "l1"
     weight: NonNegativeFloat = 0.01
 
 

@@ -24,14 +24,15 @@ from retain.store import RunDirectory
 class LayerGates:
     """Gates of one task right after it was learned.
 
-    `layers` are names of modules with adapted layers; `gates` has for each the mean gate of the
-    zero block and of each block, `effective` the mean effective number of blocks, exp of the
-    entropy of the gates.
+    `layers` are names of modules with adapted layers; `gates` has for each the mean gate of each
+    block, and before them of the zero block where there is one (`zero`); `effective` is the mean
+    effective number of blocks, exp of the entropy of the gates.
     """
 
     task: str
     layers: list[str]
     gates: list[list[float]]
+    zero: bool
     effective: float
 
 
@@ -71,25 +72,26 @@ def read_routing(run: RunDirectory) -> Routing:
             "a pool (sapt, sapt-prompt, amlora) that has learned a task"
         )
     learned = run.learned()[: len(rows)]
+    zero = results.settings(run)["method"].get("selector", {}).get("gate") != "sigmoid"
     tasks = []
     by_layer = []
     for folder in learned:
         tasks.append(" ".join(results.task_record(run, folder)["name"].split()))
         gates = results.read(run, folder / GATES, Gates)
         if gates is not None:
-            by_layer.append(_layer_gates(tasks[-1], gates))
+            by_layer.append(_layer_gates(tasks[-1], gates, zero))
     after = [row["routing"][i] for i, row in enumerate(rows)]
     label, now = run.path.resolve().name, rows[-1]["routing"]
     return Routing(label, tasks, after, now, by_layer)
 
 
-def _layer_gates(task: str, stored: dict[str, Any]) -> LayerGates:
+def _layer_gates(task: str, stored: dict[str, Any], zero: bool) -> LayerGates:
     """Means over the adapted layers of a module, such as the q and v of one attention."""
     groups: dict[str, list[list[float]]] = {}
     for name, gates in zip(stored["layers"], stored["gates"], strict=True):
-        groups.setdefault(name.rpartition(".")[0], []).append(gates)
+        groups.setdefault(name.rpartition(".")[0], []).append(gates if zero else gates[1:])
     means = [[fmean(column) for column in zip(*rows, strict=True)] for rows in groups.values()]
-    return LayerGates(task, short_names(list(groups)), means, stored["effective"])
+    return LayerGates(task, short_names(list(groups)), means, zero, stored["effective"])
 
 
 def tables(routing: Routing, most: int = TASKS_PER_TABLE) -> list[Table]:
@@ -115,7 +117,7 @@ def routing_png(routing: Routing, path: Path) -> None:
     ]
     if routing.by_layer:
         last = routing.by_layer[-1]
-        columns = ["zero block", *routing.tasks]
+        columns = ["zero block"] * last.zero + routing.tasks
         panels.append(new_panel(last.gates, last.layers, columns, f"{last.task} by layer", 1.0))
     panels_png(panels, path)
 
@@ -135,17 +137,19 @@ def _by_layer(routing: Routing, cut: range) -> Table:
     """Of the newest task, right after learning it."""
     last = routing.by_layer[-1]
     title = f"Gates by layer of {short(last.task)}"
-    table = new_table(title, ["zero", *(str(i + 1) for i in cut)])
+    table = new_table(title, ["zero"] * last.zero + [str(i + 1) for i in cut])
     table.min_width = len(title)
     for layer, gates in zip(last.layers, last.gates, strict=True):
-        table.add_row(Text(layer), f"{gates[0]:.2f}", *(f"{gates[i + 1]:.2f}" for i in cut))
+        shown = gates[:1] * last.zero + [gates[i + last.zero] for i in cut]
+        table.add_row(Text(layer), *(f"{gate:.2f}" for gate in shown))
     return table
 
 
 def _effective(routing: Routing) -> Table:
-    """exp of the gates' entropy, the zero block included, mean over layers and tokens."""
+    """exp of the gates' entropy, a zero block included, mean over layers and tokens."""
     title = "Effective number of blocks right after learning"
-    table = new_table(title, ["with the zero block"])
+    zero = routing.by_layer[-1].zero
+    table = new_table(title, ["with the zero block" if zero else "blocks"])
     for own in routing.by_layer:
         table.add_row(Text(short(own.task)), f"{own.effective:.2f}")
     return table

@@ -11,6 +11,9 @@ from retain.learner import Answer, Learner
 from retain.streaming import Reply
 from retain.tasks import Example
 
+GATHER = 0.01
+"""Seconds in which those who were just answered may ask again, before the next batch begins."""
+
 
 class QueueFullError(Exception):
     """As many requests wait as may."""
@@ -109,6 +112,8 @@ class Batcher:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self.waiting or self._closing)
+                if len(self._running) > 1:  # else clients in step take turns in small batches
+                    self._changed.wait_for(lambda: self._closing, GATHER)
                 if self._closing:
                     return
                 self._running = self._next()
