@@ -60,6 +60,33 @@ def test_soft_cross_entropy_of_the_kept_logits(positions: int, vocabulary: int, 
     torch.testing.assert_close(found.item(), expected, rtol=1e-3, atol=1e-4)
 
 
+@given(positions=st.integers(1, 4), vocabulary=st.integers(3, 12), k=st.integers(1, 12))
+def test_the_gradient_of_soft_cross_entropy(positions: int, vocabulary: int, k: int) -> None:
+    """Autograd's of the naive formula, the likeliest being the teacher's."""
+    student, teacher = logits_pair(positions, vocabulary)
+    student.requires_grad_(True)
+    kept = stacked([compressed(teacher, TeacherConfig(top_k=k, dtype="float32"))])
+    (found,) = torch.autograd.grad(soft_cross_entropy(student, kept), [student])
+    p, q = teacher.softmax(-1), student.softmax(-1)
+    known = torch.zeros_like(p).scatter(1, teacher.topk(min(k, vocabulary), 1).indices, 1.0)
+    naive = (known * p * q.log()).sum(1)
+    if k < vocabulary:
+        others = 1 - known
+        naive = naive + (others * p).sum(1) * (others * q).sum(1).log()
+    (expected,) = torch.autograd.grad(-naive.mean(), [student])
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_student_that_is_sure_has_a_finite_loss() -> None:
+    student = torch.tensor([[200.0, 0.0, 0.0]], requires_grad=True)
+    kept = stacked([compressed(torch.zeros(1, 3), TeacherConfig(top_k=1, dtype="float32"))])
+    loss = soft_cross_entropy(student, kept)
+    loss.backward()
+    assert loss.isfinite()
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+
+
 def test_half_precision_is_close() -> None:
     student, teacher = logits_pair(20, 60)
     exact = soft_cross_entropy(student, stacked([compressed(teacher, TeacherConfig(**FULL))]))

@@ -13,11 +13,12 @@ from statistics import fmean
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import BeforeValidator, Field, NonNegativeFloat, model_validator
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch, Features
-from retain.backbone.backbone import IGNORED, cross_entropy
+from retain.backbone.backbone import IGNORED
 from retain.files import read_json, read_tensors, remove_folders, write_json, write_tensors
 from retain.layers.attention_capture import AttentionCapture, AttentionModule, Side, Wanted
 from retain.methods.base import Footprint, MethodConfig, Phase, filled_in
@@ -345,13 +346,16 @@ def replay_losses(
     capture.consume = None
     capture.wanted = wanted(samples, batch, modules)
     logits, targets = backbone.logits_and_targets(batch)
-    compared = _compared(logits, targets, options)[targets != IGNORED]
+    labelled = targets != IGNORED
+    predicting = logits[:, : targets.shape[1]][labelled]  # (N, V)
+    same = options.logit_positions == "predicting"
+    compared = predicting if same else _compared(logits, targets, options)[labelled]
     soft = soft_cross_entropy(compared, teacher)
     attention = attention_loss(capture.weights, samples, batch, modules, capture.wanted)
     capture.clear()
     # Gradient checkpointing computes the weights again during backward: they are not to be kept.
     capture.consume = lambda name, weights: None
-    replay = cross_entropy(logits[:, : targets.shape[1]], targets)
+    replay = F.cross_entropy(predicting.float(), targets[labelled])
     return {
         "replay": (1 - options.logit_weight) * replay,
         "logits": options.logit_weight * soft,
