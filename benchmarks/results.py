@@ -105,7 +105,7 @@ def _rouge(run: RunDirectory) -> list[float | None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", type=Path)
-    parser.add_argument("--variants", nargs="+", default=list(METHODS))
+    parser.add_argument("--variants", nargs="+", required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--reversed", action="store_true", help="the tasks in reversed order")
     parser.add_argument("--dev", action="store_true")

@@ -74,7 +74,9 @@ def test_equals_the_formula_forward_and_backward(
     seed: int,
 ) -> None:
     torch.manual_seed(seed)
-    attending = Attending(activation, gate, hidden, train_all, on=True)
+    attending = Attending(
+        activation=activation, gate=gate, hidden=hidden, train_all=train_all, on=True
+    )
     if instance:
         attending.prompt = torch.ones(2, length)
         attending.prompt[1, : length // 2] = 0

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -100,6 +100,47 @@ def test_few_blocks_are_the_mixture_when_the_others_have_no_weight(
         results.append([y, gradients[0], gradients[1] * (weights != 0)])
     for dense, sparse in zip(*results, strict=True):
         torch.testing.assert_close(sparse, dense, rtol=1e-4, atol=1e-4)
+
+
+@given(count=st.integers(1, 5), index=st.integers(-5, 4), learning=st.booleans())
+@settings(max_examples=20, deadline=None)
+def test_one_block_is_the_mixture_with_all_weight_on_it(count, index, learning):
+    assume(-count <= index < count)
+    mixture = Mixture()
+    layer = PooledLinear(nn.Linear(4, 6), 2, SCALE, mixture, True)
+    for A, B in blocks_for(count, 2, 4, 6):
+        layer.push(A, B)
+    if learning:
+        layer.thaw()
+    x = torch.randn(3, 2, 4)
+    one_hot = torch.zeros(3, count)
+    one_hot[:, index] = 1.0
+    mixture.set(one_hot)
+    dense = layer(x)
+    mixture.set(one_hot, range(count)[index])
+    torch.testing.assert_close(layer(x), dense)
+
+
+def test_a_generation_gathers_its_blocks_once(monkeypatch):
+    mixture = Mixture(top_k=2)
+    layer = PooledLinear(nn.Linear(4, 6), 2, SCALE, mixture, False)
+    for A, B in blocks_for(5, 2, 4, 6):
+        layer.push(A, B)
+    calls = []
+
+    def largest(*given):
+        calls.append(given)
+        return PooledLinear._largest(layer, *given)
+
+    monkeypatch.setattr(layer, "_largest", largest)
+    x = torch.randn(3, 2, 4)
+    for weights in (torch.rand(3, 5), torch.rand(3, 5)):
+        mixture.set(weights)
+        expected = layer(x)  # with a graph: not kept
+        with torch.no_grad():
+            for _ in range(3):
+                torch.testing.assert_close(layer(x), expected)
+    assert len(calls) == 4
 
 
 @given(count=st.integers(1, 5), beams=st.integers(1, 3))

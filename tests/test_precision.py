@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from retain.backbone import Backbone
+from retain.errors import RetainError
 from retain.layers.pooled_linear import LoraPool
 from retain.learner import Learner
 from retain.methods import METHODS
 from tests.tiny import make_backbone, make_learner, make_task, prompts_of
 
 ROUTED = ("sapt", "amlora", "seekr")
+WHOLE = [name for name, method in METHODS.items() if "tune" in method.Config.model_fields]
 FIRST, SECOND = make_task("copy"), make_task("constant")
 
 
@@ -27,7 +29,8 @@ def backbone_in(kind: str, dtype: torch.dtype) -> Backbone:
 @pytest.mark.parametrize(
     ("method", "how", "kind"),
     [
-        *((method, "backbone", "llama") for method in METHODS),
+        *((method, "backbone", "llama") for method in METHODS if method not in WHOLE),
+        ("seekr-lora", "backbone", "llama"),
         *((method, "autocast", "t5" if method in ROUTED else "llama") for method in METHODS),
     ],
 )
@@ -42,6 +45,13 @@ def test_learns_in_bfloat16(method: str, how: str, kind: str, tmp_path: Path) ->
     answers = learner.generate(prompts_of(FIRST, SECOND), FIRST.name)
     again = Learner.load(tmp_path / "run", backbone=backbone_in(kind, dtype))
     assert again.generate(prompts_of(FIRST, SECOND), FIRST.name) == answers
+
+
+@pytest.mark.parametrize("method", WHOLE)
+def test_a_whole_model_in_half_precision_is_refused(method: str, tmp_path: Path) -> None:
+    with pytest.raises(RetainError, match="a whole model does not learn in"):
+        make_learner(method, backbone_in("llama", torch.bfloat16), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ def make_router(blocks: int, top_k: int | None = None, seed: int = 0) -> Router:
     router = Router(WIDTH, 4, 1.0, torch.zeros(WIDTH), top_k)
     for _ in range(blocks):
         router.grow(torch.randn(WIDTH))
-    return router
+    return router.eval()
 
 
 @settings(max_examples=40, deadline=None)
@@ -35,6 +35,16 @@ def test_the_largest_weights_stay_in_their_proportion(blocks: int, top_k: int, s
         chosen = all_.topk(top_k).indices
         assert set(kept.nonzero()[:, 0].tolist()) == set(chosen.tolist())
         torch.testing.assert_close(kept[chosen] * all_[chosen].sum(), all_[chosen])
+
+
+@given(blocks=st.integers(3, 8), seed=st.integers(0, 100))
+def test_the_newest_block_always_learns(blocks: int, seed: int) -> None:
+    """A prompt that does not pick it among its few would leave its key and factors as they are."""
+    router = make_router(blocks, 2, seed).train()
+    weights = router(torch.randn(20, WIDTH))
+    assert ((weights > 0).sum(1) == 2).all()
+    assert (weights[:, -1] > 0).all()
+    torch.testing.assert_close(weights.sum(1), torch.ones(20))
 
 
 def test_reflection_is_the_papers_sum() -> None:

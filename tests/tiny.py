@@ -44,6 +44,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "length": 3,
         "rate": 1.0,
     },
+    "amlora": {"sparsity": {"weight": 1.0}},  # large enough for tests of gradients to see
     "l2p": {"pool_size": 3, "length": 2, "picked": 2, "rate": 1.0},
     "progprompt": {"length": 2, "rate": 1.0, "hidden": 8},
     "lfpt5": {"length": 3, "rate": 1.0, "replay": REPLAY, "writing": {"max_new_tokens": 6}},

@@ -66,12 +66,13 @@ def answer(
     """
     features = [backbone.encode(example, with_answer=False) for example in examples]
     order = sorted(range(len(features)), key=lambda i: -len(features[i]["input_ids"]))
-    starts = range(0, len(order), config.batch_size)
+    size = min(config.batch_size, -(-len(order) // processes.count()) or 1)  # none stands idle
+    starts = range(0, len(order), size)
     found: list[tuple[int, str, torch.Tensor | None]] = []
     for start in starts[processes.number() :: processes.count()]:
         if progress.stopping and processes.count() == 1:  # others would wait for this one
             raise StoppedError("while it answered test examples")
-        chosen = order[start : start + config.batch_size]
+        chosen = order[start : start + size]
         batch = backbone.collate([features[i] for i in chosen])
         with torch.no_grad():
             method.route(batch, task)

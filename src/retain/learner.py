@@ -342,7 +342,9 @@ class Learner:
             remove_folders(self.run.learned()[-1] / UNFINISHED)
             self.run.remove_superseded(self.method.latest_only)
             seeds = Seeds(self.experiment.seed, len(self.tasks) - 1)
-            score_row(self.run, self.tasks, self._evaluate, self.method, seeds)
+            score_row(
+                self.run, self.tasks, self._evaluate, self.method, seeds, self.progress.message
+            )
 
     def _score_zero_shot(self, task: Task, path: Path) -> None:
         """Scores a task that is about to be learned; a method that needs its name cannot."""

@@ -30,7 +30,7 @@ SMALL = 1e-12
 Gate = Literal["softmax", "sparsemax", "sigmoid"]
 
 
-@dataclass
+@dataclass(eq=False)
 class Attending(Mixture):
     """How the layers of a pool attend, and what they have attended to.
 

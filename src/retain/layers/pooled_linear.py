@@ -8,6 +8,7 @@ matrix products whatever the number of blocks: z = A x in rank space, z scaled b
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -27,6 +28,11 @@ ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
 
 
+Factors = tuple[Tensor, Tensor, Tensor]
+"""A, B and the weights that go with them."""
+
+
+@dataclass(eq=False)
 class Mixture:
     """The weights a (B, T) of the coming forward, read by every layer of one pool.
 
@@ -34,11 +40,22 @@ class Mixture:
     recomputation of gradient checkpointing.
 
     Attributes:
+        weights: a; None switches all blocks off.
+        block: the number of the one block that has all weight, in every sample; None where there
+            are several.
         top_k: how many frozen blocks of a sample have a weight at most; None is all of them.
+        gathered: without a graph, each layer's factors of these blocks: a generation gathers once.
     """
 
     weights: Tensor | None = None
+    block: int | None = None
     top_k: int | None = None
+    gathered: dict[nn.Module, Factors] = field(default_factory=dict)
+
+    def set(self, weights: Tensor | None, block: int | None = None) -> None:
+        """Replaces the weights."""
+        self.weights, self.block = weights, block
+        self.gathered.clear()
 
 
 class PooledLinear(nn.Module):
@@ -140,20 +157,32 @@ class PooledLinear(nn.Module):
                 f"weights {tuple(weights.shape)} are not of this input {tuple(x.shape)} "
                 f"and {blocks} blocks; route the batch before the forward"
             )
+        one = self.mixture.block
         weights = weights.repeat_interleave(x.shape[0] // weights.shape[0], 0) * self.scale
-        if old:
+        if old and (one is None or one < old):
             source = x if self.old_block_gradient else x.detach()
-            few = self.mixture.top_k
-            if few is None or few >= old:
-                A, B, gates = self.old_A, self.old_B, weights[:, :old]
-            else:
-                A, B, gates = self._largest(weights[:, :old], few)
-            gates = gates.repeat_interleave(self.rank, 1)  # (B, old·r)
+            A, B, gates = self._frozen(weights[:, :old])
+            gates = gates.repeat_interleave(self.rank, 1)  # (B, blocks · r)
             y = y + _delta(source, A, B, gates).to(y.dtype)
-        if self.A is not None and self.B is not None:
+        if self.A is not None and self.B is not None and one in (None, old):
             gates = weights[:, old:].expand(-1, self.rank)  # (B, r)
             y = y + _delta(x, self.A, self.B, gates).to(y.dtype)
         return y
+
+    def _frozen(self, weights: Tensor) -> Factors:
+        """The factors of the frozen blocks that count, with their weights, of (B, old)."""
+        one, few = self.mixture.block, self.mixture.top_k
+        if one is not None:
+            place = slice(one * self.rank, (one + 1) * self.rank)
+            return self.old_A[place], self.old_B[:, place], weights[:, one : one + 1]
+        if few is None or few >= weights.shape[1]:
+            return self.old_A, self.old_B, weights
+        if torch.is_grad_enabled():
+            return self._largest(weights, few)
+        kept = self.mixture.gathered.get(self)
+        if kept is None or len(kept[2]) != len(weights):  # beams came in between
+            kept = self.mixture.gathered[self] = self._largest(weights, few)
+        return kept
 
     def merged(self, weights: Tensor) -> nn.Module:
         """The base layer with W + Σ_i a_i (α/r) B_i A_i, a (T,) over the frozen blocks."""
@@ -164,7 +193,7 @@ class PooledLinear(nn.Module):
             self.base.weight += delta.to(self.weight)
         return self.base
 
-    def _largest(self, weights: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _largest(self, weights: Tensor, count: int) -> Factors:
         """The factors of each sample's blocks with the largest weights, and these weights.
 
         Args:
@@ -172,7 +201,7 @@ class PooledLinear(nn.Module):
             count: k, how many.
 
         Returns:
-            A (B, k·r, d_in), B (B, d_out, k·r), weights (B, k).
+            (B, k·r, d_in), (B, d_out, k·r), (B, k).
         """
         largest, index = weights.topk(count, dim=1)
         A = self.old_A.unflatten(0, (-1, self.rank))[index].flatten(1, 2)
@@ -277,14 +306,14 @@ class LoraPool:
 
     def use(self, weights: Tensor | None) -> None:
         """Sets the weights (B, T) for the coming forward; None switches all blocks off."""
-        self.mixture.weights = weights
+        self.mixture.set(weights)
 
     def use_block(self, batch_size: int, index: int) -> None:
-        """Sets one-hot weights on the block `index` for every sample."""
+        """Sets one-hot weights on the block `index` for every sample; only it is computed."""
         device = next(iter(self.layers.values())).weight.device
         one_hot = torch.zeros(batch_size, len(self.blocks), device=device)
         one_hot[:, index] = 1.0
-        self.use(one_hot)
+        self.mixture.set(one_hot, range(len(self.blocks))[index])
 
     def merge(self, weights: Sequence[float]) -> None:
         """Adds the blocks, with these weights, to the backbone's own for good, and leaves it."""

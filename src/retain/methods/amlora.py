@@ -38,7 +38,7 @@ class SelectorConfig(MethodConfig):
     training.learning_rate.
     """
 
-    activation: Activation = "silu"
+    activation: Activation = "none"
     hidden: PositiveInt | None = None
     gate: Gate = "sigmoid"
     granularity: Literal["token", "instance"] = "token"
@@ -76,7 +76,10 @@ class AmLora(Method):
         self.options = config
         selector = config.selector
         self.attending = Attending(
-            selector.activation, selector.gate, selector.hidden, selector.train == "all"
+            activation=selector.activation,
+            gate=selector.gate,
+            hidden=selector.hidden,
+            train_all=selector.train == "all",
         )
         self.pool = LoraPool(
             backbone.model,
@@ -148,7 +151,7 @@ class AmLora(Method):
 
     def _attend(self, batch: Batch) -> None:
         """Lets the layers attend in the coming forward."""
-        self.attending.weights = None
+        self.attending.set(None)
         self.attending.gates = {}
         self.attending.collects = True
         self.attending.on = bool(self.pool.blocks)
@@ -182,6 +185,7 @@ class AmLora(Method):
     def finish(self, task: Task, folder: Path) -> None:
         """Writes the gates of each layer on held-out prompts, for `retain inspect`."""
         rows = [self.backbone.encode(example, with_answer=False) for example in task.dev]
+        shares = self.options.selector.gate != "sigmoid"
         found, effective = [], []
         for row in rows:
             batch = self.backbone.collate([row])
@@ -189,7 +193,9 @@ class AmLora(Method):
             with torch.no_grad():
                 self.backbone.read(batch)
             found.append(self.prompt_gates()[0])  # (layers, T + 1)
-            effective += [entropy(g).exp().mean() for g in self.attending.gates.values()]
+            for gates in self.attending.gates.values():
+                blocks = entropy(gates).exp() if shares else gates.sum(-1)
+                effective.append(blocks.mean())
         names = {layer: name for name, layer in self.layers.items()}
         values = {
             "layers": [names[layer] for layer in self.attending.gates],

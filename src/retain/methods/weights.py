@@ -43,9 +43,19 @@ class Weights(Protocol):
 
 
 class FullWeights:
-    """Every parameter of the backbone. Only the newest task's folder keeps them."""
+    """Every parameter of the backbone. Only the newest task's folder keeps them.
+
+    Raises:
+        RetainError: when they are in half precision, where the steps of usual rates round to none.
+    """
 
     def __init__(self, backbone: Backbone) -> None:
+        if backbone.model.dtype in (torch.bfloat16, torch.float16):
+            raise RetainError(
+                f"backbone.dtype: a whole model does not learn in {backbone.model.dtype}, where "
+                "small steps round to none; set it to float32 (training.bf16: true computes in "
+                "bfloat16), or method.tune to lora"
+            )
         self._model = backbone.model
         self._named = dict(backbone.model.named_parameters())
 

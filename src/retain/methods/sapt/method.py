@@ -135,7 +135,7 @@ class Routed(Method):
             centre,
             config.router.top_k,
         )
-        self.router.to(backbone.device)
+        self.router.to(backbone.device).eval()
         # A child of the model, so that data parallelism and checkpoints see it.
         backbone.model.add_module("retain_router", self.router)
         self.reflection = Reflection()

@@ -75,13 +75,19 @@ class Router(nn.Module):
         return F.softmax(self.logits(e), dim=-1)
 
     def forward(self, e: Tensor) -> Tensor:
-        """The blocks' weights (B, T): the attention, of which only the `top_k` largest stay."""
+        """The blocks' weights (B, T): the attention, of which only the `top_k` largest stay.
+
+        While it learns the newest block is one of them: without a weight it would get no gradient.
+        """
         attention = self.attention(e)
         if self.top_k is None or self.top_k >= attention.shape[1]:
             return attention
-        largest, index = attention.topk(self.top_k, dim=1)
-        kept = torch.zeros_like(attention).scatter(1, index, largest)
-        return kept / largest.sum(1, keepdim=True)
+        compared = attention.detach().clone()
+        if self.training:
+            compared[:, -1] = 1.0  # no attention is larger
+        index = compared.topk(self.top_k, dim=1).indices
+        kept = torch.zeros_like(attention).scatter(1, index, attention.gather(1, index))
+        return kept / kept.sum(1, keepdim=True)
 
     def projection(self) -> dict[str, Tensor]:
         """The query projection's tensors, by the names they are saved under."""
