@@ -5,7 +5,9 @@
 The bench model is a LLaMA of width 1024 (MLP 2816, 4 layers, 8 heads, vocabulary 8192) with random
 weights, LoRA of rank 8 on q and v, all positions labelled, batch 8 x 128 unless a row says
 otherwise. The sides of a row take turns in one process; the first round is not counted; a ratio is
-the median over rounds. Peak memory is that of fresh processes.
+the median over rounds. Peak memory is that of fresh processes. Frozen blocks of retain's pool pass
+no gradient to their input, as in SAPT's published code; PEFT's adapters do, and have no weights to
+mix with. Routers and reflection are not in these rows.
 """
 
 from __future__ import annotations

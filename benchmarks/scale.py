@@ -44,11 +44,12 @@ def step(blocks: int, top_k: int | None) -> Side:
     return bench.step_of(model, lambda: pool.use(weights))
 
 
-def decode(blocks: int) -> Side:
+def decode(blocks: int, top_k: int | None) -> Side:
     """32 tokens for each of 8 prompts of 64."""
     model = bench.bench_model()
     pool = bench.pool_of(model, blocks)
     pool.freeze()
+    pool.mixture.top_k = top_k
     ids = torch.randint(2, bench.VOCABULARY, (8, 64))
     weights = torch.softmax(torch.randn(8, blocks), 1)
 
@@ -98,7 +99,8 @@ def blocks_table(counts: list[int], rounds: int, picture: Path | None) -> None:
     columns = {
         "step": growth([step(n, None) for n in counts], rounds)[1],
         f"step, k = {KEPT}": growth([step(n, KEPT) for n in counts], rounds)[1],
-        "decoding": growth([decode(n) for n in counts], rounds)[1],
+        "decoding": growth([decode(n, None) for n in counts], rounds)[1],
+        f"decoding, k = {KEPT}": growth([decode(n, KEPT) for n in counts], rounds)[1],
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

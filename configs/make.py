@@ -254,16 +254,20 @@ def experiment(
                 head[-1] += f" --set tasks.{place}.epochs=10"
     missing = one.missing.get(method, one.missing.get(kind, ""))
     labels = ",labels" if reader == "long_sequence" else ""
+    frozen = kind != "full" and "7b" in backbone
     for note in (
         *(one.source, one.notes.get(kind, ""), one.notes.get(method, "")),
         f"Not published, or not found: {missing}." if missing else "",
+        "The backbone is frozen, and in bfloat16 (14 GB)." if frozen else "",
         f"data/{reader}/<task>/{{train,test{labels}}}.json are the files of the benchmark.",
     ):
         head += note.split("\n") if "--set" in note else wrap(note, WIDTH - 2)
 
     rate = {"learning_rate": one.rates[kind]} if kind in one.rates else {}
     fields = {
-        "backbone": BACKBONES[backbone],
+        "backbone": {"name": BACKBONES[backbone], "dtype": "bfloat16"}
+        if frozen
+        else BACKBONES[backbone],
         "method": {"name": method, **(one.lora if kind == "lora" else {}), **options},
         "tasks": [
             {"reader": reader, "path": f"data/{reader}/{task}"}

@@ -110,7 +110,7 @@ def test_the_naive_pool_is_the_pool() -> None:
 def test_growth_is_measured_over_the_first_side(tmp_path: Path) -> None:
     scale.write_blocks(tmp_path, 3)
     sides = [scale.load(tmp_path, 1), scale.load(tmp_path, 3)]
-    sides += [scale.step(3, None), scale.step(10, 8), scale.decode(3)]
+    sides += [scale.step(3, None), scale.step(10, 8), scale.decode(3, None), scale.decode(9, 8)]
     seconds, ratios = scale.growth(sides, 2)
-    assert len(seconds) == len(ratios) == 5
+    assert len(seconds) == len(ratios) == 6
     assert ratios[0] == 1.0

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retain.layers.pooled_linear import Mixture, PooledLinear
+from retain.layers.pooled_linear import Factors, Mixture, PooledLinear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -153,20 +153,31 @@ class AttentiveLinear(PooledLinear):
 
     def _scores(self, z: Tensor, factors: list[Tensor]) -> Tensor:
         """Scores (B, S, T + 1) from z (B, S, T, r) and all B, the zero block first."""
-        M, b, v = (
-            torch.cat([getattr(self, f"old_{name}"), *_some(getattr(self, name))])
-            for name in ("M", "b", "v")
-        )
-        ends = [B.unflatten(1, (-1, self.rank)) for B in factors]  # (d_out, ·, r)
-        rows = M.split([B.shape[1] for B in ends])
-        small = self.scale * torch.cat(  # (α/r) M_i B_i
-            [torch.einsum("tmd,dtr->tmr", part, B) for part, B in zip(rows, ends, strict=True)]
-        )
+        small, b, v = self._selectors(factors)
         activated = ACTIVATIONS[self.mixture.activation]
         features = activated(torch.einsum("bstr,tmr->bstm", z, small.to(z.dtype)) + b)
         scores = (features * v).sum(3)
         zero = self.zero.expand(*scores.shape[:2], 1)
         return torch.cat([zero.to(scores), scores], 2).float()
+
+    def _selectors(self, factors: list[Tensor]) -> Factors:
+        """(α/r) M_i B_i (T, m, r), b and v (T, m); without a graph once a generation."""
+        graph = torch.is_grad_enabled()
+        kept = None if graph else self.mixture.gathered.get(self)
+        if kept is None:
+            M, b, v = (
+                torch.cat([getattr(self, f"old_{name}"), *_some(getattr(self, name))])
+                for name in ("M", "b", "v")
+            )
+            ends = [B.unflatten(1, (-1, self.rank)) for B in factors]  # (d_out, ·, r)
+            rows = M.split([B.shape[1] for B in ends])
+            products = [
+                torch.einsum("tmd,dtr->tmr", part, B) for part, B in zip(rows, ends, strict=True)
+            ]
+            kept = self.scale * torch.cat(products), b, v
+            if not graph:
+                self.mixture.gathered[self] = kept
+        return kept
 
     def _gates(self, scores: Tensor) -> Tensor:
         prompt = self.mixture.prompt

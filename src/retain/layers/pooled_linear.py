@@ -29,7 +29,7 @@ PREFIX = "base_model.model."
 
 
 Factors = tuple[Tensor, Tensor, Tensor]
-"""A, B and the weights that go with them."""
+"""A, B and the weights that go with them; or what else a layer takes from its factors."""
 
 
 @dataclass(eq=False)
@@ -44,7 +44,7 @@ class Mixture:
         block: the number of the one block that has all weight, in every sample; None where there
             are several.
         top_k: how many frozen blocks of a sample have a weight at most; None is all of them.
-        gathered: without a graph, each layer's factors of these blocks: a generation gathers once.
+        gathered: without a graph, what each layer has put together: once for a generation.
     """
 
     weights: Tensor | None = None
