@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
 
+from retain import results
 from retain.errors import RetainError
 from retain.report.compare import (
     Entry,
@@ -21,6 +24,7 @@ from retain.report.compare import (
     tables,
     warnings,
 )
+from tests.command import call
 from tests.tiny import make_backbone, make_learner, make_task
 
 
@@ -28,6 +32,7 @@ def entry(
     name: str,
     seed: int,
     scores: Mapping[str, list[float]],
+    train: Mapping[str, str] | None = None,
     **options: Any,
 ) -> Entry:
     examples = {task: torch.tensor(values, dtype=torch.float32) for task, values in scores.items()}
@@ -40,7 +45,27 @@ def entry(
     }
     settings = {key.replace("__", "."): value for key, value in options.items()}
     tests = tuple((task, str(len(values))) for task, values in scores.items())
-    return Entry(Path(f"{name}-{seed}"), name, settings, seed, tests, metrics, examples)
+    learned = dict.fromkeys(scores, "all") | dict(train or {})
+    return Entry(Path(f"{name}-{seed}"), name, settings, seed, tests, learned, metrics, examples)
+
+
+def learned(method: str, folder: Path, examples: int = 12) -> Path:
+    """A run on two tasks; of the first only so many examples are learned from."""
+    learner = make_learner(method, make_backbone("llama"), folder, max_steps=1)
+    task = make_task("copy")
+    learner.learn(replace(task, train=task.train[:examples]))
+    learner.learn(make_task("constant"))
+    return folder
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """Changes the settings that a run keeps."""
+    run = results.open_run(folder)
+    values = results.settings(run)
+    change(values)
+    (folder / "config.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    run.commit([folder / "config.yaml"])
+    return folder
 
 
 def shown(entries: list[Entry]) -> str:
@@ -97,15 +122,116 @@ def test_a_run_counts_once() -> None:
         grouped([entry("a", 0, {"x": [0]}), entry("a", 0, {"x": [100]})])
 
 
-def test_what_runs_do_not_share_is_said() -> None:
+def test_runs_of_other_streams_are_never_mixed() -> None:
+    """The base has both streams, so that pairs of both would be found."""
+    one, two = {"x": [0.0, 100.0]}, {"x": [0.0, 100.0, 100.0], "y": [0.0]}
+    runs = [
+        *(entry("a", seed, scores) for seed, scores in ((0, one), (1, two))),
+        *(entry("b", seed, scores) for seed, scores in ((0, one), (1, two))),
+    ]
+    groups = list(grouped(runs).values())
+    assert [[e.seed for e in group] for group in groups] == [[0], [1], [0], [1]]
+    found = [difference(group, groups[0]) for group in groups[1:]]
+    assert [each and each.pairs for each in found] == [None, 1, None]
+    assert warnings(runs) == [
+        "tests: other tasks, test data or scoring in a-1, b-1 than in a-0; left out of the "
+        "differences"
+    ]
+    assert len({line.split()[1] for line in shown(runs).splitlines() if " tests=" in line}) == 2
+
+
+def test_runs_in_other_orders_are_one_group() -> None:
+    runs = [entry("a", 0, {"x": [0], "y": [0]}), entry("a", 0, {"y": [0], "x": [0]})]
+    assert list(grouped(runs)) == ["a"]
+    assert warnings(runs) == []
+
+
+def test_runs_on_other_training_data_are_not_averaged() -> None:
+    runs = [
+        entry("a", 0, {"x": [0], "y": [0]}),
+        entry("a", 1, {"x": [0], "y": [0]}, train={"y": "few"}),
+        entry("b", 0, {"x": [0], "y": [0]}, train={"y": "few"}),
+        entry("c", 0, {"x": [0], "y": [0]}, epochs__y=3.0),
+    ]
+    labels = list(grouped(runs))
+    assert [label.partition("=")[0] for label in labels] == ["a train", "a train", "b", "c"]
+    assert labels[0] != labels[1]
+    assert warnings(runs) == [
+        "train: other examples of y in a-1, b-0 than in a-0",
+        "epochs.y: None in a-0, a-1, b-0; 3.0 in c-0",
+    ]
+
+
+def test_what_runs_do_not_share_is_said_once() -> None:
     runs = [
         entry("a", 0, {"x": [0]}, training__max_steps=1, rank=8),
-        entry("b", 0, {"x": [0, 0]}, training__max_steps=2, rank=4),
+        *(entry("b", seed, {"x": [0]}, training__max_steps=2, rank=4) for seed in range(5)),
     ]
-    assert warnings(runs) == [
-        "b-0: other tasks or test data than a-0",
-        "b-0: training.max_steps is 2, and 1 in a-0",
+    assert warnings(runs) == ["training.max_steps: 1 in a-0; 2 in b-0, b-1, b-2 and 2 more"]
+
+
+def test_tables_say_which_way_is_better() -> None:
+    runs = [
+        entry("a", 0, {"x": [0]}, rank=8),
+        entry("a", 0, {"x": [0]}, rank=4),
+        entry("b", 0, {"x": [0, 0]}, training__max_steps=2),
     ]
+    text = " ".join(shown(runs).split())
+    assert "F.Ra: points lost since the best (lower is better)" in text
+    assert text.count("rank=8") == 1  # of the base: its row, and no title
+    page = as_html(runs)
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page
+    assert "<title>retain compare</title>" in page
+    assert "color-scheme: light dark" in page
+    assert "color: #" not in page
+    assert all(f"warning: {line}" in " ".join(page.split()) for line in warnings(runs))
+
+
+def test_a_setting_of_a_later_version_has_its_default(tmp_path: Path) -> None:
+    def earlier(values: dict[str, Any]) -> None:
+        del values["evaluation"]["zero_shot"], values["method"]["target_modules"]
+        del values["training"]["bf16"]
+        values["seed"] = 1
+
+    def other(values: dict[str, Any]) -> None:
+        values["evaluation"]["zero_shot"] = True
+        values["training"]["logging_steps"] = 7
+        values["seed"] = 2
+
+    folders = [
+        learned("seqlora", tmp_path / "a"),
+        rewrite(learned("seqlora", tmp_path / "b"), earlier),
+        rewrite(learned("seqlora", tmp_path / "c"), other),
+    ]
+    entries = [read_entry(folder) for folder in folders]
+    assert {label: len(group) for label, group in grouped(entries).items()} == {"seqlora": 3}
+    assert warnings(entries) == []
+
+
+def test_runs_of_a_method_of_ones_own_are_read(tmp_path: Path) -> None:
+    def own(values: dict[str, Any]) -> None:
+        values["method"] = {"name": "pulled", "pull": 0.5}
+
+    found = read_entry(rewrite(learned("seqlora", tmp_path / "a"), own))
+    assert (found.method, found.options["pull"]) == ("pulled", 0.5)
+
+
+def test_what_real_runs_learned_from(tmp_path: Path) -> None:
+    def epochs(values: dict[str, Any]) -> None:
+        values["tasks"] = [{"path": "copy.jsonl"}, {"path": "constant.jsonl", "epochs": 2.0}]
+
+    base = learned("seqlora", tmp_path / "base")
+    few = learned("seqlora", tmp_path / "few", examples=6)
+    longer = rewrite(learned("seqlora", tmp_path / "longer"), epochs)
+    entries = [read_entry(folder) for folder in (base, few, longer)]
+    assert len(grouped(entries)) == 3
+    assert warnings(entries) == [
+        f"train: other examples of copy in {few} than in {base}",
+        f"epochs.constant: None in {base}, {few}; 2.0 in {longer}",
+    ]
+    done = call("compare", base, few, longer)
+    assert done.status == 0
+    assert done.err.splitlines() == [f"warning: {line}" for line in warnings(entries)]
 
 
 def test_of_real_runs(tmp_path: Path) -> None:

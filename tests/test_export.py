@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -13,7 +16,9 @@ from retain import RetainError
 from retain.backbone import Backbone
 from retain.export import export
 from retain.learner import Learner
-from tests.tiny import make_backbone, make_learner, make_task
+from retain.tasks import Example
+from tests.command import call
+from tests.tiny import make_backbone, make_learner, make_task, save_backbone
 
 FIRST, SECOND = make_task("copy"), make_task("constant")
 
@@ -25,8 +30,9 @@ def learned(method: str, kind: str, folder: Path) -> Learner:
     return learner
 
 
-def logits(backbone: Backbone) -> Tensor:
-    batch = backbone.collate([backbone.encode(example) for example in FIRST.test])
+def logits(backbone: Backbone, *examples: Example) -> Tensor:
+    """Of the answers to the examples, or all test examples of the first task."""
+    batch = backbone.collate([backbone.encode(e) for e in examples or FIRST.test])
     with torch.no_grad():
         return backbone.answer_logits(batch)[0]
 
@@ -68,6 +74,12 @@ def test_a_merged_model_is_the_mixture(
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "after constant" in card
     assert "base_model: " in card
+    assert "library_name: transformers" in card
+    averages = ["on average" in card, "higher is better" in card]
+    assert averages == [mixture is None] * 2  # or they are the routed run's
+    assert ("those of the routed run" in card) == (mixture is not None)
+    for name, weight in (mixture or {}).items():
+        assert f"{name} × {weight:g}" in card
 
 
 def test_adapters_are_those_of_the_run(tmp_path: Path) -> None:
@@ -75,10 +87,69 @@ def test_adapters_are_those_of_the_run(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     said = export(learner, tmp_path / "out", None)
     assert "2 PEFT adapters; which of them counts depends on the input" in said
+    assert "library_name: peft" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     for folder in learner.run.learned():
         for name in ("adapter_model.safetensors", "adapter_config.json"):
             copied = tmp_path / "out" / folder.name / name
             assert copied.read_bytes() == (folder / name).read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft's
+def test_soft_prompts_load_with_plain_peft(tmp_path: Path) -> None:
+    learner = learned("sapt-prompt", "llama", tmp_path / "run")
+    said = export(learner, tmp_path / "out", None)
+    assert said.endswith("so no one model is the same")  # and a mixture cannot be merged
+    for number, source in enumerate(learner.run.learned()):
+        fresh = make_backbone("llama")
+        peft = PeftModel.from_pretrained(fresh.model, tmp_path / "out" / source.name)
+        for example in FIRST.test:
+            learner.method.pool.use_block(1, number)
+            expected = logits(learner.backbone, example)
+            bare = fresh.collate([fresh.encode(example)])
+            inputs = {key: bare[key] for key in ("input_ids", "attention_mask")}
+            with torch.no_grad():
+                found = peft(**inputs).logits[:, -expected.shape[1] - 1 : -1]
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft's
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+@pytest.mark.parametrize(
+    ("method", "mixture"),
+    [("seqlora", None), ("pertask", {"copy": 1.0}), ("pertask", None), ("sapt-prompt", None)],
+)
+def test_the_card_loads_it(
+    method: str,
+    mixture: Mapping[str, float] | None,
+    kind: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_backbone(kind, Path("base"))
+    learner = make_learner(method, Path("base"), tmp_path / "run", max_steps=1)
+    learner.learn(FIRST)
+    export(learner, Path("out"), mixture)
+    card = Path("out/README.md").read_text(encoding="utf-8")
+    code = card.partition("```python\n")[2].partition("```")[0]
+    assert len(code.splitlines()) == 3
+    found: dict[str, Any] = {}
+    exec(code, found)
+    assert isinstance(found["model"], PeftModel) == ("library_name: peft" in card)
+
+
+def test_a_weight_is_a_finite_number(tmp_path: Path) -> None:
+    learner = learned("sapt", "llama", tmp_path / "run")
+    for weight in (float("nan"), float("-inf"), 1e39):
+        with pytest.raises(RetainError, match=r"mixture: the weight of 'copy' is .*; give a "):
+            export(learner, tmp_path / "out", {"constant": 0.5, "copy": weight})
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_task_and_a_mixture_are_not_merged(tmp_path: Path) -> None:
+    done = call("export", tmp_path, tmp_path / "out", "--task", "copy", "--mixture", "copy=0.5")
+    assert done.status == 2
+    assert done.err == "error: export: --task and --mixture exclude each other; give one of them\n"
 
 
 @pytest.mark.parametrize(
@@ -87,7 +158,8 @@ def test_adapters_are_those_of_the_run(tmp_path: Path) -> None:
         ("sapt", {"nothing": 1.0}, "no task 'nothing'; name one of copy, constant"),
         ("seqlora", {"copy": 1.0}, "there is one set of weights; leave out task and mixture"),
         ("l2p", None, "keeps neither LoRA blocks nor a whole model"),
-        ("l2p", {"copy": 1.0}, "there is one set of weights"),
+        ("l2p", {"copy": 1.0}, "keeps neither LoRA blocks nor a whole model"),
+        ("sapt-prompt", {"copy": 1.0}, "soft prompts cannot be merged into weights"),
     ],
 )
 def test_what_cannot_be_exported_is_refused(

@@ -4,30 +4,37 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from retain.errors import RetainError
 from retain.files import remove_folders, write_text
 from retain.layers.pooled_linear import ADAPTER, ADAPTER_CONFIG, LoraPool
 from retain.learner import Learner
 from retain.methods import Method
-from retain.report import markdown, sentence, summarise
+from retain.methods.sapt import SaptPrompt
+from retain.report import RunSummary, markdown, summarise
 
 
 def export(learner: Learner, folder: Path, mixture: Mapping[str, float] | None) -> str:
     """Writes a run's blocks as PEFT adapters, or one merged model, with a model card.
 
+    Blocks are LoRAs, or the soft prompts of sapt-prompt, which cannot be merged.
+
     Args:
         learner: a loaded run; a merged one is of no more use.
         folder: is made, and has to be empty.
-        mixture: fixed weights by task name, to merge blocks with; None for the adapters as they
-            are, or the model where its weights do not depend on the input.
+        mixture: fixed and finite weights by task name, to merge blocks with; None for the
+            adapters as they are, or the model where its weights do not depend on the input.
 
     Returns:
         A sentence on what was written.
 
     Raises:
-        RetainError: when the folder has files, a task has no block, or the method keeps none.
+        RetainError: when the folder has files, a task has no block, a weight is not finite, or the
+            method keeps no block.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RetainError(f"{folder}: is not an empty folder; name another one")
@@ -37,10 +44,14 @@ def export(learner: Learner, folder: Path, mixture: Mapping[str, float] | None) 
     remove_folders(place)
     if weights is None:
         said = _copy_adapters(learner, place)
+        load = _load_adapter(learner, folder.name)
     else:
         _save_merged(learner, place, weights)
-        said = "one model, with blocks merged as asked" if mixture else "one model"
-    write_text(place / "README.md", _card(learner, said))
+        said, load = "one model", _load_merged(learner, folder.name)
+        if mixture is not None:
+            blocks = ", ".join(f"{name} × {weight:g}" for name, weight in mixture.items())
+            said += f", with blocks merged into the backbone by these weights: {blocks}"
+    write_text(place / "README.md", _card(learner, said, load, mixture))
     if folder.exists():
         folder.rmdir()
     place.rename(folder)
@@ -56,17 +67,29 @@ def pool_of(method: Method) -> LoraPool | None:
 def _weights(learner: Learner, mixture: Mapping[str, float] | None) -> list[float] | None:
     """Of each block, to merge them with; None when they are to stay apart."""
     pool, path = pool_of(learner.method), learner.run.path
-    fixed = learner.method.fixed_mixture
+    fixed, prompts = learner.method.fixed_mixture, isinstance(learner.method, SaptPrompt)
+    if pool is None and not fixed and not prompts:
+        raise RetainError(
+            f"{path}: its method keeps neither LoRA blocks nor a whole model, nor prompts that "
+            "stand alone, as sapt-prompt does; use the run itself"
+        )
     if mixture is None:
-        if pool is None and not fixed:
-            raise RetainError(f"{path}: its method keeps neither LoRA blocks nor a whole model")
         return [1.0] * len(pool.blocks if pool else ()) if fixed else None
+    if prompts:
+        raise RetainError(
+            f"{path}: soft prompts cannot be merged into weights; leave out task and mixture"
+        )
     if pool is None or fixed:
         raise RetainError(f"{path}: there is one set of weights; leave out task and mixture")
     unknown = [name for name in mixture if name not in pool.blocks]
     if unknown:
         known = ", ".join(pool.blocks)
         raise RetainError(f"{path}: no task '{unknown[0]}'; name one of {known}")
+    for name, weight in mixture.items():
+        if not torch.tensor(weight, dtype=torch.float32).isfinite():
+            raise RetainError(
+                f"mixture: the weight of '{name}' is {weight:g}; give a finite number of float32"
+            )
     return [mixture.get(name, 0.0) for name in pool.blocks]
 
 
@@ -89,23 +112,77 @@ def _copy_adapters(learner: Learner, folder: Path) -> str:
         target.mkdir(parents=True)
         for name in (ADAPTER, ADAPTER_CONFIG):
             shutil.copyfile(source / name, target / name)
-    return (
+    said = (
         f"{len(learner.tasks)} PEFT adapters; which of them counts depends on the input, so no one "
-        "model is the same: name a task or a mixture to merge that"
+        "model is the same"
     )
+    if pool_of(learner.method) is None:
+        return said
+    return f"{said}: name a task or a mixture to merge that"
 
 
-def _card(learner: Learner, said: str) -> str:
+def _card(learner: Learner, said: str, load: list[str], mixture: Mapping[str, float] | None) -> str:
+    """The model card, with the lines that load what was written."""
     summary = summarise(learner.run.path)
-    head = ["---", f"base_model: {learner.backbone.name}", "library_name: peft", "---"]
+    text, scores = f"Of the run {summary.label}: {said}.", markdown([summary])
+    if mixture is not None:
+        text += (
+            " It was not scored: the scores below are those of the routed run, which weighs its "
+            "blocks for each input."
+        )
+        scores = _matrix(summary)
+    of = "" if learner.method.fixed_mixture else " of the routed run"
     return "\n".join(
         [
-            *head,
+            "---",
+            f"base_model: {learner.backbone.name}",
+            f"library_name: {load[0].split()[1]}",
+            "---",
             "",
             f"# {summary.label}",
             "",
-            f"{sentence(summary)} Here: {said}.",
+            text,
             "",
-            markdown([summary]),
+            "```python",
+            *load,
+            "```",
+            "",
+            f"## Scores{of}",
+            "",
+            scores,
         ]
+    )
+
+
+def _matrix(summary: RunSummary) -> str:
+    """The score matrix without averages, which would be taken for those of a merged model."""
+    lines = markdown([replace(summary, metrics={})]).splitlines()
+    return "\n".join(line for line in lines if line.startswith("|")) + "\n"
+
+
+def _load_merged(learner: Learner, name: str) -> list[str]:
+    """Lines that load the one model in the folder `name`."""
+    auto = _auto(learner)
+    return [
+        f"from transformers import {auto}, AutoTokenizer",
+        f"model = {auto}.from_pretrained({name!r})",
+        f"tokenizer = AutoTokenizer.from_pretrained({name!r})",
+    ]
+
+
+def _load_adapter(learner: Learner, name: str) -> list[str]:
+    """Lines that load the newest of the adapters in the folder `name`."""
+    auto, newest = _auto(learner), f"{name}/{learner.run.learned()[-1].name}"
+    return [
+        "from peft import PeftModel",
+        f"from transformers import {auto}",
+        f"model = PeftModel.from_pretrained({auto}.from_pretrained({learner.backbone.name!r}), "
+        f"{newest!r})",
+    ]
+
+
+def _auto(learner: Learner) -> str:
+    """The class of transformers that loads the backbone."""
+    return (
+        "AutoModelForSeq2SeqLM" if learner.backbone.is_encoder_decoder else "AutoModelForCausalLM"
     )

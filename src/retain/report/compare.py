@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -16,23 +18,46 @@ from rich.text import Text
 from torch import Tensor
 
 from retain import results
-from retain.config import FREE
+from retain.config import FREE, ExperimentConfig, check, resolved
 from retain.errors import RetainError
-from retain.records import Prediction, read_records
+from retain.methods import METHODS
+from retain.methods.base import filled_in
+from retain.records import CONFIG, Prediction, hold_to, read_records
 from retain.report.reader import flat
 from retain.report.summary import METRIC_LABELS
 from retain.report.tables import new_table
 
-SHORT = {
-    "average_performance": "AP",
-    "forgetting": "F.Ra",
-    "backward_transfer": "BWT",
-    "forward_transfer": "FWT",
-}
 PARTS = ("training", "backbone", "prompt", "evaluation")
 """Settings beside the method's own that runs should share."""
+EPOCHS = "epochs"
+"""Before a task's name: the number of epochs that it has of its own."""
+SILENT = (*FREE, ("evaluation", "zero_shot"), ("training", "logging_steps"))
+"""What changes no number that is compared."""
 DRAWS = 4000
 """Resamplings for an interval."""
+SHOWN = 3
+"""How many runs a warning names."""
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>retain compare</title>
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ margin: 0 auto; padding: 1rem; max-width: 60rem; font-family: system-ui, sans-serif; }}
+pre {{ overflow-x: auto; font-family: ui-monospace, Menlo, Consolas, monospace; }}
+{stylesheet}
+</style>
+</head>
+<body>
+<h1>retain compare</h1>
+<pre>{code}</pre>
+</body>
+</html>
+"""
+"""Around what rich prints; without colours of its own, text and page take the reader's."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +67,12 @@ class Entry:
     Attributes:
         folder: where it is.
         method: its name.
-        options: those of the method, and the settings of training, backbone, prompt and evaluation,
-            as `a.b` and value: runs of one method that differ in one are not averaged.
+        options: those of the method, the settings of training, backbone, prompt and evaluation, and
+            the epochs of a task, as `a.b` and value; one that the run does not know yet has its
+            default.
         seed: the run's.
         tests: of each task in order its name, test data, and how they are scored.
+        learned: by task what tells its training and development examples from others.
         metrics: as in scores.json.
         examples: by task the newest score of each test example, 0 to 100.
     """
@@ -55,6 +82,7 @@ class Entry:
     options: Mapping[str, Any]
     seed: int
     tests: tuple[tuple[str, ...], ...]
+    learned: Mapping[str, str]
     metrics: Mapping[str, float | None]
     examples: Mapping[str, Tensor]
 
@@ -62,6 +90,16 @@ class Entry:
     def pair(self) -> tuple[Any, ...]:
         """What two runs share when they are compared: seed, order of tasks, test data."""
         return (self.seed, self.tests)
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """What runs of one method share when they are averaged: all but seed and order of tasks."""
+        tests = _digest(sorted(test[:3] for test in self.tests))  # the rest is among the options
+        return {**self.options, "tests": tests, "train": _digest(sorted(self.learned.items()))}
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
@@ -93,28 +131,59 @@ def read_entry(folder: Path) -> Entry:
         name: torch.tensor([float(row["score"]) for row in read_records(Prediction, path)])
         for name, path in results.newest_predictions(run).items()
     }
-    for part, field in FREE:
-        settings[part].pop(field, None)
-    method = settings["method"].pop("name")
-    shared = {part: settings[part] for part in PARTS}
-    options = dict(flat({**settings["method"], **shared}))
+    filled = _filled(settings, folder)
+    for part, field in SILENT:
+        filled[part].pop(field, None)
+    method = filled["method"].pop("name")
+    records = [results.task_record(run, own) for own in run.learned()]
+    names = [record["name"] for record in records]
+    options = {
+        **dict(flat({**filled.pop("method"), **filled})),
+        **_epochs(settings, names, folder),
+    }
+    learned = {
+        name: record["fingerprints"]["train"] + record["fingerprints"]["dev"]
+        for name, record in zip(names, records, strict=True)
+    }
     tests = tuple(results.scored(run))
-    return Entry(folder, method, options, settings["seed"], tests, scores["metrics"], examples)
+    return Entry(
+        folder, method, options, settings["seed"], tests, learned, scores["metrics"], examples
+    )
+
+
+def _filled(settings: Mapping[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
+    """The method's options and the settings of `PARTS`, with defaults for what a run lacks."""
+    name = settings["method"]["name"]
+    values = {"backbone": settings["backbone"]["name"], "method": name}
+    blank = check(ExperimentConfig, values, str(folder / CONFIG))
+    if name in METHODS:  # or else one of the user's own
+        blank = resolved(blank)
+    defaults = blank.model_dump(mode="json")
+    return {part: filled_in(settings[part], defaults[part]) for part in ("method", *PARTS)}
+
+
+def _epochs(settings: Mapping[str, Any], names: Sequence[str], folder: Path) -> dict[str, Any]:
+    """The epochs that a task of the stream has of its own; `retain learn` gives it none."""
+    tasks = settings.get("tasks", [])
+    hold_to(list[dict[str, Any]], tasks, folder / CONFIG)
+    own = {name: task.get("epochs") for name, task in zip(names, tasks, strict=False)}
+    return {f"{EPOCHS}.{name}": epochs for name, epochs in own.items() if epochs is not None}
 
 
 def grouped(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
-    """Runs of one method with the same options, by a label that tells these apart.
+    """Runs of one method with the same options, training and test data, by a label that tells them.
 
     Raises:
         RetainError: when two of them have the same seed and order.
     """
     groups: dict[str, list[Entry]] = {}
-    for entry in entries:
-        same = [other.options for other in entries if other.method == entry.method]
+    shared = [(entry, entry.shared) for entry in entries]
+    for entry, ours in shared:
+        same = [other for of, other in shared if of.method == entry.method]
         differing = [
-            f"{key}={value}"
-            for key, value in entry.options.items()
-            if any(options.get(key) != value for options in same)
+            f"{key}={ours.get(key)}"
+            for key in dict.fromkeys(key for other in same for key in other)
+            if any(other.get(key) != ours.get(key) for other in same)
         ]
         group = groups.setdefault(" ".join([entry.method, *differing]), [])
         for other in group:
@@ -128,23 +197,59 @@ def grouped(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
 
 
 def warnings(entries: Sequence[Entry]) -> list[str]:
-    """A line for each thing that runs of different methods should share and do not."""
-    first, lines = entries[0], []
-    for entry in entries[1:]:
-        if sorted(entry.tests) != sorted(first.tests):
-            lines.append(f"{entry.folder}: other tasks or test data than {first.folder}")
-        for key, value in entry.options.items():
-            ours = first.options.get(key)
-            if key.split(".")[0] in PARTS and value != ours:
-                lines.append(f"{entry.folder}: {key} is {value}, and {ours} in {first.folder}")
-    return lines
+    """A line for each thing that runs should share, of whatever method, and do not."""
+    return list(_warnings(entries))
+
+
+def _warnings(entries: Sequence[Entry]) -> Iterator[str]:
+    first = entries[0]
+    others = [entry for entry in entries if set(entry.tests) != set(first.tests)]
+    if others:
+        yield (
+            f"tests: other tasks, test data or scoring in {_folders(others)} than in "
+            f"{first.folder}; left out of the differences"
+        )
+    known = first.learned
+    names = dict.fromkeys(
+        name
+        for entry in entries
+        for name, examples in entry.learned.items()
+        if examples != known.get(name, examples)
+    )
+    others = [e for e in entries if any(e.learned.get(n, known[n]) != known[n] for n in names)]
+    if others:
+        yield (
+            f"train: other examples of {', '.join(names)} in {_folders(others)} than in "
+            f"{first.folder}"
+        )
+    for key in dict.fromkeys(key for entry in entries for key in entry.options):
+        values: list[Any] = []
+        for entry in entries:
+            if (value := entry.options.get(key)) not in values:
+                values.append(value)
+        if key.split(".")[0] in (*PARTS, EPOCHS) and len(values) > 1:
+            yield f"{key}: " + "; ".join(
+                f"{value} in {_folders([e for e in entries if e.options.get(key) == value])}"
+                for value in values
+            )
+
+
+def _folders(entries: Sequence[Entry]) -> str:
+    """The first few by name."""
+    more = len(entries) - SHOWN
+    named = ", ".join(str(entry.folder) for entry in entries[:SHOWN])
+    return f"{named} and {more} more" if more > 0 else named
 
 
 def difference(ours: Sequence[Entry], base: Sequence[Entry]) -> Difference | None:
-    """Of AP, over pairs of runs with the same seed, order and test examples; None without any."""
+    """Of AP, over pairs of runs with the same seed, order and test examples; None without any.
+
+    Either is a group of `grouped`, whose runs have the same tests.
+    """
     by_pair = {entry.pair: entry for entry in base}
     pairs = [(entry, by_pair[entry.pair]) for entry in ours if entry.pair in by_pair]
-    if not pairs or any(not entry.examples for pair in pairs for entry in pair):
+    # A run of an earlier version has no predictions.
+    if not pairs or any(len(e.examples) < len(e.tests) for pair in pairs for e in pair):
         return None
     generator = torch.Generator().manual_seed(0)
     means, draws = [], []
@@ -160,18 +265,22 @@ def difference(ours: Sequence[Entry], base: Sequence[Entry]) -> Difference | Non
 def tables(entries: Sequence[Entry]) -> RenderableType:
     """Mean ± standard deviation of each metric by method, and AP against the first method."""
     groups = grouped(entries)
-    scores = new_table("Mean ± sd over runs", ["runs", *SHORT.values()])
+    heads = [words.partition(":")[0] for words in METRIC_LABELS.values()]
+    scores = new_table("Mean ± sd over runs", ["runs", *heads])
     for label, group in groups.items():
-        scores.add_row(Text(label), str(len(group)), *(_spread(group, key) for key in SHORT))
-    (first, base), *others = groups.items()
+        scores.add_row(
+            Text(label), str(len(group)), *(_spread(group, key) for key in METRIC_LABELS)
+        )
+    legend = Text("; ".join(METRIC_LABELS.values()) + ".")
+    base, *others = groups.values()
     if not others:
-        return scores
-    against = new_table(f"AP above {first}", ["points", "95 % interval", "pairs"])
-    for label, group in others:
-        found = difference(group, base)
-        against.add_row(Text(label), *_cells(found))
+        return Group(scores, legend)
+    title = f"AP above the first row, {base[0].method}"
+    against = new_table(title, ["points", "95 % interval", "pairs"])
+    for label, group in list(groups.items())[1:]:
+        against.add_row(Text(label), *_cells(difference(group, base)))
     note = Text("Intervals: paired bootstrap over test examples; other seeds may differ by more.")
-    return Group(scores, against, note)
+    return Group(scores, legend, Text(), against, note)
 
 
 def _cells(found: Difference | None) -> tuple[str, str, str]:
@@ -188,10 +297,12 @@ def _spread(group: Sequence[Entry], key: str) -> str:
 
 
 def as_html(entries: Sequence[Entry]) -> str:
-    """The tables as one page."""
+    """Warnings and tables as one page."""
     page = Console(record=True, file=io.StringIO(), width=110)
+    for line in warnings(entries):
+        page.print(Text(f"warning: {line}"))
     page.print(tables(entries))
-    return page.export_html()
+    return page.export_html(code_format=PAGE)
 
 
 def as_csv(entries: Sequence[Entry]) -> str:
