@@ -199,6 +199,7 @@ def test_command(place: Path) -> None:
     *_, depth, memory, wrote = done.out.splitlines()
     assert "Heads chosen in each attention module, of 4" in done.out
     assert "Overlap of the chosen heads (Jaccard)" in done.out
+    assert heads.WORDS in " ".join(done.out.split())
     assert depth == heads.depth_sentence(maps)
     assert wrote == "wrote pictures/heads.png"
     assert memory == (
@@ -249,31 +250,39 @@ def test_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "remedy"),
+    ("method", "says"),
     [
-        (
-            "seqlora",
-            "give a run of seekr or of a pool (sapt, sapt-prompt, amlora) that has learned a task",
-        ),
-        ("seekr", "let it finish a task"),
+        ("seqlora", "nothing to inspect yet"),
+        ("seekr", "nothing to inspect for method 'seekr' yet"),
     ],
 )
 def test_run_without_heads(
-    method: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run = RunDirectory(Path("run"))
     values = ExperimentConfig(backbone="tiny", method={"name": method}).model_dump(mode="json")
     write_json(run.path / "config.yaml", values)
     run.commit([run.path / "config.yaml"])
-    refused(f"run: nothing to inspect for method '{method}' yet; {remedy}")
+    refused(f"run: {says}; let it finish a task")
+
+
+def test_a_method_that_never_shows_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_learner("seqlora", make_backbone("llama"), Path("run")).learn(make_task("copy"))
+    refused(
+        "run: nothing to inspect for method 'seqlora'; give a run of seekr or of a pool (sapt, "
+        "sapt-prompt, amlora)"
+    )
 
 
 @pytest.mark.parametrize("name", ["heads.json", "memory.jsonl", "teacher/0001.safetensors"])
 def test_damaged_and_missing_files_are_named(place: Path, name: str) -> None:
     path = Path("run/tasks/02-letter") / name
     path.write_bytes(path.read_bytes()[:-3])
-    refused(f"{path}: damaged (its checksum does not match); restore it from a copy")
+    refused(f"{path}: damaged (its checksum does not match); restore it from a copy of the run")
     path.unlink()
     refused(f"{path}: missing; restore it from a copy of the run")
 
@@ -309,6 +318,12 @@ def test_a_pools_attention(method: str, tmp_path: Path) -> None:
     assert f"{found.now[0][1]:.2f}" in done.out
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
     assert (method == "sapt") == ("user data" in done.out)
+    kinds: dict[str, routing.Kind] = {
+        "sapt": "attention",
+        "amlora": "sigmoid gates",
+        "amlora-instance": "gates with a zero block",
+    }
+    assert routing.WORDS[kinds[method]] in " ".join(done.out.split())
     if method != "sapt":
         last = found.by_layer[-1]
         softmax = method == "amlora-instance"  # with a zero block, which sigmoids do not have
@@ -316,6 +331,9 @@ def test_a_pools_attention(method: str, tmp_path: Path) -> None:
         assert [len(row) for row in last.gates] == [2 + softmax] * 2
         sums = [sum(row) for row in last.gates]
         assert all((total == pytest.approx(1, abs=1e-5)) == softmax for total in sums)
-        assert 1 < last.effective <= 2 + softmax
+        if softmax:
+            assert 1 < last.effective <= 3
+        else:
+            assert last.effective == pytest.approx(sum(sums) / 2, abs=1e-5)
         assert ("zero block" in done.out) == softmax
         assert "Gates by layer of letter" in done.out

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from retain.errors import RetainError
+from retain.learner import Learner
 from retain.report import (
     RunSummary,
     heat_map,
@@ -20,12 +21,17 @@ from retain.report import (
     score_table,
     sentence,
     side_by_side,
+    summarise,
 )
+from retain.report import routing as attention
 from retain.report.changes import Changes, Lost
 from retain.report.losses import PhaseLosses
 from retain.report.plots import Curve, curves
-from retain.report.routing import Routing
+from retain.report.pseudo import Samples, TaskSamples, samples_table
+from retain.report.routing import Kind, LayerGates, Routing
+from retain.report.summary import Examined
 from retain.report.tables import cost_table, standings_table
+from tests.tiny import EVALUATION, TRAINING, make_backbone, make_task
 
 ODD = '<b>&"任务'
 
@@ -41,6 +47,7 @@ RUN = RunSummary(
         "backward_transfer": -1.5,
         "forward_transfer": None,
     },
+    examined=[Examined("tickets", "exact_match", 50, 1200), Examined("mails", "rouge_l", 9, 7)],
     settings={"rank": 4, "note": "<i>x</i>"},
     routing=Routing(
         "sapt",
@@ -48,13 +55,14 @@ RUN = RunSummary(
         after=[[1.0], [0.1, 0.9], [0.2, 0.2, 0.6]],
         now=[[0.9, 0.05, 0.05], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]],
         by_layer=[],
+        kind="attention",
     ),
     losses=[
         PhaseLosses("tickets", "learn", 2, {"task": [(1, 2.0), (2, 1.0)]}),
         PhaseLosses("intents", "learn", 2, {"task": [(1, 1.5), (2, 0.5)], "kl": [(2, 0.0)]}),
     ],
     changes=Changes(
-        {"tickets": 7, "intents": 0},
+        {"tickets": (7, 50), "intents": (0, 40)},
         [Lost("tickets", "<u>Which</u> team?", ["billing"], "billing", "sales", 100.0)],
     ),
     costs=[
@@ -85,7 +93,17 @@ def many(count: int) -> RunSummary:
         (
             RUN,
             "sapt learned 3 tasks; after the last it scores 91.2 on average and lost 1.5 points "
-            "on earlier tasks since their best.",
+            "on earlier tasks since the best score each ever had, most on tickets (2.5).",
+        ),
+        (
+            replace(RUN, matrix=[[90.0], [80.0, 95.0]], metrics={"forgetting": 10.0}),
+            "sapt learned 3 tasks, the newest not scored yet; after the one before, it lost 10.0 "
+            "points on earlier tasks since the best score each ever had.",
+        ),
+        (
+            replace(RUN, matrix=[[90.0], [99.0, 8.0], [90.0, 1.0, 5.0]]),
+            "sapt learned 3 tasks; after the last it scores 91.2 on average and lost 1.5 points "
+            "on earlier tasks since the best score each ever had, most on tickets (9.0).",
         ),
         (SINGLE, "one learned 1 task; its score is 50.0."),
         (replace(SINGLE, metrics={}), "one learned 1 task; its score is unknown."),
@@ -98,7 +116,7 @@ def many(count: int) -> RunSummary:
         (
             replace(RUN, metrics={"forgetting": -2.0}),
             "sapt learned 3 tasks; after the last it gained 2.0 points on earlier tasks over "
-            "their earlier best.",
+            "the best score each had before.",
         ),
         (replace(SINGLE, matrix=[]), "one learned 1 task; its score is not measured yet."),
         (replace(SINGLE, tasks=[], matrix=[]), "one has not finished a task yet."),
@@ -116,10 +134,18 @@ def test_score_table_is_lower_triangular_with_dashes() -> None:
             label, *values = re.split(r" {2,}", line.strip())
             cells[label] = values
     assert cells == {
-        "after tickets": ["90.0"],
-        "after intents": ["88.0", "95.0"],
-        "after mails": ["87.5", "–", "93.3"],
+        "after 1 tickets": ["90.0"],
+        "after 2 intents": ["88.0", "95.0"],
+        "after 3 mails": ["87.5", "–", "93.3"],
     }
+    assert lines[2].split() == ["1", "2", "3"]
+
+
+def test_a_long_name_takes_one_line() -> None:
+    run = replace(RUN, tasks=["tickets", "task1687_sentiment140_classification", "mails"])
+    rows = [line for line in shown(score_table(run)).splitlines() if "after" in line]
+    assert "after 2 task1687_sentiment140_c…" in rows[1]
+    assert len(shown(score_table(run)).splitlines()) == len(shown(score_table(RUN)).splitlines())
 
 
 def test_names_are_not_read_as_markup() -> None:
@@ -129,8 +155,30 @@ def test_names_are_not_read_as_markup() -> None:
 
 def test_metrics_table() -> None:
     text = shown(metrics_table([RUN, SINGLE]))
-    for part in ("AP", "F.Ra", "BWT", "FWT", "sapt", "one", "91.2", "1.5", "-1.5", "–"):
+    for part in ("AP", "F.Ra", "BWT", "sapt", "one", "91.2", "1.5", "-1.5", "–"):
         assert part in text
+    assert "FWT" not in text  # neither run has one
+    assert "FWT" not in markdown([RUN])
+    known = replace(SINGLE, metrics={"forward_transfer": 3.0})
+    assert re.search(r"FWT.* – +3\.0", shown(metrics_table([RUN, known])))
+    assert "Metrics" not in shown(side_by_side([replace(SINGLE, matrix=[], metrics={})]))
+
+
+def test_runs_in_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    places = ["/x/a/sapt", "/x/b/sapt", "/y/b/sapt", "/x/b/plain"]
+    runs = [replace(RUN, label=Path(p).name, folder=Path(p)) for p in places]
+    labels = "|  | x/a/sapt | x/b/sapt | y/b/sapt | plain |"
+    assert labels in markdown(runs)
+    assert "### x/b/sapt\n\nx/b/sapt learned 3 tasks" in markdown(runs)
+    assert "|  | a/sapt | b/sapt |" in markdown(runs[:2])
+    assert "|  | sapt | sapt |" in markdown([runs[0], runs[0]])
+    page = render(runs)
+    assert "<h2>x/a/sapt</h2>" in page
+    assert "<h2>plain</h2>" in page
+    assert "b/sapt" in shown(side_by_side(runs[:2]))
+    matrices_png(runs[:2], tmp_path / "apart.png")
+    matrices_png([replace(run, folder=Path()) for run in runs[:2]], tmp_path / "alike.png")
+    assert (tmp_path / "apart.png").read_bytes() != (tmp_path / "alike.png").read_bytes()
 
 
 def test_tables_stack_in_80_columns_and_stand_side_by_side_in_200() -> None:
@@ -161,13 +209,76 @@ def test_costs_of_an_earlier_version_are_not_summed() -> None:
 
 def test_page_shows_answers_that_were_lost() -> None:
     page = render([RUN])
-    assert "7 of tickets." in page
+    assert "since their task was learned: 7 of 50 in tickets." in page
     assert "&lt;u&gt;Which&lt;/u&gt; team?" in page
-    assert "Right then, wrong now" not in render([replace(RUN, changes=Changes({"a": 0}, []))])
+    nothing = render([replace(RUN, changes=Changes({"a": (0, 9)}, []))])
+    assert "since their task was learned: nothing." in nothing
+    assert "The answers that lost most" not in nothing
+    assert "Right then, wrong now" not in render([replace(RUN, changes=Changes({}, []))])
+
+
+def test_page_says_what_scores_rest_on() -> None:
+    page = render([RUN])
+    row = '<th scope="row">1 tickets</th><td>exact_match</td><td>50</td><td>1,200</td>'
+    assert row in page
+    assert "7.1 at a score of 50 from 50 examples." in page  # 100·√(0.5·0.5/50)
+    assert "√" not in render([replace(RUN, examined=RUN.examined[1:])])
+
+
+@pytest.mark.parametrize(("method", "limit"), [("pertask", 3), ("seqlora", 9)])
+def test_reading_a_run(method: str, limit: int, tmp_path: Path) -> None:
+    """What its scores rest on, and a count of lost answers also where none can be lost."""
+    learner = Learner(
+        make_backbone("llama"),
+        method,
+        tmp_path / "run",
+        training=TRAINING,
+        evaluation={**EVALUATION, "limit": limit},
+    )
+    for name in ("copy", "letter"):
+        learner.learn(make_task(name))
+    found = summarise(tmp_path / "run")
+    tested = min(limit, 4)
+    names = ("copy", "letter")
+    assert found.examined == [Examined(name, "exact_match", tested, 12) for name in names]
+    assert found.folder == tmp_path / "run"
+    assert found.changes is not None
+    assert list(found.changes.counts) == ["copy"]
+    assert found.changes.counts["copy"][1] == tested
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("attention", "a row sums to 1."),
+        ("gates with a zero block", "went to the zero block"),
+        ("sigmoid gates", "a row has no fixed sum. Effective number: the sum of the gates."),
+    ],
+)
+def test_page_and_tables_say_what_weights_are(kind: Kind, says: str) -> None:
+    assert RUN.routing is not None
+    layers = [LayerGates("mails", ["layer 0"], [[0.4, 0.3, 0.2, 0.1]], 2.0)]
+    found = replace(RUN.routing, kind=kind, by_layer=layers if kind != "attention" else [])
+    page = render([replace(RUN, routing=found)])
+    assert says in page
+    others = set(attention.WORDS.values()) - {attention.WORDS[kind]}
+    assert not any(words in page for words in others)
+    *_, last = attention.tables(found)
+    assert says in " ".join(shown(last).split())
+
+
+def test_a_gain_of_pseudo_samples_has_a_plus() -> None:
+    samples = Samples([TaskSamples("a", 3, {}, -1.7), TaskSamples("b", 3, {}, 2.0)], real=False)
+    assert [line.split()[-1] for line in shown(samples_table(samples)).splitlines()[-3:-1]] == [
+        "+1.7",
+        "-2.0",
+    ]
 
 
 def test_markdown() -> None:
     text = markdown([replace(RUN, tasks=["a|b", "<x>", "mails"]), SINGLE])
+    assert text.startswith("### sapt\n\nsapt learned 3 tasks; after the last it scores 91.2")
+    assert "most on a\\|b (2.5).\n\n|  | a\\|b |" in text
     assert "| after a\\|b | 90.0 |  |  |" in text
     assert "\\<x\\>" in text
     assert "| after mails | 87.5 | – | 93.3 |" in text

@@ -46,6 +46,10 @@ class Browser:
         self.console(), self.requests()
         self.ask("url", url=url)
 
+    def print_media(self, on: bool) -> None:
+        """Shows the page as it would be printed, or on the screen again."""
+        self.devtools("Emulation.setEmulatedMedia", media="print" if on else "")
+
     def run(self, script: str, *arguments: Any) -> Any:
         """The value that a JavaScript function's body returns."""
         return self.ask("execute/sync", script=script, args=arguments)

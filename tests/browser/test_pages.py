@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,8 @@ from retain.report import render, summarise
 from tests.browser.driver import Browser, browser
 from tests.tiny import make_learner, make_task, prompts_of
 
-TASKS = [make_task(name) for name in ("copy", "constant", "letter")]
+LONG = "task1687_sentiment140_classification"
+TASKS = [make_task("copy"), replace(make_task("constant"), name=LONG), make_task("letter")]
 PROMPT = prompts_of(TASKS[0])[0]
 LOOKS = pytest.mark.parametrize(
     ("width", "dark"), [(360, False), (360, True), (1280, False), (1280, True)]
@@ -70,6 +72,32 @@ for (const svg of document.querySelectorAll("svg")) {
 return cut;
 """
 """Parts of pictures that stand over their picture's edge."""
+
+
+WIDE = """
+const wide = [];
+for (const table of document.querySelectorAll("table")) {
+  const box = table.getBoundingClientRect();
+  if (!box.width || box.right > window.innerWidth) wide.push(table.textContent.slice(0, 80));
+}
+return wide;
+"""
+"""Tables that are not shown, or stand over the page's edge."""
+
+NUMBERLESS = """
+const without = [];
+for (const table of document.querySelectorAll("table:not(.words)")) {
+  const first = table.querySelector("td");
+  if (first.getBoundingClientRect().right > window.innerWidth) {
+    without.push(table.textContent.slice(0, 80));
+  }
+}
+return without;
+"""
+"""Tables whose row labels leave no room for a number."""
+
+PAPER = 718
+"""Width of a sheet of A4 less Chromium's margins, in CSS pixels."""
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +175,34 @@ def test_the_report(
     looks_right(chromium)
 
 
+def test_the_report_of_long_names_on_a_phone(chromium: Browser, report: Path) -> None:
+    chromium.open(report.as_uri(), 360, False)
+    chromium.run("for (const part of document.querySelectorAll('details')) part.open = true")
+    assert chromium.run(NUMBERLESS) == []
+
+
+def test_the_report_of_fifteen_tasks_on_paper(
+    chromium: Browser, sapt: Learner, tmp_path: Path
+) -> None:
+    """Also closed tables are there, and none is cut."""
+    run = summarise(sapt.run.path)
+    names = [f"task{1000 + j}_{LONG.partition('_')[2]}" for j in range(15)]
+    scores: list[list[float | None]] = [[100.0] * (i + 1) for i in range(15)]
+    page = tmp_path / "report.html"
+    long = replace(run, tasks=names, matrix=scores, costs=[])
+    page.write_text(render([run, long]), encoding="utf-8")
+    chromium.open(page.as_uri(), PAPER, False)
+    chromium.print_media(True)
+    try:
+        chromium.picture(tmp_path / "page.png")
+        assert chromium.run(WIDE) == []
+        looks_right(chromium)
+    finally:
+        chromium.print_media(False)
+
+
 def answered(chromium: Browser) -> dict[str, float]:
-    """The shares that the page shows, once the answer is whole."""
+    """The weights that the page shows, once the answer is whole."""
     deadline = time.monotonic() + 60
     while chromium.run("return document.getElementById('send').disabled"):
         assert time.monotonic() < deadline
@@ -156,7 +210,7 @@ def answered(chromium: Browser) -> dict[str, float]:
         "return [...document.querySelectorAll('#routing li')]"
         ".map((row) => [...row.children].map((part) => part.textContent))"
     )
-    return {name: float(share.removesuffix(" %")) for name, _, share in rows}
+    return {name: float(weight) for name, _, weight in rows}
 
 
 @LOOKS
@@ -168,10 +222,10 @@ def test_the_served_page(
     chromium.open(address, width, dark)
     chromium.write("#prompt", PROMPT)
     chromium.click("#send")
-    shares = answered(chromium)
+    weights = answered(chromium)
     chromium.picture(tmp_path / "page.png")
     assert chromium.run("return document.getElementById('answer').textContent") == expected.output
-    assert shares == pytest.approx({n: 100 * w for n, w in expected.routing.items()}, abs=0.06)
+    assert weights == pytest.approx(expected.routing, abs=0.006)
     assert chromium.run("return document.getElementById('trouble').textContent") == ""
     assert chromium.console() == []
     asked = {url.removeprefix(address) for url in chromium.requests()}
@@ -190,10 +244,10 @@ def test_the_served_page_asks_for_a_key_and_a_task(
         assert "needs its key" in trouble
         chromium.write("#key", "secret")
         chromium.write("#prompt", f"{PROMPT}\ue009\ue007")  # Ctrl + Enter
-        assert answered(chromium) == {"copy": 100.0, "constant": 0.0, "letter": 0.0}
+        assert answered(chromium) == {"copy": 1.0, LONG: 0.0, "letter": 0.0}
         chromium.picture(tmp_path / "page.png")
         chromium.write("#task", "letter")
         chromium.click("#send")
-        assert answered(chromium) == {"copy": 0.0, "constant": 0.0, "letter": 100.0}
+        assert answered(chromium) == {"copy": 0.0, LONG: 0.0, "letter": 1.0}
         shown = chromium.run("return document.getElementById('answer').textContent")
     assert json.dumps(shown) == json.dumps(pertask.generate([PROMPT], "letter")[0])

@@ -34,9 +34,12 @@ class Lost:
 
 @dataclass(frozen=True)
 class Changes:
-    """By task, in the order learned: how many answers were lost, and those to show."""
+    """By task but the newest, in the order learned: how many answers of how many were lost.
 
-    counts: dict[str, int]
+    `shown` are those to show.
+    """
+
+    counts: dict[str, tuple[int, int]]
     shown: list[Lost]
 
 
@@ -47,14 +50,14 @@ def read_changes(run: RunDirectory) -> Changes:
         RetainError: when a file of predictions is damaged.
     """
     newest = results.newest_predictions(run)
-    counts: dict[str, int] = {}
+    counts: dict[str, tuple[int, int]] = {}
     shown: list[Lost] = []
-    for index, folder in enumerate(run.learned()):
+    for index, folder in enumerate(run.learned()[:-1]):
         name = results.task_record(run, folder)["name"]
         first = predictions_file(folder, index)
-        if newest.get(name, first) == first or not results.holds(run, first):
+        if name not in newest or not results.holds(run, first):
             continue
-        both = (read_records(Prediction, path) for path in (first, newest[name]))
+        both = [read_records(Prediction, path) for path in (first, newest[name])]
         lost = [
             Lost(
                 name,
@@ -67,7 +70,7 @@ def read_changes(run: RunDirectory) -> Changes:
             for then, now in zip(*both, strict=False)
             if then["score"] - now["score"] >= LOST
         ]
-        counts[name] = len(lost)
+        counts[name] = (len(lost), len(both[0]))
         shown += sorted(lost, key=lambda each: -each.points)[:SHOWN]
     return Changes(counts, shown)
 

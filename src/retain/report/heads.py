@@ -28,6 +28,12 @@ ROWS = 40
 """Most rows of the table of heads; a model with more attention modules has several in a row."""
 TASKS_IN_PICTURE = 8
 """Most head maps side by side in the picture."""
+WORDS = (
+    "A head's score grows with how much it counts for the answers (sensitivity) and how far its "
+    "attention moved (forgettability), over the tasks so far. The heads that scored highest are "
+    "chosen: their attention is kept by replay. Jaccard: heads that two tasks both chose, over "
+    "those that either chose; 1 is the same heads."
+)
 OVERLAP = "Overlap of the chosen heads (Jaccard)"
 
 
@@ -77,8 +83,8 @@ def read_heads(run: RunDirectory) -> HeadMaps:
     method = results.settings(run)["method"]["name"]
     learned = run.learned()
     if not learned or not all(run.commits(folder / HEADS) for folder in learned):
-        remedy = "let it finish a task" if method == "seekr" else "give a run of seekr"
-        raise RetainError(f"{run.path}: nothing to inspect for method '{method}' yet; {remedy}")
+        remedy = " yet; let it finish a task" if method == "seekr" else "; give a run of seekr"
+        raise RetainError(f"{run.path}: nothing to inspect for method '{method}'{remedy}")
     modules: list[str] = []
     tasks: list[TaskHeads] = []
     examples = size = 0
@@ -187,12 +193,12 @@ def _titled(title: str, columns: Sequence[str]) -> Table:
 
 
 def tables(maps: HeadMaps, most: int = TASKS_PER_TABLE) -> list[Table]:
-    """All tables, with at most so many tasks side by side in one."""
+    """All tables, with at most so many tasks side by side in one, and words under the last."""
     parts = cuts(len(maps.tasks), most)
-    return [
-        *(heads_table(maps, columns) for columns in parts),
-        *(overlap_table(maps, columns) for columns in parts),
-    ]
+    found = [heads_table(maps, columns) for columns in parts]
+    found += [overlap_table(maps, columns) for columns in parts]
+    found[-1].caption, found[-1].caption_justify = WORDS, "left"
+    return found
 
 
 def depth_sentence(maps: HeadMaps) -> str:

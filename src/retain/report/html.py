@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from math import sqrt
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
@@ -13,8 +14,14 @@ from rich.table import Table
 from retain.report import heads, losses, pseudo, routing
 from retain.report.changes import Changes, changes_table
 from retain.report.plots import Curve, curves, heat_map
-from retain.report.summary import RunSummary, sentence
-from retain.report.tables import cost_table, metrics_table, score_table, standings_table
+from retain.report.summary import RunSummary, sentence, told_apart
+from retain.report.tables import (
+    cost_table,
+    examined_table,
+    metrics_table,
+    score_table,
+    standings_table,
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,7 @@ class Section:
 
 def render(summaries: Sequence[RunSummary]) -> str:
     """The page as text: no scripts and no external resources, equal for equal input."""
+    summaries = told_apart(summaries)
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -56,10 +64,12 @@ def _cells(table: Table) -> tuple[list[str], list[list[str]], bool]:
 
 
 def _sections(run: RunSummary) -> Iterator[Section]:
+    if run.examined:
+        yield _tasks(run)
     if run.matrix:
         yield _scores(run)
         yield _over_time(run)
-    if run.changes is not None and any(run.changes.counts.values()):
+    if run.changes is not None and run.changes.counts:
         yield _lost_answers(run.changes)
     if run.routing is not None:
         yield _attention(run.routing)
@@ -74,14 +84,16 @@ def _sections(run: RunSummary) -> Iterator[Section]:
     if run.losses:
         yield Section(
             "Training",
-            "The loss that each part of the method added, over the steps of all tasks.",
+            "What each part of the method added to the loss, as weighted there, over the steps of "
+            "all tasks; cross-entropy and KL are in nats a token. The scale is logarithmic: a part "
+            "is not drawn where it was 0.",
             [losses.losses_svg(run.losses)],
             [("Losses as a table", losses.losses_table(run.losses))],
         )
     if run.costs:
         yield Section(
             "Cost",
-            "What each task took to learn: minutes of training, how many parameters learned, and "
+            "What each task took: how long it was learned, how many parameters learned it, and "
             "what the run keeps of it.",
             tables=[("", cost_table(run))],
         )
@@ -92,11 +104,22 @@ def _sections(run: RunSummary) -> Iterator[Section]:
         yield Section("Settings", "", tables=[("All settings", settings)])
 
 
+def _tasks(run: RunSummary) -> Section:
+    words = "What was learned, in this order, and how it is scored (0 to 100)."
+    exact = [own.tested for own in run.examined if own.metric == "exact_match" and own.tested]
+    if exact:
+        words += (
+            " An exact-match score from n examples, a share p of them right, is uncertain by about "
+            f"100·√(p(1 − p)/n) points: {50 / sqrt(min(exact)):.1f} at a score of 50 from "
+            f"{min(exact):,} examples."
+        )
+    return Section("Tasks", words, tables=[("", examined_table(run))])
+
+
 def _scores(run: RunSummary) -> Section:
     return Section(
         "Scores",
-        "The score in row “after A”, column “B” was measured on task B after task A was learned "
-        "(0 to 100).",
+        "The score in row “after A”, column B was measured on task B after task A was learned.",
         [heat_map(run.matrix, run.row_labels, run.tasks, f"Scores of {run.label}", 100.0)],
         [("Scores as a table", score_table(run))],
     )
@@ -119,11 +142,13 @@ def _over_time(run: RunSummary) -> Section:
 
 
 def _lost_answers(changes: Changes) -> Section:
-    counts = ", ".join(f"{count} of {task}" for task, count in changes.counts.items() if count)
+    totals = changes.counts.items()
+    counts = [f"{lost} of {count} in {task}" for task, (lost, count) in totals if lost]
     return Section(
         "Right then, wrong now",
-        f"Answers to test prompts that have lost 50 points or more: {counts}.",
-        tables=[("The answers that lost most", changes_table(changes.shown))],
+        "Answers to test prompts that have lost 50 points or more since their task was learned: "
+        f"{', '.join(counts) or 'nothing'}.",
+        tables=[("The answers that lost most", changes_table(changes.shown))] if counts else [],
     )
 
 
@@ -135,7 +160,8 @@ def _attention(found: routing.Routing) -> Section:
     tables = [(str(table.title), table) for table in routing.tables(found, len(found.tasks))]
     return Section(
         "Attention over the blocks",
-        "Each row is a task, each column the block learned with that task; a row sums to about 1.",
+        "Each row is a task, each column the block learned with that task; means over test "
+        f"prompts. {routing.WORDS[found.kind]}",
         [after, now],
         tables,
     )
@@ -143,4 +169,5 @@ def _attention(found: routing.Routing) -> Section:
 
 def _heads(maps: heads.HeadMaps) -> Section:
     tables = [(str(table.title), table) for table in heads.tables(maps, len(maps.tasks))]
-    return Section("Attention heads", heads.depth_sentence(maps), [heads.heads_svg(maps)], tables)
+    words = f"{heads.depth_sentence(maps)} {heads.WORDS}"
+    return Section("Attention heads", words, [heads.heads_svg(maps)], tables)

@@ -21,7 +21,7 @@ from rich.cells import cell_len, set_cell_size
 
 from retain.errors import RetainError
 from retain.files import write_bytes
-from retain.report.summary import RunSummary
+from retain.report.summary import RunSummary, told_apart
 
 # Lengths in inches. Room for labels follows from their length in characters, not from measured
 # glyphs, because the font that shows an SVG is chosen by the reader's browser.
@@ -248,7 +248,8 @@ def matrices_png(summaries: Sequence[RunSummary], path: Path) -> None:
         if not summary.matrix:
             raise RetainError(f"{summary.label}: no scores to draw yet; let it finish a task")
     panels_png(
-        [new_panel(s.matrix, s.row_labels, s.tasks, s.label, 100.0) for s in summaries], path
+        [new_panel(s.matrix, s.row_labels, s.tasks, s.label, 100.0) for s in told_apart(summaries)],
+        path,
     )
 
 

@@ -13,7 +13,7 @@ from retain.files import read_jsonl
 from retain.metrics.continual import points_lost
 from retain.records import PSEUDO
 from retain.report.plots import short
-from retain.report.summary import score_text
+from retain.report.summary import change_text
 from retain.report.tables import new_table
 from retain.store import RunDirectory
 
@@ -21,7 +21,7 @@ WORDS = (
     "AUC is how well a classifier tells pseudo-samples from training inputs: 0.5 not at all, 1 "
     "always. Distinct is the share of token pairs that do not repeat (distinct-2), in them and in "
     "as many training inputs. Copies are training inputs, or beginnings of them, word by word. "
-    "Lost is what the task's score has lost since it was learned, in points."
+    "Change is that of the task's score since it was learned, in points."
 )
 
 
@@ -73,15 +73,15 @@ def read_samples(run: RunDirectory) -> Samples | None:
 
 
 def samples_table(samples: Samples) -> Table:
-    """A row a task: what its pseudo-samples are worth, beside what the task has lost since."""
-    columns = ["texts", "AUC", "distinct", "of real", "repeats", "copies", "lost"]
+    """A row a task: what its pseudo-samples are worth, and how the task's score changed since."""
+    columns = ["texts", "AUC", "distinct", "of real", "repeats", "copies", "change"]
     table = new_table("Pseudo-samples", columns)
     for own in samples.tasks:
         shares = [_number(own.quality.get(key), 2) for key in ("auc", "distinct_2")]
         shares.append(_number(own.quality.get("real_distinct_2"), 2))
         counts = [_number(own.quality.get(key), 0) for key in ("duplicates", "copies")]
-        lost = score_text(own.lost)
-        table.add_row(Text(short(own.task)), str(own.count), *shares, *counts, lost)
+        change = change_text(None if own.lost is None else -own.lost)
+        table.add_row(Text(short(own.task)), str(own.count), *shares, *counts, change)
     return table
 
 

@@ -6,14 +6,30 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from retain import results
-from retain.records import HEADS, SCORES
+from retain.records import HEADS, SCORES, TASK, TaskRecord
 from retain.report.changes import read_changes
 from retain.report.heads import read_heads
 from retain.report.losses import read_losses
 from retain.report.pseudo import read_samples
 from retain.report.routing import read_routing, routes
-from retain.report.summary import RunSummary
+from retain.report.summary import Examined, RunSummary
+from retain.store import RunDirectory
+
+
+class Counts(BaseModel):
+    """How many examples a task had of each split."""
+
+    train: int
+    test: int
+
+
+class CountedTask(TaskRecord):
+    """`task.json`, with what only a report reads of it."""
+
+    examples: Counts
 
 
 def summarise(folder: Path) -> RunSummary:
@@ -27,6 +43,8 @@ def summarise(folder: Path) -> RunSummary:
         label=folder.resolve().name,
         method=settings["method"]["name"],
         backbone=Path(settings["backbone"]["name"]).name,
+        folder=folder.resolve(),
+        examined=[_examined(run, folder, settings["evaluation"]["limit"]) for folder in learned],
         tasks=[results.task_record(run, folder)["name"] for folder in learned],
         matrix=scores["matrix"],
         metrics=scores["metrics"],
@@ -38,6 +56,13 @@ def summarise(folder: Path) -> RunSummary:
         changes=read_changes(run),
         costs=results.costs(run),
     )
+
+
+def _examined(run: RunDirectory, folder: Path, limit: int | None) -> Examined:
+    task = results.read(run, folder / TASK, CountedTask)
+    counts = task["examples"]
+    tested = counts["test"] if limit is None else min(limit, counts["test"])
+    return Examined(task["name"], task["metric"], tested, counts["train"])
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

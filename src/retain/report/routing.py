@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from rich.table import Table
 from rich.text import Text
@@ -19,20 +19,34 @@ from retain.report.plots import new_panel, panels_png, short
 from retain.report.tables import TASKS_PER_TABLE, cuts, new_table
 from retain.store import RunDirectory
 
+Kind = Literal["attention", "gates with a zero block", "sigmoid gates"]
+WORDS: dict[Kind, str] = {
+    "attention": "Each number is a block's share of the attention, from 0 to 1; a row sums to 1.",
+    "gates with a zero block": (
+        "Each number is a block's gate, its share of 1; what a row lacks to 1 went to the zero "
+        "block, which adds nothing. Effective number: exp of the gates' entropy, the zero block "
+        "included."
+    ),
+    "sigmoid gates": (
+        "Each number is a block's gate, from 0 (off) to 1 by itself: a row has no fixed sum. "
+        "Effective number: the sum of the gates."
+    ),
+}
+"""What the numbers of a routing are, by its kind."""
+
 
 @dataclass(frozen=True)
 class LayerGates:
     """Gates of one task right after it was learned.
 
     `layers` are names of modules with adapted layers; `gates` has for each the mean gate of each
-    block, and before them of the zero block where there is one (`zero`); `effective` is the mean
-    effective number of blocks, exp of the entropy of the gates.
+    block, and before them of the zero block where there is one; `effective` is the mean effective
+    number of blocks.
     """
 
     task: str
     layers: list[str]
     gates: list[list[float]]
-    zero: bool
     effective: float
 
 
@@ -41,7 +55,8 @@ class Routing:
     """Mean weights over the blocks on each task's test prompts, (tasks × blocks), oldest first.
 
     `after` is right after the task was learned, over the blocks that there were then; `now` is
-    after the newest task. `by_layer` is there for methods that attend in every layer.
+    after the newest task. `by_layer` is there for methods that attend in every layer. `kind` is a
+    key of `WORDS`.
     """
 
     label: str
@@ -49,6 +64,12 @@ class Routing:
     after: list[list[float]]
     now: list[list[float]]
     by_layer: list[LayerGates]
+    kind: Kind
+
+    @property
+    def zero(self) -> bool:
+        """Whether gates by layer begin with that of a zero block."""
+        return self.kind == "gates with a zero block"
 
 
 def routes(run: RunDirectory) -> bool:
@@ -65,14 +86,16 @@ def read_routing(run: RunDirectory) -> Routing:
         RetainError: when its method does not route, or a file is damaged.
     """
     rows = results.rows(run)
+    method = results.settings(run)["method"]
+    if not rows:
+        raise RetainError(f"{run.path}: nothing to inspect yet; let it finish a task")
     if not routes(run):
-        method = results.settings(run)["method"]["name"]
         raise RetainError(
-            f"{run.path}: nothing to inspect for method '{method}' yet; give a run of seekr or of "
-            "a pool (sapt, sapt-prompt, amlora) that has learned a task"
+            f"{run.path}: nothing to inspect for method '{method['name']}'; give a run of seekr or "
+            "of a pool (sapt, sapt-prompt, amlora)"
         )
     learned = run.learned()[: len(rows)]
-    zero = results.settings(run)["method"].get("selector", {}).get("gate") != "sigmoid"
+    zero = method.get("selector", {}).get("gate") != "sigmoid"
     tasks = []
     by_layer = []
     for folder in learned:
@@ -82,7 +105,8 @@ def read_routing(run: RunDirectory) -> Routing:
             by_layer.append(_layer_gates(tasks[-1], gates, zero))
     after = [row["routing"][i] for i, row in enumerate(rows)]
     label, now = run.path.resolve().name, rows[-1]["routing"]
-    return Routing(label, tasks, after, now, by_layer)
+    gated: Kind = "gates with a zero block" if zero else "sigmoid gates"
+    return Routing(label, tasks, after, now, by_layer, gated if by_layer else "attention")
 
 
 def _layer_gates(task: str, stored: dict[str, Any], zero: bool) -> LayerGates:
@@ -91,13 +115,14 @@ def _layer_gates(task: str, stored: dict[str, Any], zero: bool) -> LayerGates:
     for name, gates in zip(stored["layers"], stored["gates"], strict=True):
         groups.setdefault(name.rpartition(".")[0], []).append(gates if zero else gates[1:])
     means = [[fmean(column) for column in zip(*rows, strict=True)] for rows in groups.values()]
-    return LayerGates(task, short_names(list(groups)), means, zero, stored["effective"])
+    return LayerGates(task, short_names(list(groups)), means, stored["effective"])
 
 
 def tables(routing: Routing, most: int = TASKS_PER_TABLE) -> list[Table]:
     """Attention right after learning and now, and by layer where there is such.
 
-    At most so many blocks stand side by side in one table.
+    At most so many blocks stand side by side in one table. Under the last it says what the numbers
+    are.
     """
     parts = cuts(len(routing.tasks), most)
     after = "Attention over the blocks right after learning"
@@ -106,6 +131,7 @@ def tables(routing: Routing, most: int = TASKS_PER_TABLE) -> list[Table]:
     if routing.by_layer:
         found += [_by_layer(routing, cut) for cut in parts]
         found.append(_effective(routing))
+    found[-1].caption, found[-1].caption_justify = WORDS[routing.kind], "left"
     return found
 
 
@@ -117,7 +143,7 @@ def routing_png(routing: Routing, path: Path) -> None:
     ]
     if routing.by_layer:
         last = routing.by_layer[-1]
-        columns = ["zero block"] * last.zero + routing.tasks
+        columns = ["zero block"] * routing.zero + routing.tasks
         panels.append(new_panel(last.gates, last.layers, columns, f"{last.task} by layer", 1.0))
     panels_png(panels, path)
 
@@ -137,19 +163,18 @@ def _by_layer(routing: Routing, cut: range) -> Table:
     """Of the newest task, right after learning it."""
     last = routing.by_layer[-1]
     title = f"Gates by layer of {short(last.task)}"
-    table = new_table(title, ["zero"] * last.zero + [str(i + 1) for i in cut])
+    table = new_table(title, ["zero"] * routing.zero + [str(i + 1) for i in cut])
     table.min_width = len(title)
     for layer, gates in zip(last.layers, last.gates, strict=True):
-        shown = gates[:1] * last.zero + [gates[i + last.zero] for i in cut]
+        shown = gates[:1] * routing.zero + [gates[i + routing.zero] for i in cut]
         table.add_row(Text(layer), *(f"{gate:.2f}" for gate in shown))
     return table
 
 
 def _effective(routing: Routing) -> Table:
-    """exp of the gates' entropy, a zero block included, mean over layers and tokens."""
+    """Mean over layers and tokens."""
     title = "Effective number of blocks right after learning"
-    zero = routing.by_layer[-1].zero
-    table = new_table(title, ["with the zero block" if zero else "blocks"])
+    table = new_table(title, ["with the zero block" if routing.zero else "blocks"])
     for own in routing.by_layer:
         table.add_row(Text(short(own.task)), f"{own.effective:.2f}")
     return table

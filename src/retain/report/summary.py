@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # these draw what they read, with tools that ask for a RunSummary
@@ -23,12 +24,26 @@ METRIC_LABELS = {
 
 
 @dataclass(frozen=True)
+class Examined:
+    """What a task's scores rest on: its metric, and how many examples taught and tested it.
+
+    `tested` counts the test examples that a score is the mean of, `trained` the rows of train.
+    """
+
+    task: str
+    metric: str
+    tested: int
+    trained: int
+
+
+@dataclass(frozen=True)
 class RunSummary:
     """One run as a report shows it.
 
     `matrix[i][j]` is the score (0..100) on task j after learning task i. Row i holds i+1 entries;
     None means not measured. The newest task has no row while it is not scored.
     `metrics` maps the keys of `METRIC_LABELS` to points; a missing key counts as None.
+    `folder` is where it is, absolute; `examined` has an entry per learned task.
     `routing` exists for pools only, `heads` for SEEKR, `samples` for
     methods that write pseudo-samples; `losses` are those of training, `changes`
     the answers that were lost, and `costs` has a mapping per learned task, as `results.costs`.
@@ -40,6 +55,8 @@ class RunSummary:
     tasks: list[str]
     matrix: list[list[float | None]]
     metrics: dict[str, float | None]
+    folder: Path = Path()
+    examined: Sequence[Examined] = ()
     settings: dict[str, object] = field(default_factory=dict)
     routing: Routing | None = None
     heads: HeadMaps | None = None
@@ -60,6 +77,24 @@ def score_text(value: float | None) -> str:
     return "–" if value is None else f"{round(value, 1) + 0.0:.1f}"
 
 
+def change_text(change: float | None) -> str:
+    """As `score_text`, with a sign before a gain too."""
+    return ("+" if change is not None and round(change, 1) > 0 else "") + score_text(change)
+
+
+def told_apart(summaries: Sequence[RunSummary]) -> list[RunSummary]:
+    """The runs, those in folders of one name labelled by as much of the path as differs."""
+
+    def label(run: RunSummary) -> str:
+        same = {other.folder.parts for other in summaries if other.label == run.label}
+        for depth in range(1, len(run.folder.parts)):
+            if len({parts[-depth:] for parts in same}) == len(same):
+                return "/".join(run.folder.parts[-depth:])
+        return run.label
+
+    return [replace(run, label=label(run)) for run in summaries]
+
+
 def sentence(summary: RunSummary) -> str:
     """One plain sentence on what the run learned, how it scores and what it forgot."""
     scored, learned = len(summary.matrix), len(summary.tasks)
@@ -78,7 +113,7 @@ def sentence(summary: RunSummary) -> str:
     if average is not None:
         parts.append(f"scores {score_text(average)} on average")
     if lost is not None:
-        parts.append(_lost_text(round(lost, 1)))
+        parts.append(_lost_text(round(lost, 1)) + (_most_lost(summary) if lost > 0 else ""))
     if not parts:
         return f"{start}; its scores were not measured."
     when = "after the last it" if scored == learned else "after the one before, it"
@@ -87,7 +122,21 @@ def sentence(summary: RunSummary) -> str:
 
 def _lost_text(lost: float) -> str:
     if lost > 0:
-        return f"lost {lost:.1f} points on earlier tasks since their best"
+        return f"lost {lost:.1f} points on earlier tasks since the best score each ever had"
     if lost < 0:
-        return f"gained {-lost:.1f} points on earlier tasks over their earlier best"
+        return f"gained {-lost:.1f} points on earlier tasks over the best score each had before"
     return "lost nothing on earlier tasks"
+
+
+def _most_lost(summary: RunSummary) -> str:
+    """Which of several earlier tasks lost most, and its points."""
+    *before, last = summary.matrix
+    drops = []
+    for j, now in enumerate(last[:-1]):
+        known = [score for row in before[j:] if (score := row[j]) is not None]
+        if known and now is not None:
+            drops.append((max(known) - now, summary.tasks[j]))
+    if len(before) < 2 or not drops:
+        return ""
+    points, task = max(drops, key=lambda drop: drop[0])
+    return f", most on {task} ({points:.1f})"

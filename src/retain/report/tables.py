@@ -10,32 +10,39 @@ from rich.table import Table
 from rich.text import Text
 
 from retain.report.plots import short
-from retain.report.summary import METRIC_LABELS, RunSummary, score_text
+from retain.report.summary import (
+    METRIC_LABELS,
+    RunSummary,
+    change_text,
+    score_text,
+    sentence,
+    told_apart,
+)
 
 TASKS_PER_TABLE = 6
 """Most tasks side by side in one terminal table, so that numbers fit in 80 columns."""
 
 
 def score_table(summary: RunSummary, columns: range | None = None) -> Table:
-    """The score matrix: a row "after <task>" per learned task, a column per task.
+    """The score matrix: a row "after <number> <task>" per learned task, a column per number.
 
     Cells above the diagonal are empty; "–" marks a score that was not measured. `columns` limits
     the table to these task indices and to the rows that reach them; None shows all.
     """
     columns = columns if columns is not None else range(len(summary.tasks))
-    table = new_table(summary.label, [summary.tasks[j] for j in columns])
-    for label, row in zip(summary.row_labels, summary.matrix, strict=True):
+    table = new_table(summary.label, [str(j + 1) for j in columns])
+    for number, row in enumerate(summary.matrix, start=1):
         cells = [score_text(row[j]) if j < len(row) else "" for j in columns]
         if any(cells):
-            table.add_row(Text(label), *cells)
+            table.add_row(Text(f"after {number} {short(summary.tasks[number - 1])}"), *cells)
     return table
 
 
 def metrics_table(summaries: Sequence[RunSummary]) -> Table:
-    """A row per metric, a column per run; values in points, "–" when unknown."""
+    """A row per metric that a run has, a column per run; values in points, "–" when unknown."""
     table = new_table("Metrics", [summary.label for summary in summaries])
-    for key, words in METRIC_LABELS.items():
-        table.add_row(words, *(score_text(summary.metrics.get(key)) for summary in summaries))
+    for row in _metric_rows(summaries):
+        table.add_row(*row)
     return table
 
 
@@ -44,17 +51,28 @@ def side_by_side(summaries: Sequence[RunSummary]) -> RenderableType:
 
     A matrix of more than `TASKS_PER_TABLE` tasks is cut into several tables.
     """
+    summaries = told_apart(summaries)
     tables = [
         score_table(summary, columns)
         for summary in summaries
         for columns in cuts(len(summary.matrix))
     ]
-    return Group(Columns(tables), metrics_table(summaries))
+    metrics = metrics_table(summaries)
+    return Group(Columns(tables), *[metrics] * bool(metrics.row_count))
 
 
 def cuts(count: int, most: int = TASKS_PER_TABLE) -> list[range]:
     """The indices of tasks in parts, each to stand in one table."""
     return [range(count)[start : start + most] for start in range(0, count, most)]
+
+
+def examined_table(summary: RunSummary) -> Table:
+    """Of each task its number, its metric, and how many examples tested and taught it."""
+    table = new_table("", ["metric", "test examples", "trained on"])
+    for number, own in enumerate(summary.examined, start=1):
+        counts = f"{own.tested:,}", f"{own.trained:,}"
+        table.add_row(Text(f"{number} {short(own.task)}"), Text(own.metric), *counts)
+    return table
 
 
 def standings_table(summary: RunSummary) -> Table:
@@ -65,16 +83,15 @@ def standings_table(summary: RunSummary) -> Table:
         known = [value for value in column if value is not None]
         first, now = column[0], column[-1]
         change = None if first is None or now is None else now - first
-        sign = "+" if change is not None and round(change, 1) > 0 else ""
         best = score_text(max(known, default=None))
-        cells = (score_text(first), best, score_text(now), sign + score_text(change))
+        cells = (score_text(first), best, score_text(now), change_text(change))
         table.add_row(Text(short(task)), *cells)
     return table
 
 
 def cost_table(summary: RunSummary) -> Table:
     """Of each task the minutes of training, the numbers that learned, the bytes that are kept."""
-    table = new_table("", ["minutes", "parameters", "kB"])
+    table = new_table("", ["minutes of training", "parameters", "kB"])
 
     def add(label: Text, seconds: float | None, parameters: float | None, size: float) -> None:
         minutes = "–" if seconds is None else f"{seconds / 60:.1f}"
@@ -91,19 +108,19 @@ def cost_table(summary: RunSummary) -> Table:
 
 
 def markdown(summaries: Sequence[RunSummary]) -> str:
-    """The score table of each run under its label, then the metrics table, as GitHub Markdown."""
+    """Each run's sentence and score table under its label, then the metrics, as GitHub Markdown."""
+    summaries = told_apart(summaries)
     parts = []
     for summary in summaries:
         rows = [
             [label, *(score_text(value) for value in row), *[""] * (len(summary.tasks) - len(row))]
             for label, row in zip(summary.row_labels, summary.matrix, strict=True)
         ]
-        parts += [f"### {_escape(summary.label)}", _markdown_table(summary.tasks, rows)]
-    metric_rows = [
-        [words, *(score_text(summary.metrics.get(key)) for summary in summaries)]
-        for key, words in METRIC_LABELS.items()
-    ]
-    parts += ["### Metrics", _markdown_table([s.label for s in summaries], metric_rows)]
+        parts += [f"### {_escape(summary.label)}", _escape(sentence(summary))]
+        parts.append(_markdown_table(summary.tasks, rows))
+    labels = [summary.label for summary in summaries]
+    if rows := _metric_rows(summaries):
+        parts += ["### Metrics", _markdown_table(labels, rows)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -115,6 +132,15 @@ def new_table(title: str, columns: Sequence[str]) -> Table:
     for name in columns:
         table.add_column(Text(name), justify="right", overflow="fold", min_width=5)
     return table
+
+
+def _metric_rows(summaries: Sequence[RunSummary]) -> list[list[str]]:
+    """Words and values of each metric that at least one run has."""
+    return [
+        [words, *(score_text(summary.metrics.get(key)) for summary in summaries)]
+        for key, words in METRIC_LABELS.items()
+        if any(summary.metrics.get(key) is not None for summary in summaries)
+    ]
 
 
 def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
