@@ -45,6 +45,7 @@ def _commands() -> Iterator[str]:
         function = command.callback
         assert function is not None
         arguments, options = [], []
+        parameters = inspect.signature(function).parameters
         for name, hint in typing.get_type_hints(function, include_extras=True).items():
             if name == "return":
                 continue
@@ -56,11 +57,13 @@ def _commands() -> Iterator[str]:
             flag = told.default if named else f"--{name.replace('_', '-')}"
             words = _values(kind).removesuffix(", none")
             value = "" if kind is bool else f" {told.metavar or words.upper()}"
-            options.append(f"| `{flag}{value}` | {_cell(told.help or '')} |")
+            default = parameters[name].default
+            shown = "required" if default is inspect.Parameter.empty else _default(default)
+            options.append(f"| `{flag}{value}` | {_cell(told.help or '')} | {shown} |")
         title = " ".join(["retain", command.name or function.__name__, *arguments])
         yield from ("", f"### `{title}`", "", inspect.getdoc(function) or "")
         if options:
-            yield from ("", "| option | |", "|---|---|", *options)
+            yield from ("", "| option | | default |", "|---|---|---|", *options)
 
 
 def _python() -> Iterator[str]:

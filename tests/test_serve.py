@@ -189,6 +189,61 @@ def test_a_conversation_is_read_as_in_training(sapt: Learner, client: TestClient
     assert whole["routing"] != pytest.approx(sapt.answers([read])[0].routing, abs=1e-5)
 
 
+def test_parts_of_text_and_developers_are_read(client: TestClient) -> None:
+    plain = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "a\nb"}]
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b", "cache_control": {}}]
+    other = [{"role": "developer", "content": "be brief"}, {"role": "user", "content": parts}]
+    expected, found = (
+        client.post(CHAT, json={"messages": messages, "routing": True}).json()
+        for messages in (plain, other)
+    )
+    for field in ("choices", "usage", "routing"):
+        assert found[field] == expected[field]
+
+
+def stopped(client: TestClient, prompt: str, stop: str | list[str]) -> tuple[str, str]:
+    """The text and its finish reason, the same whole and as a stream."""
+    whole = client.post(CHAT, json=body(prompt, stop=stop)).json()["choices"][0]
+    chunks = events(client.post(CHAT, json=body(prompt, stop=stop, stream=True)).text)
+    text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+    assert text == whole["message"]["content"]
+    assert chunks[-1]["choices"][0]["finish_reason"] == whole["finish_reason"]
+    return text, whole["finish_reason"]
+
+
+def test_an_answer_is_cut_at_a_stop(sapt: Learner, client: TestClient) -> None:
+    answers = sapt.answers(PROMPTS)
+    output, prompt = max((len(set(a.output)), a.output, a.prompt) for a in answers)[1:]
+    assert len(output) > 4
+    middle = output[2:4]
+    before = output.partition(middle)[0]
+    assert stopped(client, prompt, middle) == (before, "stop")
+    assert stopped(client, prompt, [output[-1] + "?", middle]) == (before, "stop")
+    assert stopped(client, prompt, [output[1:], output[2]]) == (
+        output.partition(output[2])[0],
+        "stop",
+    )
+    whole = client.post(CHAT, json=body(prompt)).json()["choices"][0]["finish_reason"]
+    for never in ([], output[-2:] + "?", [output + "?", "never"]):
+        assert stopped(client, prompt, never) == (output, whole)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_ends_the_answer_early(
+    stream: bool, sapt: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation = sapt.experiment.evaluation.model_copy(update={"max_new_tokens": 300})
+    changed = sapt.experiment.model_copy(update={"evaluation": evaluation})
+    monkeypatch.setattr(sapt, "experiment", changed)
+    whole = max(sapt.answers(PROMPTS[-2:]), key=lambda answer: len(answer.output))
+    asked = body(whole.prompt, stop=whole.output[0], stream=stream)
+    asked["stream_options"] = {"include_usage": True}
+    with TestClient(create_app(sapt)) as client:
+        response = client.post(CHAT, json=asked)
+    usage = (events(response.text)[-1] if stream else response.json())["usage"]
+    assert 1 <= usage["completion_tokens"] < len(whole.output)
+
+
 def test_a_chat_template_is_written_as_for_generate(tmp_path: Path) -> None:
     folder = save_backbone("llama", tmp_path / "backbone")
     template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}[a]"
@@ -226,6 +281,18 @@ def test_a_chat_template_is_written_as_for_generate(tmp_path: Path) -> None:
         ({"messages": [{"role": "assistant", "content": "a"}]}, 400, "the last of 'messages'"),
         ({"messages": [{"role": "tool", "content": "a"}]}, 400, "field 'messages.0.role'"),
         ({"messages": [{"role": "user", "content": [{}]}]}, 400, "field 'messages.0.content'"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            400,
+            "part 0 has type 'image_url'; only parts of type 'text' are read",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]},
+            400,
+            "field 'messages.0.content': part 0 has no field 'text' with a text; add it",
+        ),
+        (body("a", stop=""), 400, "field 'stop.0'"),
+        (body("a", stop=[*"abcde"]), 400, "field 'stop'"),
         (body("a", tools=[{}]), 400, "unknown field 'tools'; remove it or use one of: messages,"),
         (body("a", n=2), 400, "field 'n'"),
         (body("a", max_tokens=0), 400, "field 'max_tokens'"),
@@ -661,4 +728,4 @@ def test_without_the_extra_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     done = call("serve", tmp_path)
     assert done.status == 2
-    assert "uvicorn is not installed; pip install 'retain[serve]'" in done.err
+    assert "uvicorn is not installed; pip install -e '.[serve]'" in done.err

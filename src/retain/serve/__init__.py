@@ -20,7 +20,14 @@ PATIENCE = 10
 """Seconds that answers under way have after Ctrl-C."""
 
 
-def serve(folder: Path, host: str, port: int, waiting: int, say: Callable[[str], None]) -> None:
+def serve(
+    folder: Path,
+    host: str,
+    port: int,
+    waiting: int,
+    say: Callable[[str], None],
+    trust_remote_code: bool = False,
+) -> None:
     """Answers until Ctrl-C.
 
     Args:
@@ -29,6 +36,7 @@ def serve(folder: Path, host: str, port: int, waiting: int, say: Callable[[str],
         port: 0 takes a free one.
         waiting: requests that may wait for the model.
         say: is told the address, once requests are accepted.
+        trust_remote_code: as in `Learner.load`.
 
     Raises:
         RetainError: when the run has nothing to answer with, or nobody can listen there.
@@ -37,7 +45,7 @@ def serve(folder: Path, host: str, port: int, waiting: int, say: Callable[[str],
     if key is not None and not key.strip():
         raise RetainError(f"{KEY} is empty; give it a key, or unset it")
     with _bound(host, port) as listening:
-        learner = Learner.load(folder)
+        learner = Learner.load(folder, trust_remote_code=trust_remote_code)
         learner.refuse_unready()
         address, port = listening.getsockname()[:2]
         local = ipaddress.ip_address(address).is_loopback

@@ -99,7 +99,7 @@ def create_app(
             )
         watch = asyncio.create_task(_watch(request, job))
         try:
-            *_, answer = [told async for told in job.events()]
+            *_, answer = [told async for told in _events(job, completion)]
         except Exception:
             raise HTTPException(500, FAILED) from None
         finally:
@@ -163,7 +163,7 @@ def _job(asked: ChatRequest, learner: Learner, model: str) -> Job:
         message = f"field 'task': this method needs the task's name, one of {', '.join(known)}"
         raise HTTPException(400, message)
     try:
-        return Job(asked.example(), task, asked.limit, asked.stream)
+        return Job(asked.example(), task, asked.limit, asked.stream or bool(asked.stop))
     except RetainError as error:
         raise HTTPException(400, str(error)) from None
 
@@ -175,11 +175,20 @@ async def _watch(request: Request, job: Job) -> None:
     job.put(ClientDisconnect())
 
 
+async def _events(job: Job, completion: Completion) -> AsyncIterator[str | Answer]:
+    """Chunks of the answer, if its pieces are told, and then the whole; a stop ends it early."""
+    async for told in job.events():
+        yield told if isinstance(told, Answer) else completion.piece(told)
+        if completion.stopped:
+            job.reply.stopping = True
+
+
 async def _stream(job: Job, completion: Completion) -> AsyncIterator[str]:
     yield completion.begin()
     try:
-        async for told in job.events():
-            yield completion.end(told) if isinstance(told, Answer) else completion.piece(told)
+        async for told in _events(job, completion):
+            if chunks := completion.end(told) if isinstance(told, Answer) else told:
+                yield chunks
     except Exception:
         yield event(error_body(500, FAILED))
 

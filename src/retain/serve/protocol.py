@@ -5,21 +5,46 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 from retain.errors import RetainError
 from retain.learner import Answer
 from retain.serve.batcher import Job
 from retain.tasks import Example, user_text
 
+Stop = Annotated[str, Field(min_length=1, max_length=200)]
+"""Bounded, since the end of every piece of a stream is compared with it."""
+
 
 class Message(BaseModel):
-    """One turn; of its other fields nothing is read, as in training data."""
+    """One turn; of its other fields nothing is read, as in training data.
+
+    `developer` is OpenAI's newer name for `system`; parts of text are put together line by line.
+    """
 
     role: Literal["system", "user", "assistant"]
     content: str
+
+    @field_validator("role", mode="before")
+    @classmethod
+    def _known_role(cls, role: Any) -> Any:
+        return "system" if role == "developer" else role
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _one_text(cls, content: Any) -> Any:
+        if not isinstance(content, list):
+            return content
+        for i, part in enumerate(content):
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind != "text":
+                raise ValueError(f"part {i} has type {kind!r}; only parts of type 'text' are read")
+            if not isinstance(part.get("text"), str):
+                raise ValueError(f"part {i} has no field 'text' with a text; add it")
+        return "\n".join(part["text"] for part in content)
 
 
 class StreamOptions(BaseModel):
@@ -44,6 +69,7 @@ class ChatRequest(BaseModel):
     routing: bool = False
     max_tokens: PositiveInt | None = None
     max_completion_tokens: PositiveInt | None = None
+    stop: Annotated[list[Stop], Field(max_length=4)] = []
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     n: Literal[1] = 1
@@ -60,6 +86,11 @@ class ChatRequest(BaseModel):
         if not isinstance(values, dict):
             return values
         return {key: value for key, value in values.items() if value is not None}
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _stops(cls, stop: Any) -> Any:
+        return [stop] if isinstance(stop, str) else stop
 
     @property
     def limit(self) -> int | None:
@@ -85,11 +116,18 @@ class ChatRequest(BaseModel):
 
 
 class Completion:
-    """The answer to one request, whole or as the chunks of a stream."""
+    """The answer to one request, whole or as the chunks of a stream.
+
+    Attributes:
+        stopped: whether one of the texts to stop at came, so that nothing after it is wanted.
+    """
 
     def __init__(self, request: ChatRequest, job: Job, model: str) -> None:
         self._request = request
         self._job = job
+        self._text = ""  # all that the model has told, and how much of it was passed on
+        self._told = 0
+        self.stopped = False
         self._head = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "created": int(time.time()),
@@ -98,7 +136,8 @@ class Completion:
 
     def whole(self, answer: Answer) -> dict[str, Any]:
         """The body of a response."""
-        message = {"role": "assistant", "content": answer.output}
+        text, self.stopped = _until_stop(answer.output, self._request.stop)
+        message = {"role": "assistant", "content": text}
         return {
             **self._head,
             "object": "chat.completion",
@@ -112,15 +151,23 @@ class Completion:
         return self._chunk({"role": "assistant", "content": ""})
 
     def piece(self, text: str) -> str:
-        """The event of one more piece of the answer."""
-        return self._chunk({"content": text})
+        """The event of one more piece of the answer; empty while it may be a text to stop at."""
+        self._text += text
+        text, self.stopped = _until_stop(self._text, self._request.stop)
+        return self._rest(text if self.stopped else _without_begun(text, self._request.stop))
 
     def end(self, answer: Answer) -> str:
         """The events after the last piece."""
-        last = self._chunk({}, self._finish(), self._routing(answer))
+        text, self.stopped = _until_stop(answer.output, self._request.stop)
+        last = self._rest(text) + self._chunk({}, self._finish(), self._routing(answer))
         if self._request.stream_options.include_usage:
             last += event({**self._chunk_head(), "choices": [], "usage": self._usage()})
         return last + "data: [DONE]\n\n"
+
+    def _rest(self, text: str) -> str:
+        """The event of what was not passed on yet of the answer so far."""
+        rest, self._told = text[self._told :], len(text)
+        return self._chunk({"content": rest}) if rest else ""
 
     def _chunk_head(self) -> dict[str, Any]:
         return {**self._head, "object": "chat.completion.chunk"}
@@ -135,7 +182,7 @@ class Completion:
         return {"routing": answer.routing} if self._request.routing else {}
 
     def _finish(self) -> str:
-        return "stop" if self._job.reply.ended else "length"
+        return "stop" if self.stopped or self._job.reply.ended else "length"
 
     def _usage(self) -> dict[str, int]:
         read, written = self._job.prompt_tokens, len(self._job.reply.tokens)
@@ -144,6 +191,21 @@ class Completion:
             "completion_tokens": written,
             "total_tokens": read + written,
         }
+
+
+def _until_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """A text before the stop that is whole first, and whether there is one.
+
+    So the text is the same whether it comes at once or grows piece by piece.
+    """
+    found = [(text.index(stop) + len(stop), text.index(stop)) for stop in stops if stop in text]
+    return (text[: min(found)[1]], True) if found else (text, False)
+
+
+def _without_begun(text: str, stops: Sequence[str]) -> str:
+    """A text without the part at its end that may be the beginning of a stop."""
+    begun = [n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])]
+    return text[: len(text) - max(begun, default=0)]
 
 
 def event(data: dict[str, Any]) -> str:
