@@ -91,9 +91,10 @@ ROWS = [
 MEMORY = Row("seekr_memory_vs_plain", "memory", "seekr", "plain", 1.15, True, "1.02")
 
 
-def bench_model(width: int = WIDTH) -> LlamaForCausalLM:
+def bench_model(width: int | None = None) -> LlamaForCausalLM:
     """The bench model, or one of another width."""
     torch.manual_seed(0)
+    width = width or WIDTH
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=width,
@@ -156,10 +157,10 @@ class NaiveLinear(nn.Module):
 
 
 def step_of(
-    model: nn.Module, before: Callable[[], object] = lambda: None, length: int = LENGTH
+    model: nn.Module, before: Callable[[], object] = lambda: None, length: int | None = None
 ) -> Callable[[], None]:
     """Forward and backward on one batch."""
-    ids = torch.randint(2, VOCABULARY, (BATCH, length))
+    ids = torch.randint(2, VOCABULARY, (BATCH, length or LENGTH))
 
     def step() -> None:
         before()
@@ -169,7 +170,7 @@ def step_of(
     return step
 
 
-def single(width: int = WIDTH, length: int = LENGTH) -> Callable[[], None]:
+def single(width: int | None = None, length: int | None = None) -> Callable[[], None]:
     """One PEFT LoRA."""
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS)
     return step_of(get_peft_model(bench_model(width), config), length=length)
@@ -201,7 +202,9 @@ def pool_of(model: LlamaForCausalLM, blocks: int) -> LoraPool:
     return pool
 
 
-def fused_pool(blocks: int, width: int = WIDTH, length: int = LENGTH) -> Callable[[], None]:
+def fused_pool(
+    blocks: int, width: int | None = None, length: int | None = None
+) -> Callable[[], None]:
     """retain's pool."""
     model = bench_model(width)
     pool, weights = pool_of(model, blocks), mixing(blocks)

@@ -50,7 +50,9 @@ class Bench:
             bos_token_id=None,
             pad_token_id=0,
         )
-        tokenizer: Any = SimpleNamespace(eos_token_id=1, pad_token_id=0, chat_template=None)
+        tokenizer: Any = SimpleNamespace(
+            eos_token_id=1, pad_token_id=0, chat_template=None, get_vocab=lambda: {"<pad>": 0}
+        )
         self.backbone = Backbone(LlamaForCausalLM(config), tokenizer, "bench")
         options = SeekrConfig.model_validate({"budget": {"heads": 0.25, "layers": 1.0}})
         self.method = Seekr(self.backbone, options)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from retain.backbone import BackboneConfig, load_backbone
+from retain.backbone import Backbone, BackboneConfig, PromptConfig, load_backbone
 from retain.errors import RetainError
 from tests.tiny import KINDS, make_backbone, make_task, save_backbone
 
@@ -45,3 +45,52 @@ def test_an_unknown_attention_is_refused(tmp_path: Path) -> None:
     save_backbone("llama", tmp_path)
     with pytest.raises(RetainError, match="quick"):
         load_backbone(BackboneConfig(name=str(tmp_path), attention="quick"))
+
+
+def test_nothing_goes_beyond_the_window() -> None:
+    """Where a method's own prompts come before or after those that were looked at."""
+    backbone = make_backbone("gpt2")
+    backbone.virtual_tokens = 250
+    with pytest.raises(RetainError, match=r"^prompt 'copy this word: .* 256 positions .* lower"):
+        backbone.encode(TASK.train[0])
+    backbone.virtual_tokens = 0
+    batch = backbone.collate([backbone.encode(TASK.test[0], with_answer=False)])
+    with pytest.raises(RetainError, match=r"^generation: .* 256 positions of the backbone; lower"):
+        backbone.generate(batch, 256)
+
+
+@pytest.mark.parametrize(
+    ("kind", "window"), [("gpt2", 256), ("llama", 2048), ("bart", 1024), ("t5", None)]
+)
+def test_the_window_is_the_one_that_the_model_names(kind: str, window: int | None) -> None:
+    assert make_backbone(kind).window == window
+
+
+def test_an_encoder_and_its_decoder_have_a_window_each() -> None:
+    backbone = make_backbone("bart")
+    backbone.refuse_longer(1024, 1024, "here")
+    with pytest.raises(RetainError, match="here: 1025 tokens of a prompt"):
+        backbone.refuse_longer(1025, 1, "here")
+    with pytest.raises(RetainError, match="1025 of its answer"):
+        backbone.refuse_longer(1, 1025, "here")
+
+
+def test_a_tokenizer_of_another_model_is_refused() -> None:
+    backbone = make_backbone("llama")
+    backbone.model.resize_token_embeddings(20)
+    with pytest.raises(
+        RetainError, match=r"'x': its tokenizer has the token \d+, and the model 20"
+    ):
+        Backbone(backbone.model, backbone.tokenizer, "x")
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('no system') }}", "{% for", "{{ foo.bar.baz }}"]
+)
+def test_a_chat_template_that_refuses(template: str) -> None:
+    backbone = make_backbone("llama")
+    backbone.tokenizer.chat_template = template
+    backbone.prompt = PromptConfig(chat_template=True)
+    says = r"the chat template of backbone 'tiny-llama' refuses the conversation that begins 'copy"
+    with pytest.raises(RetainError, match=says):
+        backbone.encode(TASK.train[0])

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from retain.backbone import Batch
 from retain.errors import RetainError
 from retain.learner import Learner
+from retain.phase import Phase
+from retain.tasks import Task
+from tests.runs import KIND, KilledError, Record
 from tests.tiny import make_backbone, make_learner, make_task
 
 FIRST = make_task("copy")
@@ -67,20 +73,22 @@ def test_it_stops_before_the_step(
     assert resumed.learn(FIRST) == whole
 
 
+GO_ON = "training at 6 rows a batch: out of memory; go on with --resume --set training.gradient_c"
+FEWER = "with training.per_device_train_batch_size=3 and training.gradient_accumulation_steps=2"
+ALL_SAVED = {"gradient_checkpointing": True}
+
+
 @pytest.mark.parametrize(
     ("error", "settings", "says"),
     [
-        (torch.OutOfMemoryError("x"), {}, "go on with --resume --set training.gradient_checkp"),
-        (
-            RuntimeError("DefaultCPUAllocator: can't allocate memory: 9"),
-            {},
-            "at 6 rows a batch; go",
-        ),
-        (MemoryError(), {"gradient_checkpointing": True}, "per_device_train_batch_size under 6"),
+        (torch.OutOfMemoryError("x"), {}, GO_ON),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9"), {}, GO_ON),
+        (MemoryError(), ALL_SAVED, FEWER),
+        (MemoryError(), {**ALL_SAVED, "per_device_train_batch_size": 1}, "a smaller backbone"),
     ],
 )
 def test_out_of_memory_says_what_to_change(
-    error: Exception, settings: dict[str, bool], says: str, tmp_path: Path
+    error: Exception, settings: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
     learner = make_learner("seqlora", make_backbone("llama"), tmp_path / "run", **settings)
 
@@ -88,9 +96,30 @@ def test_out_of_memory_says_what_to_change(
         raise error
 
     learner.method._loss = fails
-    with pytest.raises(RetainError, match="training: out of memory") as caught:
+    with pytest.raises(RetainError, match=r"^training at . rows a batch: out of mem") as caught:
         learner.learn(FIRST)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("variant", "says"),
+    [
+        ("seqlora", "evaluation at 3 rows a batch: .* --resume --set evaluation.batch_size=1$"),
+        ("sapt", "between phases: out of memory; .* with prompt.max_prompt_tokens=256$"),
+    ],
+)
+def test_out_of_memory_outside_of_training(
+    variant: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where answers are generated, and where the method itself uses the model."""
+    learner = make_learner(variant, make_backbone("llama"), tmp_path / "run")
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("x")
+
+    monkeypatch.setattr(learner.backbone, "generate", fails)
+    with pytest.raises(RetainError, match=says):
+        learner.learn(FIRST)
 
 
 def test_another_runtime_error_is_not_one_of_memory(tmp_path: Path) -> None:
@@ -102,3 +131,45 @@ def test_another_runtime_error_is_not_one_of_memory(tmp_path: Path) -> None:
     learner.method._loss = fails
     with pytest.raises(RuntimeError, match="a bug"):
         learner.learn(FIRST)
+
+
+@pytest.mark.parametrize(("max_steps", "where"), [(3, "in a checkpoint"), (2, "in the result")])
+def test_a_step_that_leaves_no_numbers_is_not_kept(
+    max_steps: int, where: str, tmp_path: Path
+) -> None:
+    """Loss and gradient of the second step are finite, and its rate takes the weights beyond."""
+    settings = {"max_steps": max_steps, "warmup_steps": 1, "max_grad_norm": 0.0, "optim": "sgd"}
+    learner = make_learner("seqlora", make_backbone("llama"), tmp_path / "run", **settings)
+    phases, loss = learner.method.phases, learner.method._loss
+    learner.method._loss = lambda batch: {"task": 1e8 * loss(batch)["task"]}
+
+    def far(task: Task, folder: Path) -> Iterator[Phase]:
+        for phase in phases(task, folder):
+            yield replace(phase, groups=[replace(group, rate=1e38) for group in phase.groups])
+
+    learner.method.phases = far
+    with pytest.raises(RetainError) as caught:
+        learner.learn(FIRST)
+    says = "phase 'learn', step 2: trained parameters are no longer finite, on 'copy this word: "
+    assert says in str(caught.value), where
+    assert "the last good state is step 1;" in str(caught.value)
+    (kept,) = (tmp_path / "run").rglob("checkpoint-*/model.safetensors")
+    assert kept.parent.name == "checkpoint-1"
+    assert all(torch.isfinite(tensor).all() for tensor in load_file(kept).values())
+    assert not list((tmp_path / "run").rglob("trained.safetensors"))
+
+
+def test_a_resumed_phase_saves_and_logs_as_often_as_it_says_now(tmp_path: Path) -> None:
+    learner = make_learner("seqlora", make_backbone(KIND), tmp_path, save_steps=2, max_steps=6)
+    learner.progress = Record(lambda event: event.startswith("3 "))
+    with pytest.raises(KilledError):
+        learner.learn(FIRST)
+    assert [path.name for path in tmp_path.rglob("checkpoint-*")] == ["checkpoint-2"]
+    resumed = Learner.load(
+        tmp_path, Record(lambda event: event.startswith("4 ")), make_backbone(KIND)
+    )
+    training = resumed.experiment.training.model_copy(update={"save_steps": 1})
+    resumed.experiment = resumed.experiment.model_copy(update={"training": training})
+    with pytest.raises(KilledError):
+        resumed.learn(FIRST)
+    assert [path.name for path in tmp_path.rglob("checkpoint-*")] == ["checkpoint-3"]

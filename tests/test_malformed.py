@@ -565,4 +565,7 @@ def test_manifest(place: Path, what: str, command: str) -> None:
     (place / "run" / "manifest.json").write_text(json.dumps(sealed))
     if what == "no settings" and command == "verify":
         return
+    if what == "a folder" and command == "verify":
+        assert call("verify", "run").out.startswith("run/tasks: missing; ")
+        return
     refused(*ARGUMENTS.get(command, [command, "run"]), says=["run/"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from retain.stream import load_stream, read_task
 from retain.tasks import Example, Task
 from retain.tasks.readers import (
     parse_row,
+    read_hub,
     read_long_sequence,
     read_rows,
     read_superni,
@@ -104,6 +107,25 @@ def test_parquet_errors_name_the_row(tmp_path: Path) -> None:
         read_rows(path)
 
 
+def test_a_parquet_column_that_python_has_no_values_for(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    far = pyarrow.array([10**15], pyarrow.timestamp("s"))
+    table = pyarrow.table({"prompt": ["p"], "answer": ["a"], "time": far})
+    parquet.write_table(table, path)
+    with pytest.raises(RetainError, match=f"{path}: not readable as Parquet"):
+        read_rows(path)
+
+
+def test_hub_rows_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows() -> Iterator[dict[str, str]]:
+        yield {"prompt": "p", "answer": "a"}
+        raise OSError("no such image")
+
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: rows())
+    with pytest.raises(RetainError, match=r"'some/set', split 'train': .*\(no such image\)"):
+        read_hub("some/set", "train", None)
+
+
 # -- chats
 
 SYSTEM = {"role": "system", "content": "Be short."}
@@ -187,7 +209,8 @@ def test_superni(tmp_path: Path) -> None:
 
 
 def test_superni_leaves_out_what_has_no_answer(tmp_path: Path) -> None:
-    instances = [{"input": i, "output": [o]} for i, o in (("a", "yes"), ("b", ""), ("c", "no"))]
+    outputs = (["yes"], [""], ["no", ""], "")
+    instances = [{"input": "i", "output": output} for output in outputs]
     content = {"Definition": ["Say it."], "Instances": instances}
     (tmp_path / "train.json").write_text(json.dumps(content))
     assert [e.references for e in read_superni(tmp_path, "train")] == [("yes",), ("no",)]
@@ -371,6 +394,14 @@ def test_stream_refuses_two_tasks_of_one_name(tmp_path: Path) -> None:
     assert [task.name for task in tasks] == ["x", "other"]
     with pytest.raises(RetainError, match="two are named 'x'; give one another 'name'"):
         load_stream([TaskConfig(path=path), TaskConfig(path=path)])
+
+
+def test_a_file_s_name_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.jsonl")
+    write_jsonl(path, ROWS)
+    with pytest.raises(RetainError, match=r"task 'caf\\udce9': its name is not Unicode text; give"):
+        Task.from_jsonl(path)
+    assert Task.from_jsonl(path, name="cafe").name == "cafe"
 
 
 def test_fingerprint_tells_the_data_of_a_split() -> None:

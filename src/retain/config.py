@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -12,7 +13,6 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     ValidationError,
     ValidationInfo,
@@ -27,6 +27,7 @@ from retain.evaluation import EvaluationConfig
 from retain.files import parse_yaml, read_text
 from retain.methods import METHODS, MethodConfig, list_methods
 from retain.metrics.text import METRICS
+from retain.phase import Amount
 from retain.training import TrainingConfig
 
 Checked = TypeVar("Checked", bound=BaseModel)
@@ -43,7 +44,7 @@ class TaskConfig(BaseModel):
     (with `reader: hub`); `test` is a file, or a split of the hub dataset.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     path: str
     name: str | None = None
@@ -53,7 +54,7 @@ class TaskConfig(BaseModel):
     columns: dict[Literal["prompt", "answer"], str] = Field(default_factory=dict)
     subset: str | None = None
     train_limit: PositiveInt | None = None
-    epochs: PositiveFloat | None = None
+    epochs: Amount | None = None
 
     @model_validator(mode="after")
     def _used(self) -> TaskConfig:
@@ -99,6 +100,13 @@ class ExperimentConfig(BaseModel):
     def _chosen(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
 
+    @field_validator("output")
+    @classmethod
+    def _a_path(cls, value: str | None) -> str | None:
+        if value is not None and "\0" in value:
+            raise ValueError("Input should be a path, which has no null character")
+        return value
+
     @field_validator("order", mode="wrap")
     @classmethod
     def _each_once(
@@ -139,7 +147,9 @@ def check(kind: type[Checked], values: Any, where: str, prefix: str = "") -> Che
             raise RetainError(
                 f"{where}: unknown field '{field}'; remove it or use one of: {known}"
             ) from None
-        given = "; add it" if first["type"] == "missing" else f" (got {str(first['input'])[:60]!r})"
+        value = first["input"]
+        shown = value if isinstance(value, str) else reprlib.repr(value)  # whatever its size
+        given = "; add it" if first["type"] == "missing" else f" (got {shown[:60]!r})"
         message = first["msg"].removeprefix("Value error, ")
         raise RetainError(f"{where}: field '{field}': {message}{given}") from None
 
@@ -150,7 +160,7 @@ def check_method(choice: Mapping[str, Any], where: str) -> tuple[str, MethodConf
     name = options.pop("name", None)
     if not isinstance(name, str) or name not in METHODS:
         raise RetainError(
-            f"{where}: field 'method.name': no method {name!r}; "
+            f"{where}: field 'method.name': no method {reprlib.repr(name)}; "
             f"choose one of {', '.join(list_methods())}"
         )
     return name, check(METHODS[name].Config, options, where, "method.")

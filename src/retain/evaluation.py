@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from transformers import StoppingCriteriaList
 
 from retain import processes
-from retain.backbone import Backbone
+from retain.backbone import Backbone, memory_advice
 from retain.errors import StoppedError
 from retain.methods.base import Method
 from retain.metrics import text
@@ -82,7 +82,8 @@ def answer(
             listening["stopping_criteria"] = StoppingCriteriaList(
                 [Listener(backbone, heard, config.max_new_tokens)]
             )
-        answers = backbone.generate(batch, config.max_new_tokens, **listening)
+        with memory_advice(f"evaluation at {len(chosen)} rows a batch", _fewer(len(chosen))):
+            answers = backbone.generate(batch, config.max_new_tokens, **listening)
         routing = method.routing()
         rows = [None] * len(chosen) if routing is None else routing.cpu()
         found += zip(chosen, answers, rows, strict=True)
@@ -90,6 +91,13 @@ def answer(
     found = sorted(processes.gathered(found), key=lambda row: row[0])
     weights = [row for _, _, row in found if row is not None]
     return [answer for _, answer, _ in found], torch.stack(weights) if weights else None
+
+
+def _fewer(rows: int) -> str:
+    """What makes answering take less memory."""
+    if rows == 1:
+        return "take a smaller backbone, or lower evaluation.max_new_tokens"
+    return f"go on with --resume --set evaluation.batch_size={rows // 2}"
 
 
 def evaluate(

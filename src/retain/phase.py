@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from retain.backbone import Batch, Features
@@ -19,6 +20,11 @@ step on one batch of all rows.
 
 
 UNITS: tuple[Unit, ...] = get_args(Unit)
+
+MOST = 10**6
+"""The largest number that an option may be: what is beyond it overflows, or never ends."""
+Count = Annotated[int, Field(gt=0, le=MOST)]
+Amount = Annotated[float, Field(gt=0, le=MOST)]
 
 
 @dataclass(frozen=True)

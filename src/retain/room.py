@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 
 import psutil
+import torch
 
 from retain.errors import RetainError
 from retain.methods import Method
@@ -19,7 +20,7 @@ def check_room(
     batch_size: int,
     run: RunDirectory,
 ) -> str:
-    """What learning these tasks takes beside the model, in a sentence; empty if it is nothing.
+    """What learning these tasks takes beside the model, in a sentence; empty where there are none.
 
     Args:
         method: estimates it, task by task.
@@ -33,23 +34,26 @@ def check_room(
     needs = [method.footprint(task, batch_size) for task in tasks if task.train]
     disk = sum(need.kept for need in needs) + max((need.passing for need in needs), default=0)
     ram = max((need.ram for need in needs), default=0)
-    if not disk and not ram:
+    if not needs:
         return ""
     place = run.path.absolute()
     place = next(path for path in (place, *place.parents) if path.is_dir())
     usage = shutil.disk_usage(place)
     # Where there is no disk (/proc), the first write says so.
     free = usage.free + run.unfinished() if usage.total else disk
+    memory, memory_of = psutil.virtual_memory().available, "in RAM"
+    if (device := method.backbone.device).type == "cuda":
+        memory, memory_of = torch.cuda.mem_get_info(device)[0], f"on {device}"
     for need, there, where, advice in (
         (disk, free, f"on the disk of {run.path}", method.lowers_disk),
-        (ram, psutil.virtual_memory().available, "in RAM", method.lowers_ram),
+        (ram, memory, memory_of, method.lowers_ram),
     ):
         if need > there:
             raise RetainError(
                 f"method: it needs about {size(need)} {where}, but {size(there)} are free; "
                 f"lower {advice}"
             )
-    return f"takes about {size(disk)} on disk, {size(ram)} in RAM, beside the model"
+    return f"takes about {size(disk)} on disk, {size(ram)} {memory_of}, beside the model"
 
 
 def size(count: float) -> str:

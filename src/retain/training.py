@@ -4,39 +4,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, Self
 
 import torch
 import transformers
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     NonNegativeFloat,
     NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
     field_validator,
+    model_validator,
 )
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from retain import processes
-from retain.backbone import Backbone, Batch
+from retain.backbone import Backbone, Batch, memory_advice
 from retain.backbone.backbone import IGNORED
 from retain.batches import Batches
 from retain.checkpoints import keep_only, last_checkpoint, saving, step_of
 from retain.errors import RetainError, StoppedError
 from retain.files import writing
-from retain.phase import UNITS, Phase, Unit
+from retain.phase import MOST, UNITS, Amount, Count, Phase, Unit
 from retain.progress import Progress
 from retain.trackers import PROJECT, TrackedPhase, Tracker, tracking
 
-NO_MEMORY = "can't allocate memory"
-"""What torch says on a CPU."""
+POLYNOMIAL_END = 1e-7
+"""The rate at which transformers' polynomial schedule ends."""
 NAMED = 3
 """How many of a batch's examples an error names."""
 
@@ -47,21 +47,21 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     max_steps: int = -1  # −1 leaves it to num_train_epochs
-    num_train_epochs: PositiveFloat = 3.0
-    per_device_train_batch_size: PositiveInt = 8
-    gradient_accumulation_steps: PositiveInt = 1
-    learning_rate: PositiveFloat = 1e-3
+    num_train_epochs: Amount = 3.0
+    per_device_train_batch_size: Count = 8
+    gradient_accumulation_steps: Annotated[int, Field(gt=0, le=10**4)] = 1  # all read at once
+    learning_rate: Amount = 1e-3
     lr_scheduler_type: Literal[
         "constant", "constant_with_warmup", "linear", "cosine", "polynomial"
     ] = "linear"
     warmup_steps: NonNegativeInt = 0
-    weight_decay: NonNegativeFloat = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=MOST)] = 0.0
     max_grad_norm: NonNegativeFloat = 1.0
     optim: Literal["adamw_torch", "adafactor", "sgd"] = "adamw_torch"
     bf16: bool = False
     gradient_checkpointing: bool = False
-    save_steps: PositiveInt = 100
-    logging_steps: PositiveInt = 1
+    save_steps: Count = 100
+    logging_steps: Count = 1
     report_to: list[Tracker] = []
 
     @field_validator("report_to", mode="before")
@@ -77,6 +77,15 @@ class TrainingConfig(BaseModel):
         if value != -1 and value < 1:
             raise ValueError("Input should be at least 1, or -1 to leave it to num_train_epochs")
         return value
+
+    @model_validator(mode="after")
+    def _falls(self) -> Self:
+        if self.lr_scheduler_type == "polynomial" and self.learning_rate <= POLYNOMIAL_END:
+            raise ValueError(
+                f"learning_rate ({self.learning_rate}) has to be above {POLYNOMIAL_END}, where "
+                "lr_scheduler_type: polynomial ends; raise it, or take linear"
+            )
+        return self
 
 
 class _PhaseModule(nn.Module):
@@ -159,29 +168,37 @@ class _PhaseTrainer(Trainer):
         for name, value in parts.items():
             number = value.item()
             if not math.isfinite(number):
-                self._stop(f"the loss '{name}' is {number}")
+                self._stop(f"the loss '{name}' is {number}", self.state.global_step + 1)
             self._seen.setdefault(name, []).append(number)
         return torch.stack(list(parts.values())).sum()
 
+    def check_result(self) -> None:
+        """Stops where the step that was made left trained parameters that are not finite."""
+        tensors = trained_tensors(self.model).values()
+        finite = torch.stack([torch.isfinite(tensor).all() for tensor in tensors])
+        if not finite.all():  # one look for all of them
+            self._stop("trained parameters are no longer finite", self.state.global_step)
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self.check_result()
         with saving(Path(str(self.args.output_dir)), self.state.global_step):
             super()._save_checkpoint(*args, **kwargs)
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> float:
         norm: float = super()._get_grad_norm(*args, **kwargs)
         if not math.isfinite(norm):
-            self._stop(f"the gradient's norm is {norm}")
+            self._stop(f"the gradient's norm is {norm}", self.state.global_step + 1)
         return norm
 
-    def _stop(self, what: str) -> NoReturn:
-        """Refuses a step before it changes anything; says which, and on what."""
+    def _stop(self, what: str, step: int) -> NoReturn:
+        """Refuses a step before anything of it is kept; says which, and on what."""
         texts = [text for batch in self._inputs for text in self._backbone.prompts(batch)]
         shown = ", ".join(repr(text[:40]) for text in texts[:NAMED])
         more = f" and {len(texts) - NAMED} more" if len(texts) > NAMED else ""
         last = last_checkpoint(Path(str(self.args.output_dir)))
         good = f"step {step_of(last)}" if last else "the phase's beginning"
         raise RetainError(
-            f"phase '{self.phase.name}', step {self.state.global_step + 1}: {what}, on {shown}"
+            f"phase '{self.phase.name}', step {step}: {what}, on {shown}"
             f"{more}; the last good state is {good}; start again in another --output with a lower "
             "training.learning_rate, or take a look at these examples"
         )
@@ -209,6 +226,13 @@ class _Report(TrainerCallback):
         parts = {k.removeprefix("loss_"): v for k, v in logs.items() if k.startswith("loss_")}
         if parts:
             self.progress.update(state.global_step, parts)
+
+
+class _Intervals(TrainerCallback):
+    """Saves and logs as often as the settings say now; a checkpoint has those it was made under."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        state.save_steps, state.logging_steps = args.save_steps, args.logging_steps
 
 
 class _Stop(TrainerCallback):
@@ -335,15 +359,17 @@ def fit(
             model=_PhaseModule(backbone.model, phase),
             args=arguments,
             train_dataset=rows,
-            callbacks=[_Report(progress), _Stop(progress), _NoLastCheckpoint()],
+            callbacks=[_Intervals(), _Report(progress), _Stop(progress), _NoLastCheckpoint()],
         )
         trainer.remove_callback(transformers.PrinterCallback)
         checkpoint = processes.of_first(last_checkpoint(folder))
         keep_only(folder, checkpoint)
-        with _memory_advice(config), tracking(trainer, tracked):
+        where = f"training at {config.per_device_train_batch_size} rows a batch"
+        with memory_advice(where, _advice(config)), tracking(trainer, tracked):
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if trainer.state.global_step < order.steps:
         raise StoppedError(f"after step {trainer.state.global_step} of {order.steps}")
+    trainer.check_result()
     if config.gradient_checkpointing:
         backbone.model.activation_checkpointing_disable()
     backbone.model.requires_grad_(False).eval()
@@ -351,26 +377,34 @@ def fit(
     return [dict(sorted(row.items())) for row in trainer.state.log_history if "loss" in row]
 
 
+def _advice(config: TrainingConfig) -> str:
+    """What makes training take less memory."""
+    rows = config.per_device_train_batch_size
+    if not config.gradient_checkpointing:
+        return "go on with --resume --set training.gradient_checkpointing=true"
+    if rows == 1:
+        return "take a smaller backbone, or lower prompt.max_prompt_tokens"
+    micro = -(-rows // 2)
+    return (
+        f"start again in another --output with training.per_device_train_batch_size={micro} and "
+        f"training.gradient_accumulation_steps={2 * config.gradient_accumulation_steps}"
+    )
+
+
 @contextmanager
-def _memory_advice(config: TrainingConfig) -> Iterator[None]:
-    """Turns a lack of memory into an error that says what to change."""
-    try:
+def as_trained(backbone: Backbone, config: TrainingConfig) -> Iterator[None]:
+    """A method's own forward passes, outside of `fit`, in the precision of those in it.
+
+    Raises:
+        RetainError: when memory does not suffice; it says what to change.
+    """
+    lower = max(1, backbone.prompt.max_prompt_tokens // 2)
+    advice = f"start again in another --output with prompt.max_prompt_tokens={lower}"
+    with (
+        memory_advice("between phases", advice),
+        torch.autocast(backbone.device.type, torch.bfloat16, enabled=config.bf16),
+    ):
         yield
-    except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY in str(error)):
-            raise
-        rows = config.per_device_train_batch_size
-        advice = f"start again in another --output with per_device_train_batch_size under {rows}"
-        if rows == 1:
-            advice = "take a smaller backbone, or lower prompt.max_prompt_tokens"
-        if not config.gradient_checkpointing:
-            advice = "go on with --resume --set training.gradient_checkpointing=true"
-        raise RetainError(f"training: out of memory at {rows} rows a batch; {advice}") from None
-
-
-def as_trained(backbone: Backbone, config: TrainingConfig) -> AbstractContextManager[None]:
-    """Forward passes outside of `fit` in the precision of those in it."""
-    return torch.autocast(backbone.device.type, torch.bfloat16, enabled=config.bf16)
 
 
 @contextmanager

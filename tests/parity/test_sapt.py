@@ -38,7 +38,10 @@ class Reference:
         assert all("embed_tokens" in key or key == "lm_head.weight" for key in missing.missing_keys)
         model.tie_weights()
         tokenizer = SimpleNamespace(
-            eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id, chat_template=None
+            get_vocab=lambda: {"<pad>": 0},
+            eos_token_id=config.eos_token_id,
+            pad_token_id=config.pad_token_id,
+            chat_template=None,
         )
         self.backbone = Backbone(model, tokenizer, name)
         pool = load_file(folder / "pool.safetensors")

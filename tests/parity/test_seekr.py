@@ -52,7 +52,9 @@ class Reference:
     def model(self, which: str) -> tuple[Backbone, AttentionCapture]:
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(self.folder))
         model.load_state_dict(load_file(self.folder / f"{which}.safetensors"))
-        tokenizer = SimpleNamespace(eos_token_id=2, pad_token_id=0, chat_template=None)
+        tokenizer = SimpleNamespace(
+            eos_token_id=2, pad_token_id=0, chat_template=None, get_vocab=lambda: {"<pad>": 0}
+        )
         backbone = Backbone(model, tokenizer, which)
         capture = AttentionCapture(model)
         assert capture.modules() == self.modules

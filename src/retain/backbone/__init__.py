@@ -2,5 +2,14 @@
 
 from retain.backbone.backbone import Backbone, BackboneConfig, Batch, Features, PromptConfig
 from retain.backbone.loading import load_backbone
+from retain.backbone.memory import memory_advice
 
-__all__ = ["Backbone", "BackboneConfig", "Batch", "Features", "PromptConfig", "load_backbone"]
+__all__ = [
+    "Backbone",
+    "BackboneConfig",
+    "Batch",
+    "Features",
+    "PromptConfig",
+    "load_backbone",
+    "memory_advice",
+]

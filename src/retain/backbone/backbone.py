@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from jinja2 import TemplateError
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from retain.errors import RetainError
+from retain.errors import RetainError, first_line
 from retain.tasks import Example
 
 Features = dict[str, list[int]]
@@ -34,6 +35,8 @@ Batch = dict[str, Tensor]
 
 IGNORED = -100
 PROMPT_KEYS = ("input_ids", "attention_mask")
+SHOWN = 40
+"""How many characters of a text an error shows."""
 
 
 class BackboneConfig(BaseModel):
@@ -66,8 +69,12 @@ class PromptConfig(BaseModel):
 class Backbone:
     """Model, tokenizer and prompt format.
 
+    Attributes:
+        window: how many positions the model has; None where nothing bounds them (T5).
+
     Raises:
-        RetainError: when a chat template is wanted and the tokenizer has none.
+        RetainError: when a chat template is wanted and the tokenizer has none, or the tokenizer is
+            not the model's.
     """
 
     def __init__(
@@ -83,6 +90,8 @@ class Backbone:
         self.name = name = self.source.name
         self.prompt = prompt or PromptConfig()
         self.is_encoder_decoder: bool = model.config.is_encoder_decoder
+        own_config = model.config.get_text_config()
+        self.window: int | None = getattr(own_config, "max_position_embeddings", None)
         self.virtual_tokens = 0  # ids −1, −2, … before each prompt, for a soft prompt
         if self.prompt.chat_template and not tokenizer.chat_template:
             raise RetainError(
@@ -91,6 +100,11 @@ class Backbone:
             )
         if tokenizer.eos_token_id is None:
             raise RetainError(f"backbone '{name}': its tokenizer has no end token (eos_token)")
+        if (last := max(tokenizer.get_vocab().values())) >= self.embedding.num_embeddings:
+            raise RetainError(
+                f"backbone '{name}': its tokenizer has the token {last}, and the model "
+                f"{self.embedding.num_embeddings} embeddings; give it its own tokenizer"
+            )
         self.pad_id: int = (
             tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         )
@@ -153,6 +167,7 @@ class Backbone:
             return features
         answer = self._answer_ids(example, prompt)
         answer = answer[: 1 + (answer_limit or self.prompt.max_answer_tokens)]
+        self.refuse_longer(len(ids), len(answer), f"prompt {example.prompt[:SHOWN]!r}")
         if self.is_encoder_decoder:
             return {**features, "labels": answer}
         labels = [IGNORED] * len(ids) + answer
@@ -163,6 +178,30 @@ class Backbone:
         prompt = self._prompt_text(example)
         words = self._ids(prompt, special=not self.prompt.chat_template)
         return len(words), len(self._answer_ids(example, prompt)) - 1
+
+    def refuse_longer(
+        self, prompt: int, answer: int, where: str, limit: str = "prompt.max_answer_tokens"
+    ) -> None:
+        """Raises RetainError when a prompt and its answer do not fit in the model's window.
+
+        Args:
+            prompt: its tokens, virtual ones included.
+            answer: its tokens, with the end.
+            where: whose they are, for the error.
+            limit: the setting that cuts such an answer, for the error.
+        """
+        # An encoder and its decoder count on their own.
+        together = 0 if self.is_encoder_decoder else answer
+        if self.window is None or max(prompt + together, answer) <= self.window:
+            return
+        left = self.window - together - self.virtual_tokens
+        if left <= 0 and self.virtual_tokens:
+            limit = f"the length of the method's prompts, {self.virtual_tokens} in all"
+        advice = f"prompt.max_prompt_tokens to {left}" if left > 0 else limit
+        raise RetainError(
+            f"{where}: {prompt} tokens of a prompt and {answer} of its answer do not fit in the "
+            f"{self.window} positions of the backbone; lower {advice}"
+        )
 
     def collate(self, rows: Sequence[Features]) -> Batch:
         """Pads features into a batch; decoder-only sequences are padded on the left."""
@@ -207,7 +246,15 @@ class Backbone:
         return [*self._ids(answer), self.tokenizer.eos_token_id]
 
     def _templated(self, turns: list[dict[str, str]], **options: Any) -> str:
-        return self.tokenizer.apply_chat_template(turns, tokenize=False, **options)
+        try:
+            return self.tokenizer.apply_chat_template(turns, tokenize=False, **options)
+        except TemplateError as error:
+            begins = turns[0]["content"][:SHOWN]
+            raise RetainError(
+                f"the chat template of backbone '{self.name}' refuses the conversation that begins "
+                f"{begins!r} ({first_line(error)}); change the conversation, or set "
+                "prompt.chat_template: false"
+            ) from None
 
     def _ids(self, text: str, special: bool = False) -> list[int]:
         return self.tokenizer(text, add_special_tokens=special)["input_ids"]
@@ -283,6 +330,8 @@ class Backbone:
         self.model.eval()
         inputs = {key: batch[key] for key in PROMPT_KEYS}
         options = {"do_sample": False, "max_new_tokens": max_new_tokens, **options}
+        longest = batch["input_ids"].shape[1]
+        self.refuse_longer(longest, max_new_tokens, "generation", "max_new_tokens")
         output = self.model.generate(**inputs, **options)
         if not self.is_encoder_decoder:
             output = output[:, batch["input_ids"].shape[1] :]

@@ -55,6 +55,11 @@ def load_backbone(config: BackboneConfig, prompt: PromptConfig | None = None) ->
             **options,
         )
     except Exception as error:  # transformers raises many kinds for a missing or damaged model
+        if "trust_remote_code" in str(error) and not config.trust_remote_code:
+            raise RetainError(
+                f"backbone '{config.name}': wants to run code of its own; if you trust it, set "
+                "backbone.trust_remote_code: true"
+            ) from None
         raise RetainError(
             f"backbone '{config.name}': cannot be loaded ({first_line(error)}); "
             "name a hub id, a model folder or a GGUF file"

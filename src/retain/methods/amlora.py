@@ -22,7 +22,7 @@ from retain.layers.attentive_linear import (
     entropy,
 )
 from retain.layers.pooled_linear import LoraPool
-from retain.methods.base import Method, MethodConfig, ParamGroup, Phase
+from retain.methods.base import Footprint, Method, MethodConfig, ParamGroup, Phase, learning
 from retain.methods.lora import LoraMethodConfig
 from retain.records import GATES, TASK
 from retain.tasks import Task
@@ -70,6 +70,7 @@ class AmLora(Method):
     Config = AmLoraConfig
     idea = "a sparse attention in every layer mixes the outputs of one LoRA per task"
     stores = "one LoRA, all selectors"
+    lowers_disk = lowers_ram = "method.rank, or method.selector.hidden"
 
     def __init__(self, backbone: Backbone, config: AmLoraConfig) -> None:
         self.backbone = backbone
@@ -139,6 +140,15 @@ class AmLora(Method):
             self._loss,
             over={"sparsity": "rows"},
         )
+
+    def footprint(self, task: Task, batch_size: int) -> Footprint:
+        """The task's block, and the selectors of all blocks that there then are."""
+        block, blocks = self.pool.block_size(), len(self.pool.blocks) + 1
+        m = self.options.selector.hidden or 1
+        selector = sum(m * (layer.d_out + 2) + 1 for layer in self.layers.values())
+        learns = block + selector * (blocks if self.options.selector.train == "all" else 1)
+        own = Footprint(kept=4 * selector * blocks)
+        return super().footprint(task, batch_size) + learning(learns, block) + own
 
     def _loss(self, batch: Batch) -> dict[str, Tensor]:
         self._attend(batch)

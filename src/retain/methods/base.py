@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch
 from retain.errors import RetainError
-from retain.phase import ParamGroup, Phase, Replay
-from retain.tasks import Task
+from retain.phase import MOST, ParamGroup, Phase, Replay
+from retain.tasks import Example, Task
 
 
 class MethodConfig(BaseModel):
     """Base of every method's options: unknown keys are refused, values are checked."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _sensible(cls, value: Any) -> Any:
+        if isinstance(value, int | float) and value > MOST:
+            raise ValueError(f"Input should be less than or equal to {MOST}")
+        if value == []:
+            raise ValueError("Input should have an entry, or be null for the default")
+        return value
 
 
 def filled_in(values: Any, preset: Mapping[str, Any]) -> Any:
@@ -37,12 +47,12 @@ def filled_in(values: Any, preset: Mapping[str, Any]) -> Any:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a method needs for one task beside the model and its training, in bytes.
+    """What a method needs for one task beside the model, in bytes. Activations are not in it.
 
     Attributes:
         kept: on disk, for good.
         passing: on disk, while the task is learned.
-        ram: in memory, while it is learned.
+        ram: in the memory of the model's device, while it is learned.
     """
 
     kept: int = 0
@@ -51,6 +61,24 @@ class Footprint:
 
     def __add__(self, other: Footprint) -> Footprint:
         return Footprint(self.kept + other.kept, self.passing + other.passing, self.ram + other.ram)
+
+
+def learning(parameters: int, added: int = 0) -> Footprint:
+    """An estimate for parameters that learn, in float32 and under AdamW.
+
+    Two checkpoints are on disk at once, each with two moments; in memory are the gradient and both
+    moments.
+
+    Args:
+        parameters: how many learn.
+        added: how many of them the task adds to the model and keeps.
+    """
+    return Footprint(4 * added, 6 * 4 * parameters, 3 * 4 * parameters + 4 * added)
+
+
+def bytes_of(examples: Iterable[Example]) -> int:
+    """What examples take in a file of the run."""
+    return sum(len(json.dumps(example.as_row(), ensure_ascii=False)) for example in examples)
 
 
 class Method(ABC):
@@ -68,6 +96,7 @@ class Method(ABC):
         waits: whether it learns the tasks of a stream together, when the last one has come.
 
     Attributes:
+        backbone: what it was constructed with.
         waiting: of a method that waits, whether it does: there is nothing to score yet.
     """
 
@@ -82,6 +111,7 @@ class Method(ABC):
     latest_only: ClassVar[tuple[str, ...]] = ()
     fixed_mixture: ClassVar[bool] = False
     waits: ClassVar[bool] = False
+    backbone: Backbone
     waiting: bool = False
 
     @abstractmethod
@@ -89,8 +119,8 @@ class Method(ABC):
         """Freezes the backbone and installs what the method adds to it."""
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:
-        """What learning a task will take, estimated before anything is trained."""
-        return Footprint()
+        """An estimate, before anything is trained, of what a task will take: its test examples."""
+        return Footprint(kept=bytes_of(task.test))
 
     @abstractmethod
     def phases(self, task: Task, folder: Path) -> Iterator[Phase]:

@@ -14,7 +14,7 @@ from retain.backbone import Backbone, Batch
 from retain.errors import RetainError
 from retain.files import read_weights, write_tensors
 from retain.layers.soft_prompt import prompted_embedding
-from retain.methods.base import Method, MethodConfig, ParamGroup, Phase
+from retain.methods.base import Footprint, Method, MethodConfig, ParamGroup, Phase, learning
 from retain.tasks import Task
 
 PROMPTS = "prompts.safetensors"
@@ -52,6 +52,7 @@ class L2p(Method):
     Config = L2pConfig
     idea = "a fixed pool of small prompts, from which each input picks those with the nearest keys"
     stores = "the pool as it was after the task"
+    lowers_disk = lowers_ram = "method.pool_size, or method.length"
 
     def __init__(self, backbone: Backbone, config: L2pConfig) -> None:
         self.backbone = backbone
@@ -75,6 +76,11 @@ class L2p(Method):
         ]
         rows = [self.backbone.encode(example) for example in task.train]
         yield Phase("learn", rows, groups, self._loss, over={"keys": "rows"})
+
+    def footprint(self, task: Task, batch_size: int) -> Footprint:
+        """The pool, which every task's folder keeps."""
+        size = self.prompts.numel() + self.keys.numel()
+        return super().footprint(task, batch_size) + learning(size, size)
 
     def _loss(self, batch: Batch) -> dict[str, Tensor]:
         distance = self._pick(batch)

@@ -12,7 +12,7 @@ from torch import Tensor
 from retain.backbone import Backbone, Batch
 from retain.files import read_json
 from retain.layers.pooled_linear import LoraPool
-from retain.methods.base import Method, MethodConfig, ParamGroup, Phase
+from retain.methods.base import Footprint, Method, MethodConfig, ParamGroup, Phase, learning
 from retain.phase import Unit
 from retain.records import TASK
 from retain.tasks import Task
@@ -31,6 +31,7 @@ class BlockPerTask(Method):
 
     Config: ClassVar[type[MethodConfig]] = LoraMethodConfig
     stores = "one LoRA"
+    lowers_disk = lowers_ram = "method.rank"
     over: ClassVar[Mapping[str, Unit]] = {}
     """As `Phase.over`."""
 
@@ -54,6 +55,11 @@ class BlockPerTask(Method):
     def _loss(self, batch: Batch) -> dict[str, Tensor]:
         self.route(batch, self.pool.blocks[-1])
         return {"task": self.backbone.answer_loss(batch)}
+
+    def footprint(self, task: Task, batch_size: int) -> Footprint:
+        """The task's block."""
+        size = self.pool.block_size()
+        return super().footprint(task, batch_size) + learning(size, size)
 
     def save(self, folder: Path) -> None:
         """Writes the task's block."""

@@ -19,7 +19,7 @@ from pydantic import (
 
 from retain.backbone import Backbone, Features
 from retain.files import read_jsonl, write_jsonl
-from retain.methods.base import MethodConfig, Phase, Replay
+from retain.methods.base import Footprint, MethodConfig, Phase, Replay, bytes_of
 from retain.methods.sequential import Sequential, SequentialConfig
 from retain.records import MEMORY
 from retain.tasks import Example, Task
@@ -92,6 +92,11 @@ class MemoryMethod(Sequential):
         """Tokens of examples that follow those in memory, each with its number."""
         rows = [self.backbone.encode(example) for example in examples]
         return [{**row, "number": [len(self.memory) + i]} for i, row in enumerate(rows)]
+
+    def footprint(self, task: Task, batch_size: int) -> Footprint:
+        """And the share of its examples."""
+        own = Footprint(kept=bytes_of(task.train) * self.kept(task) // len(task.train))
+        return super().footprint(task, batch_size) + own
 
     def load(self, folder: Path) -> None:
         """Takes over a later task's weights, and adds what was kept of it."""

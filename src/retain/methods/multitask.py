@@ -8,7 +8,7 @@ from pathlib import Path
 
 from retain.backbone import Backbone
 from retain.files import write_jsonl
-from retain.methods.base import Phase
+from retain.methods.base import Footprint, Phase, bytes_of
 from retain.methods.memory import read_examples
 from retain.methods.sequential import Sequential, SequentialConfig
 from retain.records import MEMORY
@@ -50,6 +50,11 @@ class MultiTask(Sequential):
         """Writes the weights, if they have learned."""
         if not self.waiting:
             super().save(folder)
+
+    def footprint(self, task: Task, batch_size: int) -> Footprint:
+        """And all of its examples."""
+        own = Footprint(kept=bytes_of(task.train))
+        return super().footprint(task, batch_size) + own
 
     def load(self, folder: Path) -> None:
         """Adds a task's examples, and takes over the weights that learned with it."""

@@ -13,7 +13,15 @@ from retain.backbone import Backbone, Batch
 from retain.backbone.backbone import PROMPT_KEYS
 from retain.files import read_json
 from retain.layers.soft_prompt import PromptPool
-from retain.methods.base import Method, MethodConfig, ParamGroup, Phase, block_of
+from retain.methods.base import (
+    Footprint,
+    Method,
+    MethodConfig,
+    ParamGroup,
+    Phase,
+    block_of,
+    learning,
+)
 from retain.records import TASK
 from retain.tasks import Task
 
@@ -41,6 +49,7 @@ class ProgPrompt(Method):
     Config = ProgPromptConfig
     idea = "a soft prompt per task, put before those of all earlier tasks"
     stores = "one soft prompt"
+    lowers_disk = lowers_ram = "method.length, or method.hidden"
     needs_task_id = True
     forgets = False
 
@@ -71,6 +80,12 @@ class ProgPrompt(Method):
                 prompt.add_(self._residual(prompt))
             self._residual = None
             delattr(self.backbone.model, "retain_residual")
+
+    def footprint(self, task: Task, batch_size: int) -> Footprint:
+        """The task's prompt, and the residual layer while it learns."""
+        prompt, hidden = self.pool.block_size(), self.options.hidden or 0
+        residual = hidden and hidden * (2 * self.backbone.width + 1) + 3 * self.backbone.width
+        return super().footprint(task, batch_size) + learning(prompt + residual, prompt)
 
     def _loss(self, batch: Batch) -> dict[str, Tensor]:
         self._put(batch, len(self.pool.blocks))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from retain.backbone import Backbone, Batch, Features
 from retain.layers.pooled_linear import LoraPool
-from retain.methods.base import Footprint, Method, ParamGroup, Phase
+from retain.methods.base import Footprint, Method, ParamGroup, Phase, learning
 from retain.methods.lora import LoraMethodConfig
 from retain.methods.weights import MODEL, FullWeights, PoolWeights, Weights
 from retain.phase import Unit
@@ -37,7 +37,7 @@ class SequentialConfig(LoraMethodConfig):
 class Sequential(Method):
     """What the methods with one set of weights share: learning, routing, disk."""
 
-    lowers_disk = "the number of weights that learn, with method.tune: lora"
+    lowers_disk = lowers_ram = "the number of weights that learn, with method.tune: lora"
     fixed_mixture = True
     latest_only: ClassVar[tuple[str, ...]] = (MODEL,)
     over: ClassVar[Mapping[str, Unit]] = {}
@@ -69,8 +69,10 @@ class Sequential(Method):
         return {"task": self.backbone.answer_loss(batch)}
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:
-        """On disk: old and new weights, the phase's result, and a checkpoint with two moments."""
-        return Footprint(passing=6 * self.weights.size())
+        """The weights that learn, which every task's folder keeps where they are a block."""
+        count = self.weights.size() // 4
+        added = 0 if isinstance(self.weights, FullWeights) else count
+        return super().footprint(task, batch_size) + learning(count, added)
 
     def route(self, batch: Batch, task: str | None = None) -> None:
         """There is nothing to choose: the weights are always on."""
@@ -92,7 +94,7 @@ class SeqLora(Sequential):
     Config = LoraMethodConfig
     idea = "one LoRA learns every task in turn, with nothing against forgetting"
     stores = "the LoRA as it was after the task"
-    lowers_disk = "method.rank"
+    lowers_disk = lowers_ram = "method.rank"
 
 
 class SeqFt(Sequential):

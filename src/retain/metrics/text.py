@@ -39,6 +39,11 @@ def rouge_l(prediction: str, references: Sequence[str], prompt: str) -> float:
     )
 
 
+def says_nothing(metric: str, reference: str) -> bool:
+    """Whether a reference is empty to the metric, so that an answer of nothing would be right."""
+    return metric == "exact_match" and not normalise(reference)
+
+
 METRICS: dict[str, Metric] = {
     "exact_match": exact_match,
     "rouge_l": rouge_l,

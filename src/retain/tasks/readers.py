@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+import os
+import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,7 +58,7 @@ def parse_row(row: Any, where: str, columns: Mapping[str, str] = COLUMNS) -> Exa
     if not isinstance(prompt, str) or not prompt.strip():
         field = "messages" if messages else columns["prompt"]
         raise RetainError(f"{where}: field '{field}' must hold a text that is not empty")
-    if not references or not all(isinstance(r, str | int | float) for r in references):
+    if not references or not all(map(_has_text, references)):
         raise RetainError(f"{where}: field '{columns['answer']}' must be a text or a list of texts")
     texts = tuple(str(reference) for reference in references)
     if not texts[0].strip():
@@ -67,20 +70,34 @@ def parse_row(row: Any, where: str, columns: Mapping[str, str] = COLUMNS) -> Exa
     return Example(prompt, texts, messages)
 
 
+def given_row(row: Any, where: str, columns: Mapping[str, str] = COLUMNS) -> Example:
+    """As `parse_row`, for what a user gives: each of its texts says something.
+
+    Raises:
+        RetainError: naming the place and the field.
+    """
+    example = parse_row(row, where, columns)
+    texts = [(columns["answer"], text) for text in example.references]
+    for field, text in ((columns["prompt"], example.prompt), *texts):
+        if _is_empty(text):
+            raise RetainError(f"{where}: field '{field}' has an empty text; give it words")
+    return example
+
+
 def read_rows(path: Path, columns: Mapping[str, str] = COLUMNS) -> list[Example]:
     """Reads a `.jsonl`, `.csv` or `.parquet` file, by its ending.
 
     Raises:
         RetainError: naming the file, and the line or row.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path's own raises where the name is too long
         raise RetainError(f"{path}: no such file; check the path")
     read = {".jsonl": numbered_jsonl, ".json": numbered_jsonl, ".csv": _csv, ".parquet": _parquet}
     if path.suffix not in read:
         raise RetainError(f"{path}: unknown ending; use .jsonl, .csv or .parquet")
     unit = "row" if path.suffix == ".parquet" else "line"
     examples = [
-        parse_row(row, f"{path}, {unit} {number}", columns)
+        given_row(row, f"{path}, {unit} {number}", columns)
         for number, row in read[path.suffix](path)
     ]
     if not examples:
@@ -91,8 +108,8 @@ def read_rows(path: Path, columns: Mapping[str, str] = COLUMNS) -> list[Example]
 def read_superni(folder: Path, split: str) -> list[Example]:
     """Super-NaturalInstructions: `Definition` (a list), `Instances` of `input` and `output`.
 
-    The prompt is the definition, the input, and the cue `Output:`. An instance with an empty answer
-    is left out; the benchmark has six, in task511.
+    The prompt is the definition, the input, and the cue `Output:`. Empty answers are left out, and
+    instances that have no other; the benchmark has six, in task511.
     """
     return _read_instances(folder / f"{split}.json", "{definition}\n\nInput: {input}\nOutput:")
 
@@ -117,7 +134,7 @@ def read_trace(folder: Path, split: str) -> list[Example]:
         raise RetainError(f"{path}: must be a list of 'prompt' and 'answer' objects; correct it")
     if not rows:
         raise RetainError(f"{path}: the task is empty; give it at least one entry")
-    return [parse_row(row, f"{path}, entry {number}") for number, row in enumerate(rows, 1)]
+    return [given_row(row, f"{path}, entry {number}") for number, row in enumerate(rows, 1)]
 
 
 def read_hub(
@@ -127,13 +144,13 @@ def read_hub(
     import datasets
 
     try:
-        rows = datasets.load_dataset(name, subset, split=split)
+        rows = list(datasets.load_dataset(name, subset, split=split))
     except Exception as error:  # network, missing id, missing split: one line for each of them
         raise RetainError(
             f"dataset '{name}', split '{split}': cannot be loaded ({first_line(error)}); "
             "check the id and the connection"
         ) from None
-    return [parse_row(row, f"{name}/{split}, row {n}", columns) for n, row in enumerate(rows, 1)]
+    return [given_row(row, f"{name}/{split}, row {n}", columns) for n, row in enumerate(rows, 1)]
 
 
 def _csv(path: Path) -> Iterable[tuple[int, dict[str, str]]]:
@@ -148,12 +165,11 @@ def _csv(path: Path) -> Iterable[tuple[int, dict[str, str]]]:
 
 
 def _parquet(path: Path) -> Iterable[tuple[int, Any]]:
-    import pyarrow
     from pyarrow import parquet
 
     try:
         return enumerate(parquet.read_table(path).to_pylist(), 1)
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
+    except Exception as error:  # of many kinds, such as for a date that Python does not have
         raise RetainError(
             f"{path}: not readable as Parquet ({first_line(error)}); restore it"
         ) from None
@@ -168,16 +184,30 @@ def _read_instances(path: Path, template: str) -> list[Example]:
         examples = []
         for number, instance in enumerate(instances, 1):
             text = template.format(definition=definition, input=instance["input"])
-            answer = instance["output"]
-            if answer in ("", [""]):
+            given = answer = instance["output"]
+            if isinstance(given, list):
+                answer = [text for text in given if text != ""]
+            if given == "" or (given and not answer):
                 continue
             row = {"prompt": text.strip(), "answer": answer}
-            examples.append(parse_row(row, f"{path}, instance {number}"))
+            examples.append(given_row(row, f"{path}, instance {number}"))
     except (KeyError, TypeError) as error:
         raise RetainError(f"{path}: not in the benchmark's layout (missing {error})") from None
     if not examples:
         raise RetainError(f"{path}: no instance with an answer; give it at least one")
     return examples
+
+
+def _has_text(value: Any) -> bool:
+    """Whether a text or a number is what a reference may be."""
+    if isinstance(value, int | float):
+        return not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, str)
+
+
+def _is_empty(text: str) -> bool:
+    """Whether nothing of a text is seen: white space, and characters without a width."""
+    return all(c.isspace() or unicodedata.category(c) == "Cf" for c in text)
 
 
 def _messages(value: Any, where: str) -> list[dict[str, str]]:

@@ -36,6 +36,12 @@ class Task:
     def __post_init__(self) -> None:
         if not self.name.strip():
             raise RetainError("a task has no name; give it one")
+        try:
+            self.name.encode()
+        except UnicodeEncodeError:  # as of a file whose name is not UTF-8
+            raise RetainError(
+                f"task {self.name!a}: its name is not Unicode text; give it another 'name'"
+            ) from None
         check_metric(self.metric, f"task '{self.name}'")
         if not self.test:
             raise RetainError(f"task '{self.name}': no test examples; give it some")

@@ -21,7 +21,16 @@ from retain.errors import RetainError
 from retain.files import read_json, read_jsonl, read_weights, write_jsonl, write_tensors
 from retain.layers.pooled_linear import LoraPool
 from retain.layers.soft_prompt import PromptPool
-from retain.methods.base import Method, MethodConfig, ParamGroup, Phase, filled_in
+from retain.methods.base import (
+    Footprint,
+    Method,
+    MethodConfig,
+    ParamGroup,
+    Phase,
+    bytes_of,
+    filled_in,
+    learning,
+)
 from retain.methods.lora import LoraMethodConfig
 from retain.methods.pseudo import (
     BATCH,
@@ -117,6 +126,7 @@ class Routed(Method):
     """What both kinds of SAPT share: all but the kind of block."""
 
     stores = "one block, one key, the router's projection, pseudo-samples"
+    lowers_disk = lowers_ram = "method.rank (of prompts, method.length), or method.router.hidden"
 
     def __init__(
         self, backbone: Backbone, config: RoutedConfig, pool: LoraPool | PromptPool, rate: float
@@ -202,6 +212,14 @@ class Routed(Method):
             self._attention = self.router.attention(e).mean(0)
         if self.options.reflection.weight:
             self.reflection.add(self._embed(self._pseudo), self._attention)
+
+    def footprint(self, task: Task, batch_size: int) -> Footprint:
+        """The task's block, its key and the router's projection, and its pseudo-samples."""
+        size = self.pool.block_size() + self.backbone.width
+        size += sum(tensor.numel() for tensor in self.router.projection().values())
+        share = min(1.0, self.options.generator.share) if self.options.reflection.weight else 0.0
+        own = Footprint(kept=int(share * bytes_of(task.train)))
+        return super().footprint(task, batch_size) + learning(size, size) + own
 
     def _generator_loss(self, batch: Batch) -> dict[str, Tensor]:
         self.pool.use_block(len(batch["input_ids"]), -1)

@@ -1,0 +1,83 @@
+"""Every method tells before a run what a task will take, and about as much is then on the disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from retain.errors import RetainError
+from retain.methods import METHODS
+from retain.methods.base import Footprint
+from retain.progress import Progress
+from retain.room import check_room
+from tests.tiny import make_backbone, make_learner, make_task
+
+FIRST = make_task("copy")
+
+
+class Heard(Progress):
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.told.append(text)
+
+
+def numbers(folder: Path, pattern: str) -> int:
+    """Bytes of the tensors in files, without their headers."""
+    files = [load_file(path) for path in folder.rglob(pattern)]
+    return sum(t.numel() * t.element_size() for tensors in files for t in tensors.values())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_task_takes_what_was_told(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def look(folder: Path) -> None:
+        seen.append(numbers(folder, "model.safetensors"))
+
+    monkeypatch.setattr("retain.checkpoints.seal", look)
+    heard = Heard()
+    learner = make_learner(method, make_backbone("llama"), tmp_path / "run", heard)
+    foretold = learner.method.footprint(FIRST, 6)
+    learner.learn(FIRST)
+    (line,) = [text for text in heard.told if text.startswith("takes about")]
+    assert " 0 bytes" not in line
+    folder = learner.run.learned()[0]
+    newest = METHODS[method].latest_only
+    files = [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in newest and path.parent.name != "predictions"
+    ]
+    kept = sum(path.stat().st_size for path in files)
+    assert 0 < foretold.kept < kept
+    if method != "lfpt5":  # its untrained prompt writes answers of any length, with their logits
+        assert kept < foretold.kept + 16_000  # headers, the log, and records of a fixed size
+    # A checkpoint also has two moments, and there are two of them for a moment.
+    assert foretold.passing >= 6 * max(seen) > 0
+    assert foretold.ram >= 3 * max(seen)
+
+
+def test_on_a_gpu_it_is_the_gpu_s_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    method: Any = SimpleNamespace(
+        backbone=SimpleNamespace(device=torch.device("cuda:0")),
+        footprint=lambda task, batch_size: Footprint(1, 2, 1000),
+        lowers_disk="x",
+        lowers_ram="method.rank",
+    )
+    run: Any = SimpleNamespace(path=tmp_path, unfinished=lambda: 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 10**9))
+    assert check_room(method, [FIRST], 6, run) == (
+        "takes about 3 bytes on disk, 1.0 kB on cuda:0, beside the model"
+    )
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (999, 10**9))
+    with pytest.raises(RetainError, match=r"1.0 kB on cuda:0, but 999 bytes are free; lower metho"):
+        check_room(method, [FIRST], 6, run)
