@@ -172,7 +172,7 @@ def test_general_ability_without_the_harness(
     monkeypatch.delitem(sys.modules, "retain.general", raising=False)
     done = call("eval", learned, "--general", "hellaswag")
     assert (done.status, done.out) == (2, "")
-    says = "eval --general: lm_eval is not installed; pip install 'retain[general]'"
+    says = "eval --general: lm_eval is not installed; pip install -e '.[general]' in a checkout"
     assert done.err == f"error: {says}\n"
 
 
@@ -237,7 +237,7 @@ def test_report_as_markdown_is_nothing_but_markdown(place: Path) -> None:
     assert done.status == 0, done.err
     lines = [line for line in done.out.splitlines() if line]
     assert lines[0] == "### out"
-    assert all(line.startswith(("### ", "| ")) for line in lines)
+    assert all(line.startswith(("### ", "| ", "out learned ")) for line in lines)
     assert (place / "out" / "report.html").exists()
 
 
@@ -264,11 +264,21 @@ def test_verify_counts_the_files_and_names_a_damaged_one(place: Path) -> None:
         path.write_bytes(content[:10] + bytes([content[10] ^ 1]) + content[11:])
         done = call("verify", "out")
         assert done.status == 2
-        assert done.err.startswith(f"error: out/{name}: damaged")
+        assert done.out.startswith(f"out/{name}: damaged")
         assert len(done.err.splitlines()) == 1
         path.write_bytes(content)
     path.unlink()
-    assert f"out/{name}: missing" in call("verify", "out").err
+    assert call("verify", "out").out.startswith(f"out/{name}: missing")
+
+
+def test_verify_names_every_file_that_fails(place: Path) -> None:
+    names = ["config.yaml", "environment.json", "scores.json", "tasks/01-constant/task.json"]
+    for name in names:
+        with (place / "out" / name).open("ab") as file:
+            file.write(b" ")
+    done = call("verify", "out")
+    assert [line.partition(":")[0] for line in done.out.splitlines()] == [f"out/{n}" for n in names]
+    assert done.err == "error: out: not whole: 4 of its files; do as said of each\n"
 
 
 def test_what_changes_no_result_may_change_on_the_way(place: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 
 import pytest
 
+from retain.results import open_run
 from tests.command import call, settings, write_settings, write_tasks
 from tests.runs import FIRST, KIND, SECOND, KilledError, Record, carry_on, content
 from tests.tiny import OPTIONS, make_backbone, make_learner, read_files
@@ -106,7 +107,13 @@ def refused(run: Path, name: str, command: str) -> None:
     """Asserts that the command ends with one line on that file."""
     done = call(command, run, *COMMANDS[command])
     (line,) = done.err.splitlines()
-    assert (done.status, done.out) == (2, ""), done
+    assert done.status == 2, done
+    if command == "verify" and name != "manifest.json":
+        assert line.startswith(f"error: {run}: not whole"), line
+        (named,) = done.out.splitlines()
+        assert named.startswith(f"{run / name}: "), named
+        return
+    assert done.out == ""
     gone = name == "manifest.json" and not (run / name).exists()
     assert line.startswith(f"error: {run}: not a run" if gone else f"error: {run / name}: "), line
 
@@ -133,6 +140,49 @@ def test_a_command_refuses_what_it_needs(run: Path, command: str) -> None:
             assert read_files(run) == before
 
 
+def test_a_run_without_its_manifest_is_not_begun_anew(run: Path) -> None:
+    with damaged(run / "manifest.json", "missing"):
+        before = read_files(run)
+        for more in ((), ("--resume",)):
+            done = call("run", "exp.yaml", *more)
+            assert (done.status, done.out) == (2, "")
+            assert done.err.startswith("error: out: has files but no manifest.json; ")
+        assert read_files(run) == before
+
+
+LISTED = ("evaluation.json", "predictions")
+"""What is not read where it is not listed: a kill may have come before."""
+
+
+def test_what_the_manifest_does_not_list_is_not_read(run: Path) -> None:
+    """Each file of a task in turn, and what the run was made with."""
+    opened = open_run(run)
+    names = [
+        name
+        for name in opened.files
+        if name == "environment.json"
+        or (name.startswith("tasks/") and PurePath(name).parts[2] not in ("task.json", *LISTED))
+    ]
+    assert len(names) > 8
+    for name in names:
+        listed = opened.files.copy()
+        opened.commit((), [name])
+        for command in ("eval", "verify"):
+            if command == "eval" or name != "environment.json":
+                refused(run, name, command)
+        opened.files = listed
+        opened.commit(())
+    assert call("verify", run).status == 0
+
+
+def test_damaged_scores_are_made_again(run: Path) -> None:
+    before = (run / "scores.json").read_bytes()
+    with damaged(run / "scores.json", "bit at 0.4"):
+        assert "retain run CONFIG --resume writes it again" in call("report", run).err
+        assert call("run", "exp.yaml", "--resume").status == 0
+        assert (run / "scores.json").read_bytes() == before
+
+
 def test_a_damaged_task_says_what_can_be_gone_back_to(run: Path, tmp_path: Path) -> None:
     """And going back there, and on, leads to the same run."""
     whole = content(run)
@@ -143,7 +193,7 @@ def test_a_damaged_task_says_what_can_be_gone_back_to(run: Path, tmp_path: Path)
             done = call("run", "exp.yaml", "--output", tmp_path / "run", "--resume")
             back = done.err.partition("or learn on from an earlier task: retain ")[2].split()
             if "model.safetensors" in {Path(n).name for n in whole}:
-                assert done.err.endswith("restore it from a copy; no earlier state is kept\n")
+                assert done.err.endswith("from a copy of the run; no earlier state is kept\n")
                 return
             assert back == ["rollback", str(tmp_path / "run"), "--to", "copy"], done
             assert call(*back).status == 0

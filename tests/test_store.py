@@ -12,6 +12,7 @@ import pytest
 from retain import files, store
 from retain.errors import RetainError
 from retain.store import RunDirectory
+from tests.tiny import read_files
 
 
 def make_run(path: Path, **texts: str) -> RunDirectory:
@@ -105,7 +106,8 @@ def test_task_folder_is_committed_without_its_unfinished_work(tmp_path: Path) ->
 
 def test_what_a_killed_writer_left_goes(tmp_path: Path) -> None:
     run = make_run(tmp_path, **{"a.txt": "one"})
-    left = [tmp_path / ".manifest.json.1.tmp", tmp_path / "tasks" / "01-x" / ".a.2.tmp"]
+    tasks = tmp_path / "tasks"
+    left = [tmp_path / ".manifest.json.1.tmp", tasks / "01-x" / ".a.2.tmp", tasks / ".02-y.3.tmp/a"]
     for path in left:
         files.write_text(path, "half")
     with run.locked():
@@ -214,10 +216,73 @@ def test_a_manifest_names_no_file_outside_of_the_run(tmp_path: Path, name: str) 
         RunDirectory(tmp_path / "run").load_manifest()
 
 
-def test_a_link_out_of_the_run_is_not_followed(tmp_path: Path) -> None:
-    (tmp_path / "outside").write_text("x")
-    run = make_run(tmp_path / "run", a="x", b="y")
-    (tmp_path / "run" / "a").unlink()
-    (tmp_path / "run" / "a").symlink_to(tmp_path / "outside")  # of the very same content
-    with pytest.raises(RetainError, match=r"run/a: leads out of the run"):
-        run.check()
+@pytest.mark.parametrize(
+    "name", ["manifest.json", ".lock", "a", "tasks", "tasks/02-x", "tasks/01-x/b"]
+)
+def test_a_link_in_a_run_is_refused(tmp_path: Path, name: str) -> None:
+    """Even to the very same content; and nothing is made or deleted where it leads."""
+    run = make_run(tmp_path / "run", a="x", **{"tasks__01-x__b": "y"})
+    place, outside = run.path / name, tmp_path / "outside"
+    if place.exists():
+        place.rename(outside)
+    elif name.startswith("tasks"):
+        outside.mkdir()
+    before = read_files(tmp_path)
+    place.symlink_to(outside)
+    with pytest.raises(RetainError, match=f"{place}: is a link"):
+        RunDirectory(run.path).load_manifest()
+    with pytest.raises(RetainError, match=f"{place}: is a link"), run.locked():
+        pass
+    place.unlink()
+    assert read_files(tmp_path) == before
+
+
+# -- a folder that others have files in
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("tasks/01-x/task.json",),
+        ("tasks/mine/notes.txt",),
+        ("config.yaml",),
+        ("environment.json", "config.yaml", "tasks/01-x/task.json"),
+        ("environment.json", "scores.json"),
+        ("a photo.jpg",),
+        (".git/config",),
+    ],
+)
+def test_a_folder_of_files_without_a_manifest_is_not_written_to(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    for name in names:
+        files.write_text(tmp_path / name, "precious")
+    before = read_files(tmp_path)
+    run = RunDirectory(tmp_path)
+    says = f"{tmp_path}: has files but no manifest.json; .*restore that.* another --output"
+    with pytest.raises(RetainError, match=says):
+        run.refuse_foreign()
+    with pytest.raises(RetainError, match=says), run.locked():
+        pass
+    assert read_files(tmp_path).keys() - before.keys() <= {store.LOCK}
+
+
+def test_what_a_kill_before_the_first_commit_leaves_is_no_obstacle(tmp_path: Path) -> None:
+    for name in ("environment.json", "config.yaml", ".lock"):
+        files.write_text(tmp_path / name, "x")
+    for name in ("environment.json", "config.yaml", "manifest.json"):
+        files.write_text(tmp_path / f".{name}.123.tmp", "half")
+    with RunDirectory(tmp_path).locked():
+        pass
+    assert set(read_files(tmp_path)) == {"environment.json", "config.yaml", ".lock"}
+
+
+def test_a_task_is_committed_without_what_others_put_there(tmp_path: Path) -> None:
+    """A name that would not be read back makes no manifest that is refused."""
+    run = RunDirectory(tmp_path)
+    folder = run.task_folder(0, "x")
+    for name in ("task.json", "my notes.txt", "n" * 61, ".cache/a", "a b/c"):
+        files.write_text(folder / name, "x")
+    (folder / "link").symlink_to(folder / "task.json")
+    run.commit_folder(folder, "checkpoints")
+    assert set(run.files) == {"tasks/01-x/task.json"}

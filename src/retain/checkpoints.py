@@ -1,4 +1,4 @@
-"""Unfinished work on disk: sealed when it is whole, so that a later sitting can tell.
+"""Unfinished work on disk: marked with what it is of, and sealed when it is whole.
 
 Trainer neither syncs nor checks what it writes. A seal lists the checksums of a folder's synced
 files and is written last; a folder without one, or with a file that differs, was cut off by a kill
@@ -7,17 +7,76 @@ or damaged since, and is made again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from retain import processes
+from retain.environment import other_versions, versions
 from retain.errors import RetainError, first_line
 from retain.files import checksum, read_json, remove_folders, sync, write_json, writing
+from retain.records import TASK, UNFINISHED, read_record
+from retain.store import RunDirectory
+from retain.tasks import Task
 
 SEAL = "sealed.json"
 TORCH_WRITES = ("inline_container", "iostream error")
 """What torch.save says in its RuntimeError where the disk refuses."""
+
+
+def take_up(run: RunDirectory, folder: Path, task: Task, say: Callable[[str], None]) -> None:
+    """Begins a task's unfinished work, or goes on with what there is; deletes none.
+
+    Args:
+        run: is held for writing.
+        folder: the task's.
+        task: is about to be learned.
+        say: is told what may change the numbers.
+
+    Raises:
+        RetainError: when there is work that was begun on another task, on other examples, by
+            another number of processes, or under libraries of more than another patch.
+    """
+    key = {
+        "task": task.name,
+        "fingerprints": task.fingerprints(),
+        "processes": processes.count(),  # a step's rows are dealt out among them
+        **versions(),
+    }
+    for found in run.unlearned():
+        mark = found / UNFINISHED / TASK
+        if not mark.exists():
+            raise RetainError(
+                f"{found}: has files that manifest.json does not list; restore the manifest that "
+                "does, or delete this folder to learn the task anew"
+            )
+        differs = _difference(mark, key) if found == folder else f"is not on '{task.name}'"
+        if differs:
+            raise RetainError(
+                f"{found}: its unfinished work {differs}; go on with what it was begun with, or "
+                "delete this folder to learn the task anew"
+            )
+        if news := other_versions(read_json(mark)):
+            say(f"unfinished work of {task.name} goes on, though {', '.join(news)}")
+    write_json(folder / UNFINISHED / TASK, key)
+
+
+def _difference(mark: Path, key: Mapping[str, Any]) -> str:
+    """How unfinished work differs from what is to be learned; empty where it can go on."""
+    try:
+        stored = read_record(dict[str, Any], mark)
+    except RetainError:
+        return f"has a damaged {UNFINISHED}/{TASK}"
+    differ = [
+        f"{name} {stored.get(name)!r} is now {key[name]!r}"
+        for name in ("task", "processes")
+        if stored.get(name) != key[name]
+    ]
+    if stored.get("fingerprints") != key["fingerprints"]:
+        differ.append("its examples have changed")
+    differ += other_versions(stored, patches=False)
+    return f"was begun otherwise ({', '.join(differ)})" if differ else ""
 
 
 def seal(folder: Path) -> None:

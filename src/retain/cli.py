@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -29,6 +30,10 @@ app = typer.Typer(
 console = Console(quiet=not processes.is_first())
 
 Run = Annotated[Path, typer.Argument(help="The run's folder.", metavar="RUN")]
+TrustCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Let the run's backbone run code of its own."),
+]
 Single = Annotated[
     Path | None,
     typer.Option("--single", help="A pertask run on the same test data, for forward transfer."),
@@ -72,6 +77,7 @@ def learn(
     metric: Annotated[
         str, typer.Option(help="exact_match, rouge_l, exact_answer, ….")
     ] = "exact_match",
+    trust_remote_code: TrustCode = False,
 ) -> None:
     """Add tomorrow's task to a finished run."""
     from retain.config import TaskConfig, check
@@ -80,7 +86,7 @@ def learn(
 
     values = {"path": str(task), "name": name, "test": test and str(test), "metric": metric}
     read = read_task(check(TaskConfig, values, "learn", "--"))
-    learner = Learner.load(run, _progress("learn"))
+    learner = Learner.load(run, _progress("learn"), trust_remote_code=trust_remote_code)
     learner.learn(read)
     _print_scores([run])
 
@@ -93,6 +99,7 @@ def evaluate(
         str | None,
         typer.Option(help="Tasks of lm-eval instead, or YAML files of such.", metavar="A,B"),
     ] = None,
+    trust_remote_code: TrustCode = False,
 ) -> None:
     """Answer every learned task's test examples again; nothing is written."""
     from retain.learner import Learner
@@ -104,12 +111,15 @@ def evaluate(
             from retain.general import general_ability
         except ModuleNotFoundError as missing:
             raise RetainError(
-                f"eval --general: {missing.name} is not installed; pip install 'retain[general]'"
+                f"eval --general: {missing.name} is not installed; "
+                "pip install -e '.[general]' in a checkout"
             ) from None
         names = [name.strip() for name in general.split(",") if name.strip()]
-        console.print(general_table(general_ability(run, names, limit, _progress("eval"))))
+        found = general_ability(run, names, limit, _progress("eval"), trust_remote_code)
+        console.print(general_table(found))
         return
-    scores = Learner.load(run, _progress("eval")).evaluate(limit)
+    learner = Learner.load(run, _progress("eval"), trust_remote_code=trust_remote_code)
+    scores = learner.evaluate(limit)
     table = Table("task", "score")
     for name, score in scores.items():
         table.add_row(Text(name), f"{score:.1f}")
@@ -124,6 +134,7 @@ def generate(
     ],
     task: Annotated[str | None, typer.Option(help="For methods that need the task.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per prompt.")] = False,
+    trust_remote_code: TrustCode = False,
 ) -> None:
     """Answer prompts of any learned task."""
     from retain.learner import Learner
@@ -136,7 +147,7 @@ def generate(
         raise RetainError("generate: a prompt is not UTF-8 text; convert it") from None
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise RetainError("generate: an empty prompt; give it a text")
-    learner = Learner.load(run)
+    learner = Learner.load(run, trust_remote_code=trust_remote_code)
     if len(prompts) == 1 and sys.stdout.isatty() and not as_json:
         from retain.streaming import Reply
 
@@ -156,15 +167,19 @@ def serve(
     host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more get 429.")] = 64,
+    trust_remote_code: TrustCode = False,
 ) -> None:
-    """Answer OpenAI's /v1/chat/completions over HTTP; a page at / tries it."""
+    """Answer OpenAI's /v1/chat/completions over HTTP; a page at / tries it.
+
+    RETAIN_API_KEY, if set, is the key that requests need, as 'Authorization: Bearer KEY'.
+    """
     try:
         from retain.serve import serve as start
     except ModuleNotFoundError as missing:
         raise RetainError(
-            f"serve: {missing.name} is not installed; pip install 'retain[serve]'"
+            f"serve: {missing.name} is not installed; pip install -e '.[serve]' in a checkout"
         ) from None
-    start(run, host, port, queue, _say)
+    start(run, host, port, queue, _say, trust_remote_code)
 
 
 @app.command()
@@ -245,11 +260,14 @@ def inspect(
 def verify(run: Run) -> None:
     """Read and check every file of a run."""
     from retain.results import open_run
+    from retain.stream import complaints
 
     opened = open_run(run)
-    complaints = opened.damaged()
-    if complaints:
-        raise RetainError(complaints[0] + _more(complaints))
+    found = complaints(opened)
+    for line in found:
+        _say(line)
+    if found:
+        raise RetainError(f"{run}: not whole: {len(found)} of its files; do as said of each")
     _say(f"{len(opened.files)} files, all as they were written")
 
 
@@ -262,11 +280,14 @@ def export(
         list[str] | None,
         typer.Option(help="Merge blocks with fixed weights.", metavar="TASK=WEIGHT"),
     ] = None,
+    trust_remote_code: TrustCode = False,
 ) -> None:
     """Write a run's blocks as PEFT adapters, or one merged model, with a model card."""
     from retain.export import export as write
     from retain.learner import Learner
 
+    if task is not None and mixture:
+        raise RetainError("export: --task and --mixture exclude each other; give one of them")
     weights = {task: 1.0} if task is not None else None
     for part in mixture or ():
         name, _, value = part.rpartition("=")
@@ -274,7 +295,8 @@ def export(
             weights = {**(weights or {}), name: float(value)}
         except ValueError:
             raise RetainError(f"--mixture {part}: expected TASK=WEIGHT; correct it") from None
-    _say(write(Learner.load(run, _progress("")), folder, weights))
+    learner = Learner.load(run, _progress(""), trust_remote_code=trust_remote_code)
+    _say(write(learner, folder, weights))
 
 
 @app.command()
@@ -310,7 +332,9 @@ def compare(
 
     entries = [comparison.read_entry(path) for path in dict.fromkeys(runs)]
     for line in comparison.warnings(entries):
-        Console(stderr=True).print(f"warning: {line}", highlight=False, markup=False)
+        Console(stderr=True).print(
+            f"warning: {line}", highlight=False, markup=False, soft_wrap=True
+        )
     console.print(comparison.tables(entries))
     for path, render in ((table, comparison.as_csv), (page, comparison.as_html)):
         if path is not None:
@@ -371,8 +395,12 @@ def _progress(prefix: str) -> Any:
     return progress
 
 
-def _more(complaints: list[str]) -> str:
-    return f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""
+def _end_output() -> None:
+    """What standard output does not take is dropped: Python's own end would fail on it."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main() -> None:
@@ -381,12 +409,25 @@ def main() -> None:
     Ctrl-C finishes the step and saves it, twice it stops at once; either ends with status 130.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may not know every letter
     try:
         status = app(standalone_mode=False, prog_name="retain")
+        sys.stdout.flush()
         if status == INTERRUPTED:
             raise typer.Abort
     except RetainError as error:
         text = " ".join(str(error).split())
+    except BrokenPipeError:  # whoever read the output has seen enough
+        _end_output()
+        sys.exit(1)
+    except OSError as error:
+        where = error.filename or "reading or writing failed"
+        text = f"{where}: {error.strerror or error}; check the path, and the room there"
+    except MemoryError:
+        text = "not enough RAM; lower the batch sizes, or free some"
+    except UnicodeError as error:
+        text = f"not UTF-8 text ({error}); correct it"
     except (StoppedError, typer.Abort) as stop:  # the first Ctrl-C, or the second
         told = str(stop) or "at once"
         print(
@@ -403,5 +444,6 @@ def main() -> None:
         sys.exit(status or 0)
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    _end_output()
     print(f"error: {text}", file=sys.stderr)
     sys.exit(2)

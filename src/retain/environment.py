@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
+from retain.backbone import Backbone
 from retain.errors import RetainError
 
 LIBRARIES = ("retain", "torch", "transformers", "peft", "accelerate", "tokenizers")
 SAMPLED = 1024
 """Numbers of each tensor that the fingerprint reads; all of a large model would take minutes."""
+
+
+PARTS = {
+    "backbone": "weights",
+    "backbone_config": "settings (config.json)",
+    "backbone_tokenizer": "tokenizer",
+    "backbone_special_tokens": "special tokens",
+    "backbone_chat_template": "chat template",
+}
+"""Parts of a backbone, by the key of their fingerprint in `environment.json`."""
+INCIDENTAL = ("transformers_version", "architectures", "dtype", "torch_dtype", "use_cache")
+"""Fields of a model's config that change with the way it is loaded or saved."""
 
 
 def versions() -> dict[str, str]:
@@ -31,22 +47,83 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def refuse_other_backbone(stored: dict[str, str], found: str, run: Path, name: str) -> None:
-    """Raises RetainError when the backbone is not the one that a run has learned on."""
-    if stored.get("backbone", found) != found:
-        news = changes(stored)
+def fingerprints(backbone: Backbone) -> dict[str, str]:
+    """By the keys of `PARTS`, what answers depend on; of a backbone as it was loaded.
+
+    The chat template is there only where prompts are written with it.
+    """
+    tokenizer, config = backbone.tokenizer, backbone.model.config.to_dict()
+    found = {
+        "backbone": fingerprint(backbone.model),
+        "backbone_config": _sha256(
+            {key: value for key, value in config.items() if key[0] != "_" and key not in INCIDENTAL}
+        ),
+        "backbone_tokenizer": _sha256(_reading(tokenizer)),
+        "backbone_special_tokens": _sha256(
+            [tokenizer.special_tokens_map, backbone.pad_id, backbone.end_ids]
+        ),
+    }
+    if backbone.prompt.chat_template:
+        found["backbone_chat_template"] = _sha256(tokenizer.chat_template)
+    return found
+
+
+def _reading(tokenizer: Any) -> Any:
+    """What makes tokens of a text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return tokenizer.get_vocab()
+    values = json.loads(backend.to_str())
+    # The last call's, and no property of the tokenizer.
+    return {key: value for key, value in values.items() if key not in ("truncation", "padding")}
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def refuse_other_backbone(
+    stored: Mapping[str, str], found: Mapping[str, str], run: Path, name: str
+) -> str:
+    """Refuses a backbone that is not the one that a run has learned on.
+
+    Args:
+        stored: of the run; one of an earlier version has less in it.
+        found: the backbone's `fingerprints`.
+        run: the run's folder.
+        name: the backbone's.
+
+    Returns:
+        What to tell: under another version of the libraries that write them, all but the weights
+        may come out otherwise though the backbone is the same.
+
+    Raises:
+        RetainError: naming the parts that differ.
+    """
+    differ = {key: PARTS[key] for key in found if stored.get(key, found[key]) != found[key]}
+    if not differ:
+        return ""
+    parts, news = " and ".join(differ.values()), changes(stored)
+    comparable = all(stored.get(name) == version(name) for name in ("transformers", "tokenizers"))
+    if "backbone" in differ or comparable:
         raise RetainError(
-            f"{run}: learned on other weights than backbone '{name}' now has; restore it, or start "
+            f"{run}: learned on other {parts} than backbone '{name}' now has; restore it, or start "
             f"another run{f' ({news})' if news else ''}"
         )
+    return f"backbone '{name}': other {parts} than the run was begun with, or other libraries"
 
 
-def changes(stored: dict[str, str]) -> str:
+def changes(stored: Mapping[str, str]) -> str:
     """Libraries that are of other versions than the run was begun with, in a sentence or empty."""
-    now = versions()
-    differ = [
-        f"{name} {stored[name]} is now {now[name]}"
-        for name in now
-        if name in stored and stored[name] != now[name]
-    ]
+    differ = other_versions(stored)
     return f"begun with other versions: {', '.join(differ)}; numbers may differ" if differ else ""
+
+
+def other_versions(stored: Mapping[str, str], patches: bool = True) -> list[str]:
+    """What is of another version now, with or without those whose first two numbers agree."""
+    return [
+        f"{name} {stored[name]} is now {now}"
+        for name, now in versions().items()
+        if name in stored and stored[name] != now
+        if patches or str(stored[name]).split(".")[:2] != now.split(".")[:2]
+    ]

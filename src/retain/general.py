@@ -23,7 +23,11 @@ from retain.report.general import General
 
 
 def general_ability(
-    folder: Path, names: Sequence[str], limit: int | None, progress: Progress
+    folder: Path,
+    names: Sequence[str],
+    limit: int | None,
+    progress: Progress,
+    trust_remote_code: bool = False,
 ) -> list[General]:
     """Asks tasks of the harness of a run's plain backbone, and of its model.
 
@@ -32,13 +36,14 @@ def general_ability(
         names: of tasks, groups or tags of the harness, or YAML files of tasks of its kind.
         limit: takes the first so many examples of each task.
         progress: is told what happens.
+        trust_remote_code: as in `Learner.load`.
 
     Raises:
         RetainError: when the run cannot answer, needs the task's name, or a task cannot be read.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it speaks of settings of its own command
     manager = _manager(names)
-    learner = Learner.load(folder, progress)
+    learner = Learner.load(folder, progress, trust_remote_code=trust_remote_code)
     learner.refuse_unready()
     if learner.method.needs_task_id:
         raise RetainError(

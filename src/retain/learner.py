@@ -12,21 +12,24 @@ import yaml
 
 from retain import processes, results
 from retain.backbone import Backbone, BackboneConfig, PromptConfig, load_backbone
+from retain.checkpoints import take_up
 from retain.config import ExperimentConfig, check, check_method, resolved
-from retain.environment import changes, fingerprint, refuse_other_backbone, versions
+from retain.environment import changes, fingerprints, refuse_other_backbone, versions
 from retain.errors import RetainError
 from retain.evaluation import Evaluation, EvaluationConfig, answer, evaluate
 from retain.examples import check_examples
-from retain.files import read_json, read_jsonl, remove_folders, write_json, write_jsonl, write_text
+from retain.files import read_jsonl, remove_folders, write_json, write_jsonl, write_text
 from retain.learning import Seeds, learn_phases
 from retain.methods import METHODS
 from retain.progress import Progress
 from retain.records import (
     CONFIG,
     COST,
+    ENVIRONMENT,
     TASK,
     TEST,
     TRAINING,
+    UNFINISHED,
     ZERO_SHOT,
     read_record,
 )
@@ -38,9 +41,6 @@ from retain.tasks import Example, Task
 from retain.tasks.readers import parse_row
 from retain.trackers import refuse_missing
 from retain.training import TrainingConfig, as_trained
-
-UNFINISHED = "checkpoints"
-ENVIRONMENT = "environment.json"
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,7 @@ class Learner:
         folder: str | Path,
         progress: Progress | None = None,
         backbone: Backbone | None = None,
+        trust_remote_code: bool = False,
     ) -> Learner:
         """Restores a run with everything it has learned.
 
@@ -116,15 +117,25 @@ class Learner:
             progress: is told what happens.
             backbone: a freshly loaded one to use instead of loading the run's own; it takes on the
                 run's prompt format.
+            trust_remote_code: lets a backbone run code of its own; that the run says so is not
+                enough, as it may come from elsewhere.
 
         Raises:
-            RetainError: when the folder is no run, or one of its files is damaged.
+            RetainError: when the folder is no run, one of its files is damaged, or its backbone
+                would run code that is not permitted.
         """
         path = Path(folder)
         run = results.open_run(path)
         experiment = check(ExperimentConfig, results.settings(run), str(path / "config.yaml"))
         name, _ = check_method(experiment.method, str(path / "config.yaml"))
+        if experiment.backbone.trust_remote_code and backbone is None and not trust_remote_code:
+            raise RetainError(
+                f"{path}: its backbone '{experiment.backbone.name}' runs code of its own; if you "
+                "trust it, add --trust-remote-code (Learner.load: trust_remote_code=True)"
+            )
         results.check_tasks(run, METHODS[name].latest_only)
+        for complaint in results.unlisted(run, METHODS[name].latest_only):
+            raise RetainError(complaint)
         results.rows(run)
         learner = cls.__new__(cls)
         if backbone is not None:
@@ -144,6 +155,7 @@ class Learner:
                 f"{run.path}: already holds a run; continue it with --resume (Learner.load in "
                 "Python), or name another folder with --output"
             )
+        run.refuse_foreign()
         self._set_up(experiment, run, progress, backbone)
 
     def _set_up(
@@ -163,12 +175,12 @@ class Learner:
         self._interrupted = False
         self.backbone = backbone or load_backbone(experiment.backbone, experiment.prompt)
         processes.connect(self.backbone.device.type == "cpu")
-        self._fingerprint = fingerprint(self.backbone.model)
+        self._fingerprints = fingerprints(self.backbone)
         if run.exists:
-            run.check(ENVIRONMENT)
-            stored = read_record(dict[str, str], run.path / ENVIRONMENT)
-            refuse_other_backbone(stored, self._fingerprint, run.path, self.backbone.name)
-            if news := changes(stored):
+            stored = results.environment(run)
+            found = self._fingerprints
+            told = refuse_other_backbone(stored, found, run.path, self.backbone.name)
+            for news in filter(None, (told, changes(stored))):
                 self.progress.message(news)
         transformers.set_seed(experiment.seed)
         self.method = METHODS[name](self.backbone, options)
@@ -210,7 +222,7 @@ class Learner:
                 self.progress.message(line)
             self._complete_row()
             folder = self.run.task_folder(len(self.tasks), task.name)
-            self._continue_or_clear(folder, task)
+            take_up(self.run, folder, task, self.progress.message)
             self._score_zero_shot(task, folder / ZERO_SHOT)
             self._interrupted = True
             self.method.waiting = self.method.waits and more
@@ -232,7 +244,9 @@ class Learner:
         takes = check_room(self.method, tasks, batch_size, self.run)
         self._news = {"": [takes] if takes else []}
         for task in tasks:
-            self._news[task.name] = check_examples(task, self.backbone, self.experiment.evaluation)
+            self._news[task.name] = check_examples(
+                task, self.backbone, self.experiment.evaluation, tasks
+            )
         self._checked = list(tasks)
 
     def take_over(self, experiment: ExperimentConfig, tasks: Sequence[Task]) -> None:
@@ -289,7 +303,7 @@ class Learner:
         if self.run.exists:
             return
         path = self.run.path / ENVIRONMENT
-        write_json(path, {**versions(), "backbone": self._fingerprint})
+        write_json(path, {**versions(), **self._fingerprints})
         self._write_settings(path)
 
     def _write_settings(self, *others: Path) -> None:
@@ -297,21 +311,6 @@ class Learner:
         values = self.experiment.model_dump(mode="json")
         write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
         self.run.commit([path, *others])
-
-    def _continue_or_clear(self, folder: Path, task: Task) -> None:
-        """Keeps unfinished work on this very task; unfinished work on another one goes."""
-        key = {
-            "task": task.name,
-            "fingerprints": task.fingerprints(),
-            "processes": processes.count(),  # a step's rows are dealt out among them
-            **versions(),
-        }
-        mark = folder / UNFINISHED / "task.json"
-        learned = self.run.learned()
-        others = [path for path in (self.run.path / "tasks").glob("*") if path not in learned]
-        goes_on = mark.exists() and read_json(mark) == key
-        remove_folders(*(path for path in others if path != folder or not goes_on))
-        write_json(mark, key)
 
     def _train(self, task: Task, folder: Path) -> None:
         config = self.experiment.training
@@ -349,7 +348,7 @@ class Learner:
     def _score_zero_shot(self, task: Task, path: Path) -> None:
         """Scores a task that is about to be learned; a method that needs its name cannot."""
         wanted = self.experiment.evaluation.zero_shot and not self.method.needs_task_id
-        if wanted and not processes.of_first(path.exists()):
+        if wanted and not processes.of_first(_is_score(path)):
             write_json(path, self._evaluate(task).score)
 
     def _evaluate(self, task: Task, limit: int | None = None) -> Evaluation:
@@ -418,3 +417,12 @@ def _stored_task(run: RunDirectory, folder: Path) -> Task:
     path = folder / TEST
     test = [parse_row(row, str(path)) for row in read_jsonl(path)]
     return Task(description["name"], (), (), test, description["metric"])
+
+
+def _is_score(path: Path) -> bool:
+    """Whether a score was kept before a crash; what is damaged is measured again."""
+    try:
+        read_record(float, path)
+    except RetainError:
+        return False
+    return True

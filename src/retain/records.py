@@ -14,6 +14,7 @@ from retain.errors import RetainError
 from retain.files import read_json, read_jsonl
 
 CONFIG = "config.yaml"
+ENVIRONMENT = "environment.json"
 SCORES = "scores.json"
 SINGLE = "single.json"
 
@@ -26,6 +27,7 @@ ZERO_SHOT = "zero_shot.json"
 COST = "cost.json"
 QUALITY = "quality.json"
 PREDICTIONS = "predictions"
+UNFINISHED = "checkpoints"
 
 # There too, kept by some methods.
 MEMORY = "memory.jsonl"

@@ -16,6 +16,7 @@ from retain.metrics import continual
 from retain.records import (
     CONFIG,
     COST,
+    ENVIRONMENT,
     EVALUATION,
     PREDICTIONS,
     QUALITY,
@@ -24,6 +25,7 @@ from retain.records import (
     TASK,
     TEST,
     TRAINING,
+    UNFINISHED,
     ZERO_SHOT,
     Quality,
     Row,
@@ -33,7 +35,7 @@ from retain.records import (
     predictions_file,
     read_record,
 )
-from retain.store import RunDirectory
+from retain.store import MANIFEST, RunDirectory
 from retain.tasks import Task
 
 RECORDS = {EVALUATION, ZERO_SHOT, COST, QUALITY, TASK, TEST, TRAINING, PREDICTIONS}
@@ -89,6 +91,41 @@ def settings(run: RunDirectory) -> dict[str, Any]:
     hold_to(Settings, values, path)
     found: dict[str, Any] = values
     return found
+
+
+def environment(run: RunDirectory) -> dict[str, str]:
+    """What the run was made with.
+
+    Raises:
+        RetainError: naming the file when it is damaged, or not listed.
+    """
+    path = run.path / ENVIRONMENT
+    found: dict[str, str] | None = read(run, path, dict[str, str])
+    if found is None:
+        raise RetainError(f"{path}: not listed in the run's manifest; restore the run from a copy")
+    return found
+
+
+def unlisted(run: RunDirectory, latest_only: Iterable[str]) -> list[str]:
+    """A line for each file in a learned task's folder that would be read unchecked.
+
+    Args:
+        run: an opened run.
+        latest_only: which files its method keeps of the newest task only: a kill may have left
+            those of an older one.
+    """
+    complaints = []
+    learned = run.learned()
+    for folder in learned:
+        passing = set(latest_only) if folder != learned[-1] else set()
+        if not run.commits(folder / EVALUATION):
+            passing |= {EVALUATION, PREDICTIONS}  # are on their way
+        complaints += [
+            f"{path}: not listed in {MANIFEST}; restore the one that lists it, or move this away"
+            for path in run.own_files(folder, UNFINISHED)
+            if not run.commits(path) and path.relative_to(folder).parts[0] not in passing
+        ]
+    return complaints
 
 
 def check_tasks(run: RunDirectory, latest_only: Iterable[str], name: str = "") -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -19,12 +21,24 @@ from filelock import FileLock, Timeout
 from retain import processes
 from retain.errors import RetainError
 from retain.files import checksum, read_json, remove_folders, write_json, writing
+from retain.records import CONFIG, ENVIRONMENT, SCORES, SINGLE
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 LOCK = ".lock"
+BEFORE_MANIFEST = re.compile(
+    r"\.lock|environment\.json|\.(environment\.json|config\.yaml|manifest\.json)\.\d+\.tmp"
+)
+"""What a kill before the first commit leaves; beside the environment, the settings too."""
 NAME = re.compile(r"(tasks/\d+-|(?!tasks/))[\w.-]{1,60}(/[\w.-]{1,60})*")
 """Names of a run's files: nothing else is opened for a manifest that names it."""
+TASK_FOLDER = re.compile(r"\d+-.+")
+MENDED = {
+    SCORES: "retain run CONFIG --resume writes it again",
+    SINGLE: "retain report --single writes it again",
+    ENVIRONMENT: "restore it from a copy, or from a run begun on the same backbone and versions",
+}
+"""The way back to a file that is not in a copy of the run alone."""
 
 
 def slug(name: str) -> str:
@@ -59,6 +73,7 @@ class RunDirectory:
         """
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
+            self._refuse_links()  # the lock might be one
             try:
                 if processes.is_first():
                     self._lock.acquire(timeout=0)
@@ -78,13 +93,35 @@ class RunDirectory:
         if processes.is_first():
             for path in (*self.path.glob(".*.tmp"), *(self.path / "tasks").rglob(".*.tmp")):
                 with suppress(OSError):
-                    path.unlink()
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def refuse_foreign(self) -> None:
+        """Raises RetainError where a run would begin among files that are not its own."""
+        names = {path.name for path in self.path.glob("*")}
+        if ENVIRONMENT in names:  # is written before them
+            names.discard(CONFIG)
+        if any(not BEFORE_MANIFEST.fullmatch(name) for name in names):
+            raise RetainError(
+                f"{self.path}: has files but no {MANIFEST}; if it was a run, restore that from a "
+                "copy, else give another --output"
+            )
+
+    def _refuse_links(self) -> None:
+        """What a link leads to would be read, written or deleted in the run's name."""
+        for folder, folders, names in os.walk(self.path):
+            for path in (Path(folder, name) for name in (*folders, *names)):
+                if path.is_symlink():
+                    raise RetainError(
+                        f"{path}: is a link, and a run has none; put what it leads to in its place"
+                    )
 
     def _refuse_changed(self) -> None:
         """What another writer committed would look like unfinished work here, and be cleared."""
         known = self.files
         if self.exists:
             self.load_manifest()
+        else:
+            self.refuse_foreign()
         now, self.files = self.files, known
         if now != known:
             raise RetainError(f"{self.path}: changed since it was loaded; load it again")
@@ -103,6 +140,7 @@ class RunDirectory:
             raise RetainError(f"{self.path}: no such run folder; check the path")
         if not path.exists():
             raise RetainError(f"{self.path}: not a run (it has no {MANIFEST}); check the path")
+        self._refuse_links()
         manifest = read_json(path)
         if not isinstance(manifest, dict) or manifest.get("sha256") != _self_checksum(manifest):
             raise RetainError(f"{path}: damaged (its checksum does not match); restore it")
@@ -143,14 +181,11 @@ class RunDirectory:
         complaints = []
         for name in self.files if paths is None else paths:
             path = self.path / name
-            if not path.resolve().is_relative_to(self.path.resolve()):
-                complaints.append(f"{path}: leads out of the run; restore it from a copy")
-            elif not path.is_file():
-                complaints.append(f"{path}: missing; restore it from a copy of the run")
+            remedy = MENDED.get(name, "restore it from a copy of the run")
+            if not path.is_file():
+                complaints.append(f"{path}: missing; {remedy}")
             elif checksum(path) != self.files[name]:
-                complaints.append(
-                    f"{path}: damaged (its checksum does not match); restore it from a copy"
-                )
+                complaints.append(f"{path}: damaged (its checksum does not match); {remedy}")
         return complaints
 
     def check(self, prefix: str = "") -> None:
@@ -169,19 +204,42 @@ class RunDirectory:
         names = (n for n in self.files if n.startswith("tasks/") and n.endswith("/task.json"))
         return [(self.path / name).parent for name in sorted(names, key=_task_number)]
 
+    def unlearned(self) -> list[Path]:
+        """Folders of tasks that are not learned, and have files."""
+        learned = self.learned()
+        return [
+            folder
+            for folder in sorted((self.path / "tasks").glob("*"))
+            if TASK_FOLDER.fullmatch(folder.name) and folder not in learned
+            if any(path.is_file() for path in folder.rglob("*"))
+        ]
+
     def unfinished(self) -> int:
         """Bytes of unfinished work on tasks."""
-        learned = self.learned()
         return sum(
             path.stat().st_size
-            for folder in (self.path / "tasks").glob("*")
-            if folder not in learned
+            for folder in self.unlearned()
             for path in folder.rglob("*")
             if path.is_file()
         )
 
+    def own_files(self, folder: Path, leave_out: str) -> list[Path]:
+        """The files below a task's folder, but for its subfolder `leave_out`.
+
+        What others put there under names that no run has, hidden files and links are none.
+        """
+        return [
+            path
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+            and not path.is_symlink()
+            and NAME.fullmatch(path.relative_to(self.path).as_posix())
+            and path.relative_to(folder).parts[0] != leave_out
+            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        ]
+
     def commit_folder(self, folder: Path, leave_out: str, latest_only: Iterable[str] = ()) -> None:
-        """Commits every file below a task's folder, except the subfolder `leave_out`.
+        """Commits a task's own files, except those in the subfolder `leave_out`.
 
         `latest_only` names files that only the newest task's folder keeps.
         """
@@ -191,16 +249,7 @@ class RunDirectory:
             for name in latest_only
             if (folder / name).exists()
         }
-        self.commit(
-            (
-                path
-                for path in sorted(folder.rglob("*"))
-                if path.is_file()
-                and path.relative_to(folder).parts[0] != leave_out
-                and not path.name.startswith(".")
-            ),
-            wanted & self.files.keys(),
-        )
+        self.commit(self.own_files(folder, leave_out), wanted & self.files.keys())
 
     def superseded(self, index: int, latest_only: Iterable[str]) -> Path | None:
         """A file of task number `index` that only the newest task's folder has, if there is one."""
@@ -231,7 +280,11 @@ class RunDirectory:
         places = tuple(f"{folder.relative_to(self.path).as_posix()}/" for folder in gone)
         self.commit((), [n for n in self.files if n.startswith((*places, *of_all_tasks))])
         for folder in gone:
-            remove_folders(folder)
+            # Under a temporary name, for a kill in between must not leave half a task.
+            aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+            with writing(folder), suppress(FileNotFoundError):
+                folder.rename(aside)
+            remove_folders(aside)
 
     def remove_superseded(self, latest_only: Iterable[str]) -> None:
         """Deletes such files where they are no longer committed; a crash may have left them."""

@@ -73,7 +73,8 @@ def learn_stream(
                     f"{folder}: its task {index + 1} was learned from other data than "
                     f"'{task.name}' has now; use another --output"
                 )
-        learner = Learner.load(folder, progress)
+        trusted = experiment.backbone.trust_remote_code  # by the user's own file
+        learner = Learner.load(folder, progress, trust_remote_code=trusted)
         left = tasks[len(learner.tasks) :]
         learner.take_over(experiment, left)
     else:
@@ -108,6 +109,18 @@ def roll_back(folder: Path, task: str) -> list[str]:
         run.roll_back(len(names) - 1, METHODS[name].latest_only, [SINGLE])
         results.write_scores(run)
     return gone
+
+
+def complaints(run: RunDirectory) -> list[str]:
+    """Reads every file of an opened run; returns a line for each that is not as it was written.
+
+    Raises:
+        RetainError: when its settings name no method.
+    """
+    if damaged := run.damaged():
+        return damaged
+    name, _ = check_method(results.settings(run)["method"], str(run.path / "config.yaml"))
+    return results.unlisted(run, METHODS[name].latest_only)
 
 
 def _name(run: RunDirectory, place: Path) -> str:
