@@ -51,6 +51,13 @@ def pertask(tmp_path_factory: pytest.TempPathFactory) -> Learner:
     return learned("pertask", make_backbone("t5"), tmp_path_factory.mktemp("pertask") / "run")
 
 
+def let_answer(sapt: Learner, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets answers be so long."""
+    evaluation = sapt.experiment.evaluation.model_copy(update={"max_new_tokens": tokens})
+    changed = sapt.experiment.model_copy(update={"evaluation": evaluation})
+    monkeypatch.setattr(sapt, "experiment", changed)
+
+
 @pytest.fixture
 def client(sapt: Learner) -> Iterator[TestClient]:
     with TestClient(create_app(sapt)) as client:
@@ -232,9 +239,7 @@ def test_an_answer_is_cut_at_a_stop(sapt: Learner, client: TestClient) -> None:
 def test_a_stop_ends_the_answer_early(
     stream: bool, sapt: Learner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluation = sapt.experiment.evaluation.model_copy(update={"max_new_tokens": 300})
-    changed = sapt.experiment.model_copy(update={"evaluation": evaluation})
-    monkeypatch.setattr(sapt, "experiment", changed)
+    let_answer(sapt, 300, monkeypatch)
     whole = max(sapt.answers(PROMPTS[-2:]), key=lambda answer: len(answer.output))
     asked = body(whole.prompt, stop=whole.output[0], stream=stream)
     asked["stream_options"] = {"include_usage": True}
@@ -522,9 +527,7 @@ def test_clients_in_step_share_a_batch(sapt: Learner, monkeypatch: pytest.Monkey
 def test_who_leaves_a_stream_ends_its_answer(
     sapt: Learner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluation = sapt.experiment.evaluation.model_copy(update={"max_new_tokens": 1500})
-    changed = sapt.experiment.model_copy(update={"evaluation": evaluation})
-    monkeypatch.setattr(sapt, "experiment", changed)
+    let_answer(sapt, 1500, monkeypatch)
     batcher = Batcher(sapt, 2)
     batcher.start()
 
@@ -586,9 +589,7 @@ async def comes(holds: Callable[[], bool]) -> None:
 def test_who_leaves_a_request_ends_its_answer(
     stream: bool, sapt: Learner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluation = sapt.experiment.evaluation.model_copy(update={"max_new_tokens": 1500})
-    changed = sapt.experiment.model_copy(update={"evaluation": evaluation})
-    monkeypatch.setattr(sapt, "experiment", changed)
+    let_answer(sapt, 1500, monkeypatch)
     replies: list[Reply] = []
     answers = sapt.answers
 
