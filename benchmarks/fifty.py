@@ -39,7 +39,11 @@ ASKED = {
 }
 SOURCES = ("sst2", "task591_sciq_answer_generation", "task1687_sentiment140_classification")
 STREAM = {
-    "backbone": {"name": "models/SmolLM2-135M-Instruct", "dtype": "bfloat16"},
+    "backbone": {
+        "name": "models/SmolLM2-135M-Instruct",
+        "dtype": "bfloat16",
+        "attention": "eager",
+    },
     "method": {"name": "sapt", "rank": 8, "alpha": 16, "generator": {"max_steps": 10}},
     "training": {"max_steps": 10, "per_device_train_batch_size": 8, "learning_rate": 1e-3},
     "evaluation": {"max_new_tokens": 1, "limit": TEST, "batch_size": TEST},

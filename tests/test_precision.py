@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from retain import results
 from retain.backbone import Backbone
 from retain.errors import RetainError
+from retain.files import read_jsonl
 from retain.layers.pooled_linear import LoraPool
 from retain.learner import Learner
 from retain.methods import METHODS
@@ -93,3 +97,51 @@ def test_a_compiled_model_answers_the_same(method: str, tmp_path: Path) -> None:
         expected = backbone.model(**inputs).logits
         compiled = torch.compile(backbone.model, backend="aot_eager")
         torch.testing.assert_close(compiled(**inputs).logits, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["sapt", "amlora", "seekr"])
+@torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=True)
+def test_training_compiled_gives_the_same(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With fewer compilations allowed than the stream has tasks, so that no graph is inherited."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    compiled: list[nn.Module] = []
+    call = nn.Module.compile
+
+    def record(module: nn.Module) -> None:
+        compiled.append(module)
+        call(module)
+
+    monkeypatch.setattr(nn.Module, "compile", record)
+    logs = []
+    for wanted in (False, True):
+        learner = make_learner(
+            method, make_backbone("llama"), tmp_path / str(wanted), torch_compile=wanted
+        )
+        for number in range(3):
+            learner.learn(replace(SECOND if number % 2 else FIRST, name=f"task{number}"))
+        logs.append(
+            [
+                row["loss"]
+                for p in results.open_run(tmp_path / str(wanted)).learned()
+                for row in read_jsonl(p / "training.jsonl")
+            ]
+        )
+    assert len(compiled) >= 3
+    assert logs[1] == pytest.approx(logs[0], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_what_torch_cannot_compile_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_compiler(*_: object) -> None:
+        raise RuntimeError("no C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=no_compiler))
+    learner = make_learner("sapt", make_backbone("llama"), tmp_path / "run", torch_compile=True)
+    said = "training.torch_compile: torch cannot compile this model here .*no C.. compiler found.*;"
+    with pytest.raises(RetainError, match=said):
+        learner.learn(FIRST)

@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -61,6 +62,7 @@ class TrainingConfig(BaseModel):
     optim: Literal["adamw_torch", "adafactor", "sgd"] = "adamw_torch"
     bf16: bool = False
     gradient_checkpointing: bool = False
+    torch_compile: bool = False
     save_steps: Count = 100
     logging_steps: Count = 1
     report_to: list[Tracker] = []
@@ -330,7 +332,7 @@ def fit(
     order = batches(config, phase, seed)
     if config.gradient_checkpointing:
         backbone.model.activation_checkpointing_enable({"use_reentrant": False})
-    options = config.model_dump(exclude={"max_steps", "gradient_checkpointing"})
+    options = config.model_dump(exclude={"max_steps", "gradient_checkpointing", "torch_compile"})
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=order.steps,
@@ -366,7 +368,11 @@ def fit(
         checkpoint = processes.of_first(last_checkpoint(folder))
         keep_only(folder, checkpoint)
         where = f"training at {config.per_device_train_batch_size} rows a batch"
-        with memory_advice(where, _advice(config, folder)), tracking(trainer, tracked):
+        with (
+            memory_advice(where, _advice(config, folder)),
+            tracking(trainer, tracked),
+            _compiled(backbone.model, config.torch_compile),
+        ):
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if trainer.state.global_step < order.steps:
         raise StoppedError(f"after step {trainer.state.global_step} of {order.steps}")
@@ -403,6 +409,32 @@ def _advice(config: TrainingConfig, folder: Path) -> str:
 
 
 @contextmanager
+def _compiled(model: nn.Module, wanted: bool) -> Iterator[None]:
+    """The model's forward and backward go through torch.compile in here, if wanted.
+
+    Each phase has its own number of blocks, for which torch would compile anew eight times and then
+    run eagerly without a word; so no phase inherits graphs.
+
+    Raises:
+        RetainError: when torch cannot compile it, for want of a C++ compiler, say.
+    """
+    if not wanted:
+        yield
+        return
+    torch.compiler.reset()
+    model.compile()
+    try:
+        yield
+    except TorchDynamoException as error:
+        what = " ".join(str(error).strip().splitlines()[:2])
+        raise RetainError(
+            f"training.torch_compile: torch cannot compile this model here ({what}); leave it out"
+        ) from error
+    finally:
+        model._compiled_call_impl = None  # as before: nn.Module has no word for it
+
+
+@contextmanager
 def as_trained(backbone: Backbone, config: TrainingConfig) -> Iterator[None]:
     """A method's own forward passes, outside of `fit`, in the precision of those in it.
 
@@ -427,6 +459,8 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             # accelerate always gives it, and torch has another name for it since 2.13
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
+            # torch.compile looks at it itself
+            warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
             yield
     finally:
         transformers.logging.set_verbosity(level)
