@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ import torch
 from safetensors.torch import load
 
 from retain.methods.seekr import Seekr
-from tests.tiny import make_backbone, make_learner, make_task, read_files
+from tests.command import call, settings, write_settings, write_tasks
+from tests.tiny import VARIANTS, make_backbone, make_learner, make_task, read_files
 
 NAMES = ("copy", "constant")
 
@@ -34,11 +37,11 @@ def learn(variant: str, folder: Path, size: int) -> None:
 
 
 def launch(*arguments: str) -> None:
-    """Two processes of this file."""
+    """Two processes of a module."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     root = Path(__file__).parent.parent
     done = subprocess.run(
-        [*command, "--standalone", "-m", "tests.test_processes", *arguments],
+        [*command, "--standalone", "-m", *arguments],
         cwd=root,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -54,8 +57,36 @@ def launch(*arguments: str) -> None:
 @pytest.mark.parametrize("variant", ["sapt", "amlora", "seekr"])
 def test_two_processes_learn_what_one_learns(variant: str, tmp_path: Path) -> None:
     learn(variant, tmp_path / "one", 6)
-    launch(variant, str(tmp_path / "two"), "3")
-    one, two = read_files(tmp_path / "one"), read_files(tmp_path / "two")
+    launch("tests.test_processes", variant, str(tmp_path / "two"), "3")
+    assert_same(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_the_launched_command_is_one_process_that_accumulates(
+    backbone_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Stopped between two tasks, each of which has a last batch of fewer rows."""
+    backbone = tmp_path / "backbone"
+    shutil.copytree(backbone_folder("llama"), backbone)
+    model = json.loads((backbone / "config.json").read_text())
+    (backbone / "config.json").write_text(json.dumps({**model, "attention_dropout": 0.0}))
+    write_tasks(tmp_path)
+    values = settings(backbone, *NAMES)
+    values["tasks"] = [{k: str(tmp_path / v) for k, v in task.items()} for task in values["tasks"]]
+    values["method"] = {"name": "sapt", **VARIANTS["sapt"][1]}
+    values["training"] |= {"max_steps": 3, "optim": "sgd"}
+    whole = write_settings(tmp_path / "whole.yaml", values)
+    first = write_settings(tmp_path / "first.yaml", {**values, "tasks": values["tasks"][:1]})
+    accumulated = "training.gradient_accumulation_steps=2"
+    assert call("run", whole, "--output", tmp_path / "one", "--set", accumulated).status == 0
+    for config in (first, whole):
+        launch("retain", "run", str(config), "--resume", "--output", str(tmp_path / "two"))
+    assert_same(tmp_path / "one", tmp_path / "two")
+
+
+def assert_same(a: Path, b: Path) -> None:
+    """Files of the same names, with the same content up to rounding."""
+    one, two = read_files(a), read_files(b)
     assert one.keys() - {".lock"} == two.keys() - {".lock"}
     for name in one:
         if name.endswith(".safetensors"):
