@@ -94,7 +94,8 @@ def write(folder: Path) -> None:
         for path, part in zip(paths, (rows[TEST:], rows[:TEST]), strict=True):
             write_jsonl(path, [row.as_row() for row in part])
         train, test = map(str, paths)
-        listed.append({"name": name, "path": train, "test": test})
+        # exact_match cannot tell an answer of punctuation, such as a last word, from none
+        listed.append({"name": name, "path": train, "test": test, "metric": "exact_answer"})
     experiment = {**STREAM, "tasks": listed, "seed": 0, "output": str(folder / "run")}
     write_text(folder / "stream.yaml", yaml.safe_dump(experiment, sort_keys=False))
 
