@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -25,7 +26,7 @@ from typing import Any
 
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import (
@@ -170,16 +171,24 @@ def step_of(
     return step
 
 
+def with_lora(model: LlamaForCausalLM, config: LoraConfig, name: str = "default") -> PeftModel:
+    """The model with one of PEFT's adapters, without its warning of a word that it still uses."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+        found: PeftModel = get_peft_model(model, config, adapter_name=name)
+    return found
+
+
 def single(width: int | None = None, length: int | None = None) -> Callable[[], None]:
     """One PEFT LoRA."""
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS)
-    return step_of(get_peft_model(bench_model(width), config), length=length)
+    return step_of(with_lora(bench_model(width), config), length=length)
 
 
 def peft_pool(blocks: int) -> Callable[[], None]:
     """So many active PEFT adapters, all but the last frozen."""
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS)
-    model = get_peft_model(bench_model(), config, adapter_name="b0")
+    model = with_lora(bench_model(), config, "b0")
     names = [f"b{i}" for i in range(blocks)]
     for name in names[1:]:
         model.add_adapter(name, config)
@@ -291,9 +300,8 @@ def train_sides() -> Iterator[Sides]:
             learner.learn(task)
 
     def trainer_side() -> None:
-        model = get_peft_model(
-            deepcopy(plain), LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS)
-        )
+        config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS)
+        model = with_lora(deepcopy(plain), config)
         coded = [tokenizer(f"{e.prompt} {e.references[0]}")["input_ids"] + [1] for e in task.train]
         data = [{"input_ids": ids, "labels": ids} for ids in coded]
         with tempfile.TemporaryDirectory() as folder:
