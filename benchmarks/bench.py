@@ -5,9 +5,10 @@
 The bench model is a LLaMA of width 1024 (MLP 2816, 4 layers, 8 heads, vocabulary 8192) with random
 weights, LoRA of rank 8 on q and v, all positions labelled, batch 8 x 128 unless a row says
 otherwise. The sides of a row take turns in one process; the first round is not counted; a ratio is
-the median over rounds. Peak memory is that of fresh processes. Frozen blocks of retain's pool pass
-no gradient to their input, as in SAPT's published code; PEFT's adapters do, and have no weights to
-mix with. Routers and reflection are not in these rows.
+the median over rounds. After the ratios with targets come those of each side to the plain one of
+its group. Peak memory is that of fresh processes. Frozen blocks of retain's pool pass
+no gradient to their input, as in SAPT's published code; PEFT's adapters do (as does the side "with
+input gradient"), and have no weights to mix with. Routers and reflection are not in these rows.
 """
 
 from __future__ import annotations
@@ -203,20 +204,23 @@ def mixing(blocks: int) -> Tensor:
     return torch.softmax(torch.randn(BATCH, blocks), 1).requires_grad_(True)
 
 
-def pool_of(model: LlamaForCausalLM, blocks: int) -> LoraPool:
+def pool_of(model: LlamaForCausalLM, blocks: int, input_gradient: bool = False) -> LoraPool:
     """A pool of so many blocks, of which the last learns."""
-    pool = LoraPool(model, TARGETS, RANK, ALPHA)
+    pool = LoraPool(model, TARGETS, RANK, ALPHA, old_block_gradient=input_gradient)
     for i in range(blocks):
         pool.grow(f"b{i}")
     return pool
 
 
 def fused_pool(
-    blocks: int, width: int | None = None, length: int | None = None
+    blocks: int,
+    width: int | None = None,
+    length: int | None = None,
+    input_gradient: bool = False,
 ) -> Callable[[], None]:
     """retain's pool."""
     model = bench_model(width)
-    pool, weights = pool_of(model, blocks), mixing(blocks)
+    pool, weights = pool_of(model, blocks, input_gradient), mixing(blocks)
     return step_of(model, lambda: pool.use(weights), length)
 
 
@@ -238,6 +242,7 @@ def pool_sides() -> Iterator[Sides]:
         "pool 15": fused_pool(15),
         "pool 50": fused_pool(50),
         "pool 100": fused_pool(100),
+        "pool 50 with input gradient": fused_pool(50, input_gradient=True),
         "naive 50": naive_pool(50),
         "peft 15": peft_pool(15),
         "peft 50": peft_pool(50),
@@ -360,6 +365,9 @@ GROUPS = {
 }
 """Sides, and rounds: more of the short ones."""
 
+PLAIN = {"pool": "single", "seekr": "plain"}
+"""The sides that the others of their group are also compared with."""
+
 
 def group_times(group: str, rounds: int | None) -> dict[str, list[float]]:
     """Seconds of each side of a group in each round."""
@@ -368,19 +376,24 @@ def group_times(group: str, rounds: int | None) -> dict[str, list[float]]:
         return times_of(sides, rounds or usual)
 
 
-def summary(ratios: list[float]) -> dict[str, Any]:
-    """A median with its quartiles, of two ratios or more."""
-    low, middle, high = statistics.quantiles(ratios, n=4)
+def ratio(above: list[float], below: list[float]) -> dict[str, Any]:
+    """The median of ratios with its quartiles, of two rounds or more."""
+    ratios = [a / b for a, b in zip(above, below, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return {"median": round(middle, 3), "quartiles": [round(low, 3), round(high, 3)]}
+
+
+def cells(found: dict[str, Any]) -> str:
+    """A ratio as two cells of a table."""
+    low, high = found["quartiles"]
+    return f"{found['median']:.3f} | {low:.3f} to {high:.3f}"
 
 
 def line(row: Row, found: dict[str, Any]) -> str:
     """A row of the table."""
     met = found["median"] <= row.target if row.at_most else found["median"] >= row.target
     target = f"{'≤' if row.at_most else '≥'} {row.target:g}{'' if met else ' (missed)'}"
-    low, high = found["quartiles"]
-    spread = f"{low:.3f} to {high:.3f}"
-    return f"| `{row.key}` | {found['median']:.3f} | {spread} | {row.floor} | {target} |"
+    return f"| `{row.key}` | {cells(found)} | {row.floor} | {target} |"
 
 
 def main() -> None:
@@ -392,23 +405,32 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     wanted = options.only or [*GROUPS, "memory"]
     found: dict[str, dict[str, Any]] = {}
+    beside: list[str] = []
     print("| ratio | median | quartiles | floor | target |")
     print("|---|---|---|---|---|")
     for group in wanted:
         if group == "memory":
-            ratios = [
-                seekr_step.peak_memory("seekr") / seekr_step.peak_memory("plain") for _ in range(3)
-            ]
-            found[MEMORY.key] = summary(ratios)
+            rounds = range(options.rounds or 3)
+            seekr, plain = (
+                [seekr_step.peak_memory(kind) for _ in rounds] for kind in ("seekr", "plain")
+            )
+            found[MEMORY.key] = ratio(seekr, plain)
             print(line(MEMORY, found[MEMORY.key]), flush=True)
         else:
             times = group_times(group, options.rounds)
             for row in (row for row in ROWS if row.group == group):
-                pairs = zip(times[row.above], times[row.below], strict=True)
-                found[row.key] = summary([above / below for above, below in pairs])
+                found[row.key] = ratio(times[row.above], times[row.below])
                 print(line(row, found[row.key]), flush=True)
+            if group in PLAIN:
+                base = PLAIN[group]
+                rest = (side for side in times if side != base)
+                beside += [
+                    f"| {s} / {base} | {cells(ratio(times[s], times[base]))} |" for s in rest
+                ]
         if options.json:
             write_json(options.json, found)
+    if beside:
+        print("\n| side / plain one | median | quartiles |\n|---|---|---|", *beside, sep="\n")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m benchmarks.fifty write runs/fifty
     retain run runs/fifty/stream.yaml --resume
-    python -m benchmarks.fifty read runs/fifty/run --picture docs/fifty.png
+    python -m benchmarks.fifty read runs/fifty/run --picture docs/fifty.svg
 
 The tasks come from data/superni and data/long_sequence. Classification tasks are cut by label, so
 that their parts share instruction and kind of text and differ by what the texts say; the others

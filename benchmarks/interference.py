@@ -21,6 +21,7 @@ from statistics import fmean
 from retain import results
 from retain.errors import RetainError
 from retain.files import read_jsonl, write_jsonl
+from retain.metrics.text import normalise
 
 DATA = Path("demo/data")
 BALANCE = {"positive": "one-sided", "negative": "one-sided", "mixed": "balanced"}
@@ -59,7 +60,7 @@ def read(folder: Path) -> str:
         raise RetainError(f"{folder}: not of these two streams, or not at its end; see --help")
     words = [{reference for row in task for reference in row["references"]} for task in rows]
     strayed = [
-        100 * fmean(row["prediction"] in words[1 - i] for row in task)
+        100 * fmean(normalise(row["prediction"]) in words[1 - i] for row in task)
         for i, task in enumerate(rows)
     ]
     end = scores["matrix"][-1]

@@ -9,8 +9,8 @@ most; `k = 8` computes the eight most attended blocks of a sample only. The side
 process and the first round is not counted; times are divided by those of the first number of
 blocks, round by round. Decoding and loading are of the pool's frozen blocks, as after a restart;
 a run also reads and checks its other files.
-`shapes` has the pool beside a single PEFT LoRA, and SEEKR's step beside a plain one, at several
-widths and lengths.
+`shapes` has the pool beside a single PEFT LoRA at several widths and lengths, and SEEKR's step
+beside a plain one at several lengths.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def blocks_table(counts: list[int], rounds: int, picture: Path | None) -> None:
         write_blocks(folder, max(counts))
         seconds, _ = growth([load(folder, n) for n in counts], rounds)
         files = [sum(f.stat().st_size for f in (folder / "b0").iterdir()) * n for n in counts]
-    print(f"| blocks | {' | '.join(columns)} | MB on disk | seconds to load |")
+    print(f"| blocks | {' | '.join(columns)} | blocks, MB on disk | blocks, seconds to load |")
     print("|---" * (len(columns) + 3) + "|")
     for i, count in enumerate(counts):
         ratios = " | ".join(f"{column[i]:.2f}" for column in columns.values())

@@ -54,7 +54,7 @@ FILES = (
         "a line per logged step: `phase`, `step`, `loss`, `loss_<part>`, `learning_rate`, "
         "`grad_norm`, `epoch`",
     ),
-    ("…/cost.json", "`parameters` that learned, `seconds` of training"),
+    ("…/cost.json", "`parameters` that learned, `seconds` of learning it, evaluation not included"),
     (
         "…/predictions/NN.jsonl",
         "answers given right after this task to the test examples of task NN: `prompt`, "

@@ -232,6 +232,7 @@ def read_experiment(path: Path, changes: Iterable[str] = ()) -> ExperimentConfig
 
 FREE = (
     ("training", "gradient_checkpointing"),
+    ("training", "torch_compile"),
     ("training", "save_steps"),
     ("training", "report_to"),
     ("evaluation", "batch_size"),

@@ -325,7 +325,7 @@ class Learner:
         lesson = learn_phases(
             self.method, self.backbone, config, task, folder, unfinished, seeds, self.progress
         )
-        with as_trained(self.backbone, config):
+        with lesson.timed(), as_trained(self.backbone, config):
             self.method.finish(task, folder)
         self.method.save(folder)
         write_json(folder / COST, lesson.cost())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,20 @@ class Lesson:
     Attributes:
         log: of all steps, each with its phase.
         parameters: that learned, in the phase with most of them.
-        seconds: in phases; of one that was interrupted, in the sitting that ended it.
+        seconds: in phases, and in what the method does before and after them; of a phase that was
+            interrupted, in the sitting that ended it.
     """
 
     log: list[dict[str, Any]] = field(default_factory=list)
     parameters: int = 0
     seconds: float = 0.0
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Adds what the method does in here."""
+        began = time.monotonic()
+        yield
+        self.seconds += time.monotonic() - began
 
     def cost(self) -> dict[str, float]:
         """As it is kept with the task."""
@@ -102,7 +111,7 @@ def learn_phases(
     number = 0
     while True:
         number += 1
-        with as_trained(backbone, config):
+        with lesson.timed(), as_trained(backbone, config):
             phase = next(phases, None)
         if phase is None:
             return lesson

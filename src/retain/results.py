@@ -200,7 +200,7 @@ def scores(run: RunDirectory, single: Sequence[float] | None = None) -> dict[str
 
 
 def costs(run: RunDirectory) -> list[dict[str, float]]:
-    """Per learned task: `parameters` that learned it, `seconds` of training, `bytes` it left.
+    """Per learned task: `parameters` that learned it, `seconds` of learning, `bytes` it left.
 
     Bytes are of the files that the method keeps, as they are now: whole models are the newest
     task's.

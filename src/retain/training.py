@@ -428,7 +428,8 @@ def _compiled(model: nn.Module, wanted: bool) -> Iterator[None]:
     except TorchDynamoException as error:
         what = " ".join(str(error).strip().splitlines()[:2])
         raise RetainError(
-            f"training.torch_compile: torch cannot compile this model here ({what}); leave it out"
+            f"training.torch_compile: torch cannot compile this model here ({what}); "
+            "go on with --resume --set training.torch_compile=false"
         ) from error
     finally:
         model._compiled_call_impl = None  # as before: nn.Module has no word for it

@@ -1,8 +1,9 @@
 """A pool of LoRA blocks over a backbone's linear layers, mixed per instance.
 
 Every adapted layer computes W x + Σ_i a_i (α/r) B_i A_i x (SAPT, equation 6) with one weight vector
-a per instance, shared by all layers. The blocks' factors are stacked, so that the mixture costs two
-matrix products whatever the number of blocks: z = A x in rank space, z scaled by a, then B z.
+a per instance, shared by all layers. The blocks' factors are stacked, so that their mixture costs
+two matrix products whatever their number: z = A x in rank space, z scaled by a, then B z. The block
+that learns has two of its own.
 """
 
 from __future__ import annotations
