@@ -20,7 +20,8 @@ from statistics import fmean
 import yaml
 
 from retain import results
-from retain.files import read_json, write_jsonl, write_text
+from retain.files import read_json, read_jsonl, write_jsonl, write_text
+from retain.records import predictions_file
 from retain.report.plots import Curve, curves
 from retain.tasks import Example
 from retain.tasks.readers import read_long_sequence, read_superni
@@ -105,16 +106,21 @@ def write(folder: Path) -> None:
 def read(folder: Path, picture: Path | None) -> None:
     """Prints how much of their attention the tasks so far have on their own block."""
     run = results.open_run(folder)
-    names = [read_json(path / "task.json")["name"] for path in run.learned()]
+    folders = run.learned()
+    names = [read_json(path / "task.json")["name"] for path in folders]
     own: list[tuple[float, float]] = []
     right: list[tuple[float, float]] = []
-    print("| tasks | own block | largest weight is the own block's | lowest task |")
+    print("| tasks | own block | prompts with most on their own block | lowest task |")
     print("|---|---|---|---|")
     for row in results.rows(run):
         routing = row["routing"]
         count = len(routing)
         shares = [weights[i] for i, weights in enumerate(routing)]
-        largest = [weights[i] == max(weights) for i, weights in enumerate(routing)]
+        largest = [
+            asked["routing"][i] == max(asked["routing"])
+            for i in range(count)
+            for asked in read_jsonl(predictions_file(folders[count - 1], i))
+        ]
         own.append((count, 100 * fmean(shares)))
         right.append((count, 100 * fmean(largest)))
         if count in (1, 2, 5) or count % 10 == 0:
@@ -122,7 +128,7 @@ def read(folder: Path, picture: Path | None) -> None:
             cells = f"{own[-1][1]:.1f} % | {right[-1][1]:.1f} %"
             print(f"| {count} | {cells} | {names[lowest]}: {100 * shares[lowest]:.0f} % |")
     if picture is not None:
-        lines = [Curve("attention on the own block", own), Curve("own block is largest", right)]
+        lines = [Curve("attention on the own block", own), Curve("prompts with most there", right)]
         write_text(picture, curves(lines, "Attention as tasks pile up, percent", "tasks learned"))
 
 
