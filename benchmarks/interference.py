@@ -58,7 +58,7 @@ def read(folder: Path) -> str:
     rows = [read_jsonl(paths[name]) for name in scores["tasks"] if name in TWINS]
     if len(rows) != 2:
         raise RetainError(f"{folder}: not of these two streams, or not at its end; see --help")
-    words = [{reference for row in task for reference in row["references"]} for task in rows]
+    words = [{normalise(text) for row in task for text in row["references"]} for task in rows]
     strayed = [
         100 * fmean(normalise(row["prediction"]) in words[1 - i] for row in task)
         for i, task in enumerate(rows)
