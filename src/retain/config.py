@@ -237,7 +237,8 @@ FREE = (
     ("training", "report_to"),
     ("evaluation", "batch_size"),
 )
-"""What may change while a run goes on: it changes what the work takes, and not what comes of it."""
+"""What may change while a run goes on: it changes what the work takes, and what comes of it by
+rounding at most."""
 
 
 def refuse_changes(
