@@ -415,9 +415,11 @@ def test_answers_in_the_other_task_s_words_are_counted(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # Whatever is asked: right on half of the stars, and one of their words.
+    monkeypatch.setitem(interference.STARS, "mixed", "half-way")
+    interference.main(["write"])
+    # Whatever is asked: right on half of the stars, and one of their words, but for its case.
     monkeypatch.setattr(
-        "retain.evaluation.answer", lambda *given: (["three"] * len(given[3]), None)
+        "retain.evaluation.answer", lambda *given: (["Half-way"] * len(given[3]), None)
     )
     run = tmp_path / "run"
     once, short = {"max_steps": 1}, {"max_new_tokens": 9}
