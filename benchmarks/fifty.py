@@ -128,7 +128,7 @@ def read(folder: Path, picture: Path | None) -> None:
             cells = f"{own[-1][1]:.1f} % | {right[-1][1]:.1f} %"
             print(f"| {count} | {cells} | {names[lowest]}: {100 * shares[lowest]:.0f} % |")
     if picture is not None:
-        lines = [Curve("attention on the own block", own), Curve("prompts with most there", right)]
+        lines = [Curve("on the own block", own), Curve("prompts with most there", right)]
         write_text(picture, curves(lines, "Attention as tasks pile up, percent", "tasks learned"))
 
 
