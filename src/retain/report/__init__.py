@@ -1,10 +1,16 @@
 """Reports of finished runs: terminal tables, Markdown, pictures and a self-contained HTML page."""
 
 from retain.report.html import render
-from retain.report.plots import heat_map, matrices_png
+from retain.report.plots import heat_map
 from retain.report.reader import summarise
 from retain.report.summary import RunSummary, sentence
-from retain.report.tables import markdown, metrics_table, score_table, side_by_side
+from retain.report.tables import (
+    markdown,
+    matrices_png,
+    metrics_table,
+    score_table,
+    side_by_side,
+)
 
 __all__ = [
     "RunSummary",

@@ -10,8 +10,7 @@ from rich.text import Text
 
 from retain import results
 from retain.records import Prediction, predictions_file, read_records
-from retain.report.plots import short
-from retain.report.tables import new_table
+from retain.report.layout import new_table, short
 from retain.store import RunDirectory
 
 LOST = 50.0

@@ -24,9 +24,9 @@ from retain.errors import RetainError
 from retain.methods import METHODS
 from retain.methods.base import filled_in
 from retain.records import CONFIG, Prediction, read_records
+from retain.report.layout import new_table
 from retain.report.reader import flat
 from retain.report.summary import METRIC_LABELS, NO_FORWARD_TRANSFER
-from retain.report.tables import new_table
 
 PARTS = ("training", "backbone", "prompt", "evaluation")
 """Settings beside the method's own that runs should share."""

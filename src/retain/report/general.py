@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
-from retain.report.tables import new_table
+from retain.report.layout import new_table
 
 
 @dataclass(frozen=True)

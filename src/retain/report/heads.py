@@ -20,8 +20,8 @@ from retain import results
 from retain.errors import RetainError
 from retain.files import read_jsonl, write_bytes
 from retain.records import HEADS, MEMORY, TEACHER, Heads
-from retain.report.plots import CHARACTER, MARGIN, TITLE_HEIGHT, as_png, as_svg, new_panel, short
-from retain.report.tables import TASKS_PER_TABLE, cuts, new_table
+from retain.report.layout import TASKS_PER_TABLE, cuts, new_table, short
+from retain.report.plots import CHARACTER, MARGIN, TITLE_HEIGHT, as_png, as_svg, new_panel
 from retain.store import RunDirectory
 
 ROWS = 40

@@ -11,8 +11,8 @@ from rich.text import Text
 
 from retain import results
 from retain.records import TRAINING, LogRow, read_records
-from retain.report.plots import Curve, curves, short
-from retain.report.tables import new_table
+from retain.report.layout import new_table, short
+from retain.report.plots import Curve, curves
 from retain.store import RunDirectory
 
 PART = "loss_"

@@ -17,11 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len
 
-from retain.errors import RetainError
 from retain.files import write_bytes
-from retain.report.summary import RunSummary, told_apart
+from retain.report.layout import short
 
 # Lengths in inches. Room for labels follows from their length in characters, not from measured
 # glyphs, because the font that shows an SVG is chosen by the reader's browser.
@@ -34,7 +33,6 @@ MARGIN = 0.15
 _CURVES = (4.6, 2.2)  # width with the axis, height without
 _AXIS = 0.55
 _COLOURS = ("#3b8ede", "#e8743b", "#2fa36b", "#c566c9", "#d9a400", "#e0556b", "#4aa3a3")
-_LABEL_CELLS = 24  # longest label, in terminal cells (a CJK character takes two)
 
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -238,21 +236,6 @@ def as_png(draw: Callable[[], Figure]) -> bytes:
     return buffer.getvalue()
 
 
-def matrices_png(summaries: Sequence[RunSummary], path: Path) -> None:
-    """Write the score matrices of all runs side by side as one PNG picture to `path`.
-
-    Raises RetainError when a run has no scores yet. Characters that matplotlib's
-    DejaVu Sans lacks (such as Chinese) appear as boxes, with a UserWarning from matplotlib.
-    """
-    for summary in summaries:
-        if not summary.matrix:
-            raise RetainError(f"{summary.label}: no scores to draw yet; let it finish a task")
-    panels_png(
-        [new_panel(s.matrix, s.row_labels, s.tasks, s.label, 100.0) for s in told_apart(summaries)],
-        path,
-    )
-
-
 def panels_png(panels: Sequence[Panel], path: Path) -> None:
     """Writes heat maps side by side as one PNG picture."""
     write_bytes(path, as_png(lambda: _figure(panels)))
@@ -268,14 +251,6 @@ def new_panel(
     """A heat map in inches, ready to be drawn; ValueError for labels that do not fit."""
     rows, columns = [short(label) for label in row_labels], [short(c) for c in column_labels]
     return Panel(matrix, rows, columns, " ".join(title.split()), vmax)
-
-
-def short(label: str) -> str:
-    """A label cut to the room that it has."""
-    label = " ".join(label.split())
-    if cell_len(label) <= _LABEL_CELLS:
-        return label
-    return set_cell_size(label, _LABEL_CELLS - 1).rstrip() + "…"
 
 
 def _figure(panels: Sequence[Panel]) -> Figure:

@@ -12,9 +12,7 @@ from retain import results
 from retain.files import read_jsonl
 from retain.metrics.continual import points_lost
 from retain.records import PSEUDO
-from retain.report.plots import short
-from retain.report.summary import change_text
-from retain.report.tables import new_table
+from retain.report.layout import change_text, new_table, short
 from retain.store import RunDirectory
 
 WORDS = (

@@ -15,8 +15,8 @@ from retain import results
 from retain.errors import RetainError
 from retain.records import GATES, Gates
 from retain.report.heads import short_names
-from retain.report.plots import new_panel, panels_png, short
-from retain.report.tables import TASKS_PER_TABLE, cuts, new_table
+from retain.report.layout import TASKS_PER_TABLE, cuts, new_table, short
+from retain.report.plots import new_panel, panels_png
 from retain.store import RunDirectory
 
 Kind = Literal["attention", "gates with a zero block", "sigmoid gates"]

@@ -1,18 +1,17 @@
-"""What a report needs to know about one run, and how its values are put into words."""
+"""What a report needs to know about one run, and its sentence in words."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # these draw what they read, with tools that ask for a RunSummary
-    from retain.report.changes import Changes
-    from retain.report.heads import HeadMaps
-    from retain.report.losses import PhaseLosses
-    from retain.report.pseudo import Samples
-    from retain.report.routing import Routing
+from retain.report.changes import Changes
+from retain.report.heads import HeadMaps
+from retain.report.layout import score_text
+from retain.report.losses import PhaseLosses
+from retain.report.pseudo import Samples
+from retain.report.routing import Routing
 
 METRIC_LABELS = {
     "average_performance": "AP: average score at the end (higher is better)",
@@ -81,17 +80,6 @@ class RunSummary:
     def row_labels(self) -> list[str]:
         """One label such as "after tickets" per row of `matrix`."""
         return [f"after {task}" for task in self.tasks[: len(self.matrix)]]
-
-
-def score_text(value: float | None) -> str:
-    """A score or metric with one decimal; "–" when it was not measured."""
-    # Adding 0.0 turns the -0.0 that round() can leave into 0.0.
-    return "–" if value is None else f"{round(value, 1) + 0.0:.1f}"
-
-
-def change_text(change: float | None) -> str:
-    """As `score_text`, with a sign before a gain too."""
-    return ("+" if change is not None and round(change, 1) > 0 else "") + score_text(change)
 
 
 def told_apart(summaries: Sequence[RunSummary]) -> list[RunSummary]:

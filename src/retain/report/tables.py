@@ -1,27 +1,24 @@
-"""Score and metric tables for the terminal (rich) and for Markdown."""
+"""Score matrices and metrics: for the terminal (rich), for Markdown, and as a picture."""
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.columns import Columns
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from retain.report.plots import short
+from retain.errors import RetainError
+from retain.report.layout import change_text, cuts, new_table, score_text, short
+from retain.report.plots import new_panel, panels_png
 from retain.report.summary import (
     METRIC_LABELS,
     NO_FORWARD_TRANSFER,
     RunSummary,
-    change_text,
-    score_text,
     sentence,
     told_apart,
 )
-
-TASKS_PER_TABLE = 6
-"""Most tasks side by side in one terminal table, so that numbers fit in 80 columns."""
 
 
 def score_table(summary: RunSummary, columns: range | None = None) -> Table:
@@ -74,11 +71,6 @@ def side_by_side(summaries: Sequence[RunSummary]) -> RenderableType:
     if not metrics.row_count:
         return Group(Columns(tables))
     return Group(Columns(tables), metrics, *map(Text, metrics_notes(summaries)))
-
-
-def cuts(count: int, most: int = TASKS_PER_TABLE) -> list[range]:
-    """The indices of tasks in parts, each to stand in one table."""
-    return [range(count)[start : start + most] for start in range(0, count, most)]
 
 
 def examined_table(summary: RunSummary) -> Table:
@@ -140,14 +132,19 @@ def markdown(summaries: Sequence[RunSummary]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def new_table(title: str, columns: Sequence[str]) -> Table:
-    """An empty table with a column of row labels before the others."""
-    # Text, not str: rich would read "[...]" in a name as markup.
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("", overflow="fold")
-    for name in columns:
-        table.add_column(Text(name), justify="right", overflow="fold", min_width=5)
-    return table
+def matrices_png(summaries: Sequence[RunSummary], path: Path) -> None:
+    """Write the score matrices of all runs side by side as one PNG picture to `path`.
+
+    Raises RetainError when a run has no scores yet. Characters that matplotlib's
+    DejaVu Sans lacks (such as Chinese) appear as boxes, with a UserWarning from matplotlib.
+    """
+    for summary in summaries:
+        if not summary.matrix:
+            raise RetainError(f"{summary.label}: no scores to draw yet; let it finish a task")
+    panels_png(
+        [new_panel(s.matrix, s.row_labels, s.tasks, s.label, 100.0) for s in told_apart(summaries)],
+        path,
+    )
 
 
 def _metric_rows(summaries: Sequence[RunSummary]) -> list[list[str]]:
