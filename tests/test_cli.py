@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from retain.files import write_json
-from retain.methods import list_methods
+from retain.methods import METHODS
 from retain.store import RunDirectory
 from tests.command import call, settings, write_settings, write_tasks
 from tests.tiny import OPTIONS, make_task, read_files
@@ -400,11 +400,16 @@ def test_rollback_refuses_where_older_weights_are_gone(place: Path) -> None:
     assert read_files(place) == before
 
 
-def test_methods_are_listed() -> None:
+def test_methods_are_listed_a_line_each() -> None:
     done = call("methods")
     assert done.status == 0
-    for name in list_methods():
-        assert f"│ {name}" in done.out
+    lines = {line.split()[0]: line for line in done.out.splitlines() if line.strip()}
+    for name, method in METHODS.items():
+        assert method.idea in lines[name]
+        assert method.stores in lines[name]
+        assert ("task name" in lines[name]) == method.needs_task_id
+        assert ("old data" in lines[name]) == method.needs_old_data
+        assert ("neither" in lines[name]) == (not (method.needs_task_id or method.needs_old_data))
 
 
 @pytest.mark.parametrize("command", [[], ["run"], ["learn"], ["generate"], ["report"]])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -22,6 +23,10 @@ from retain.errors import RetainError, StoppedError
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C, as shells have it; typer returns it for a KeyboardInterrupt."""
+
+NEEDS = "task name: in order to answer; old data: examples of earlier tasks, in training"
+WIDE = 240
+"""Columns of a table that is read by other programs."""
 
 app = typer.Typer(
     add_completion=False,
@@ -388,19 +393,18 @@ def rollback(
 
 @app.command()
 def methods() -> None:
-    """List the methods."""
+    """List the methods: what each needs, its idea, and what it stores per task."""
     from retain.methods import METHODS
 
-    table = Table("method", "idea", "stores per task", "needs at inference", "old data")
+    table = Table("method", "needs", "idea", "stores per task", box=SIMPLE_HEAD)
     for name, method in sorted(METHODS.items()):
-        table.add_row(
-            name,
-            method.idea,
-            method.stores,
-            "the task's name" if method.needs_task_id else "nothing",
-            "yes" if method.needs_old_data else "no",
-        )
-    console.print(table)
+        needs = {"task name": method.needs_task_id, "old data": method.needs_old_data}
+        words = ", ".join(need for need, needed in needs.items() if needed)
+        table.add_row(name, words or "neither", method.idea, method.stores)
+    table.caption, table.caption_justify = NEEDS, "left"
+    # A line a method wherever no terminal bounds it.
+    wide = Console(width=WIDE, quiet=console.quiet)
+    (console if console.is_terminal else wide).print(table)
 
 
 def _print_scores(folders: list[Path]) -> None:
