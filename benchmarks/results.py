@@ -55,6 +55,7 @@ COLUMNS = {
     "own_block": "own block",
     "blocks": "blocks",
     "parameters": "trained",
+    "each": "MB a task",
     "megabytes": "MB kept",
     "minutes": "minutes",
 }
@@ -196,7 +197,9 @@ def row(opened: RunDirectory, pertask: RunDirectory | None) -> dict[str, float |
     costs = results.costs(opened)
     line["parameters"] = max((cost.get("parameters", 0) for cost in costs), default=0) or None
     line["minutes"] = sum(cost.get("seconds", 0) for cost in costs) / 60 or None
-    line["megabytes"] = sum(cost["bytes"] for cost in costs) / 1e6
+    sizes = [cost["bytes"] / 1e6 for cost in costs]
+    line["each"] = statistics.median(sizes)  # of whole weights only the newest task has some
+    line["megabytes"] = sum(sizes)
     line["rouge_l"] = continual.average_performance([_rouge(opened)])
     return line
 

@@ -32,7 +32,7 @@ CONFIG = "configs/paper/exp.yaml"
 OUT = Path("runs/results/paper-exp")
 VARIANTS = ("seqlora", "amlora rank=2")
 TITLES = ["variant", "seed", "AP", "F.Ra", "FWT", "BWT", "AP, ROUGE-L", "own block", "blocks"]
-TITLES += ["trained", "MB kept", "minutes"]
+TITLES += ["trained", "MB a task", "MB kept", "minutes"]
 
 
 def call(*arguments: str) -> Called:
@@ -165,7 +165,7 @@ def test_a_killed_run_goes_on(
     assert "start letter · learn" in record.events
     assert "start copy · learn" not in record.events
     assert content(whole) == before
-    same = ("AP", "F.Ra", "FWT", "BWT", "MB kept")
+    same = ("AP", "F.Ra", "FWT", "BWT", "MB a task", "MB kept")
     for key, line in table(again.out).items():
         assert [line[title] for title in same] == [table(made[1].out)[key][t] for t in same]
 
