@@ -186,7 +186,8 @@ def row(opened: RunDirectory, pertask: RunDirectory | None) -> dict[str, float |
     """One run's line of the table, by `COLUMNS`."""
     try:
         single = results.single_scores(opened, pertask.path) if pertask else None
-    except RetainError:  # this variant is tested in another way
+    except RetainError as error:  # damaged, or this variant is tested in another way
+        _say(f"FWT of {opened.path} is left out: {error}")
         single = None
     line: dict[str, float | None] = dict(results.scores(opened, single)["metrics"])
     routing = results.rows(opened)[-1]["routing"]

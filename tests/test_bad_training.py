@@ -179,18 +179,19 @@ def test_a_resumed_phase_saves_and_logs_as_often_as_it_says_now(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("replay", "says"),
+    ("replay", "steps", "says"),
     [
-        ({"share": 0.1}, "no replay: a step on old examples comes after every 2 steps, and there"),
-        ({"share": 0.1, "every": 1}, None),
+        ({"share": 0.1}, 1, "no replay: a step on old examples comes after every 2 steps, and"),
+        ({"share": 0.1}, 2, "1 replay: a step on old examples comes after every 2 steps, and"),
+        ({"share": 0.1, "every": 2}, 2, None),
     ],
 )
-def test_a_phase_without_replay_is_told(
-    replay: dict[str, Any], says: str | None, tmp_path: Path
+def test_a_phase_with_hardly_any_replay_is_told(
+    replay: dict[str, Any], steps: int, says: str | None, tmp_path: Path
 ) -> None:
     heard = Record()
     method = {"name": "replay", "tune": "lora", "rank": 2, "replay": replay}
-    training = {"max_steps": 1, "per_device_train_batch_size": 6, "learning_rate": 1e-4}
+    training = {"max_steps": steps, "per_device_train_batch_size": 6, "learning_rate": 1e-4}
     learner = Learner(
         make_backbone("llama"), method, tmp_path / "run", training=training, progress=heard
     )

@@ -207,6 +207,18 @@ def test_routing_and_answers_do_not_depend_on_the_batch(learned: Learned) -> Non
                 torch.testing.assert_close(weights[0], together[i], rtol=0, atol=1e-6)
 
 
+def test_a_batch_may_be_routed_again(learned: Learned) -> None:
+    backbone, method = learned.learner.backbone, learned.learner.method
+    for task in (FIRST, SECOND):
+        batch = backbone.collate([backbone.encode(example) for example in task.test])
+        found = []
+        for _ in range(2):
+            method.route(batch, task.name)
+            with torch.no_grad():
+                found.append(backbone.answer_logits(batch)[0])
+        assert torch.equal(*found)
+
+
 def test_training_does_not_depend_on_padding(learned: Learned) -> None:
     backbone, method = learned.learner.backbone, learned.learner.method
     rows = [backbone.encode(example) for example in (*FIRST.test, *SECOND.test)]

@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from retain.errors import RetainError
+from retain.files import write_jsonl
 from retain.methods import METHODS
-from retain.methods.base import Footprint
+from retain.methods.base import Footprint, bytes_of
 from retain.room import check_room, size
+from retain.tasks import Example
 from retain.training import TrainingConfig
 from tests.runs import Record
 from tests.tiny import make_backbone, make_learner, make_task
@@ -55,6 +57,18 @@ def test_a_task_takes_what_was_told(
     if method != "lfpt5":  # its untrained prompt writes answers of any length, with their logits
         assert kept < foretold.kept + 16_000  # headers, the log, and records of a fixed size
     assert foretold.learning >= max(seen) > 0
+
+
+def test_importance_counts_before_the_lora_is_there(tmp_path: Path) -> None:
+    learner = make_learner("ewc-lora", make_backbone("llama"), tmp_path / "run")
+    told = learner.method.footprint(FIRST, 6)
+    assert told.passing == told.learning * 2 > 0
+
+
+def test_examples_take_the_bytes_of_their_file(tmp_path: Path) -> None:
+    examples = [Example("他走了吗?", ("是",))]
+    write_jsonl(tmp_path / "kept.jsonl", [example.as_row() for example in examples])
+    assert bytes_of(examples) + len("\n") == (tmp_path / "kept.jsonl").stat().st_size
 
 
 def test_on_a_gpu_it_is_the_gpu_s_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,7 +143,7 @@ def test_the_memory_is_as_large_as_foretold(seekr: Learner) -> None:
         if name.startswith("attention")
     )
     passing = 2 * attention  # of all heads, not of half of them
-    assert 0.8 * passing < foretold.passing < 1.25 * passing
+    assert 0.8 * passing < foretold.passing - foretold.learning < 1.25 * passing
     assert isinstance(seekr.progress, Record)
     assert any(text.startswith("needs about") for text in seekr.progress.said)
 

@@ -84,6 +84,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "seekr-lora": ("seekr", {**OPTIONS["seekr"], "tune": "lora"}),
     "derpp-lora": ("derpp", {**OPTIONS["derpp"], "tune": "lora"}),
+    "replay-lora": ("replay", {**OPTIONS["replay"], "tune": "lora"}),
+    "multitask-lora": ("multitask", {"tune": "lora"}),
+    "progprompt-bare": ("progprompt", {"length": 2, "rate": 1.0}),
+    "olora-normalised": ("olora", {"normalised": True, "l2_weight": 0.01}),
     "lwf-lora": ("lwf", {"tune": "lora"}),
     "ewc-lora": ("ewc", {"tune": "lora"}),
 }

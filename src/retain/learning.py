@@ -33,6 +33,8 @@ from retain.training import (
 
 TENSORS, LOG = "trained.safetensors", "log.json"
 """What is kept of a phase that has ended."""
+FEW_REPLAYS = 5
+"""Under so many steps on old examples, the published rule of when they come is hardly meant."""
 WHOLE_RATE = 1e-3
 """From this learning rate on, a whole model is likely to lose more than it learns."""
 
@@ -146,10 +148,12 @@ def _doubts(
     phase: Phase, order: Batches, config: TrainingConfig, backbone: Backbone
 ) -> Iterator[str]:
     """What of a phase's settings is allowed, and hardly meant."""
-    if order.every and order.steps < order.every:
+    published = phase.replay is not None and phase.replay.every is None
+    replays = order.steps // (order.every + 1)
+    if order.every and replays < (FEW_REPLAYS if published else 1):
         yield (
-            f"no replay: a step on old examples comes after every {order.every} steps, and there "
-            f"are {order.steps}; set method.replay.every"
+            f"{replays or 'no'} replay: a step on old examples comes after every {order.every} "
+            f"steps, and there are {order.steps}; set method.replay.every"
         )
     learn = sum(p.numel() for group in phase.groups for p in group.parameters)
     if config.learning_rate >= WHOLE_RATE and 2 * learn > backbone.model.num_parameters():

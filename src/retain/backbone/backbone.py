@@ -24,7 +24,8 @@ from retain.tasks import Example
 Features = dict[str, list[int]]
 """Token ids of one example: `input_ids`, `labels` (the answer's, −100 elsewhere), `route_ids`.
 
-A row of a memory, or with signals on disk, also has its `number` there (a list of one).
+A row of a memory, or with signals on disk, also has its `number` there (a list of one). Where rows
+of the task have one beside those of a memory (lfpt5), theirs are below zero.
 """
 
 Batch = dict[str, Tensor]

@@ -133,7 +133,7 @@ class AmLora(Method):
             selectors += layer.selector_parameters().values()
         yield Phase(
             "learn",
-            [self.backbone.encode(example) for example in task.train],
+            self.encoded(task),
             [
                 ParamGroup("block", self.pool.parameters()),
                 ParamGroup("selector", selectors, self.options.selector.rate),

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, field_validator
 from torch import Tensor
 
-from retain.backbone import Backbone, Batch
+from retain.backbone import Backbone, Batch, Features
 from retain.errors import RetainError
 from retain.phase import MOST, ParamGroup, Phase, Replay
 from retain.tasks import Example, Task
@@ -79,7 +79,8 @@ def learning(parameters: int, added: int = 0) -> Footprint:
 
 def bytes_of(examples: Iterable[Example]) -> int:
     """What examples take in a file of the run."""
-    return sum(len(json.dumps(example.as_row(), ensure_ascii=False)) for example in examples)
+    rows = (json.dumps(example.as_row(), ensure_ascii=False) for example in examples)
+    return sum(len(row.encode()) for row in rows)
 
 
 class Method(ABC):
@@ -123,6 +124,10 @@ class Method(ABC):
         """An estimate, before anything is trained, of what a task will take: its test examples."""
         return Footprint(kept=bytes_of(task.test))
 
+    def encoded(self, task: Task) -> list[Features]:
+        """The task's training rows."""
+        return [self.backbone.encode(example) for example in task.train]
+
     @abstractmethod
     def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
         """Yields the task's optimisations in order.
@@ -139,7 +144,8 @@ class Method(ABC):
     def route(self, batch: Batch, task: str | None = None) -> None:
         """Sets the weights over blocks for the coming forward or generation.
 
-        A method may change which tokens of the batch are seen, in `batch["attention_mask"]`.
+        A method may change which of the batch's tokens are seen: it masks them, or cuts them off.
+        Routing a batch twice is routing it once.
 
         Args:
             batch: collated prompts.

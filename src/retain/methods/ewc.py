@@ -106,5 +106,5 @@ class Ewc(Sequential):
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:
         """Importance on disk, the old until the new is there; importance and anchor in memory."""
-        size = sum(4 * p.numel() for p in self.weights.named_parameters().values())
+        size = self.weights.size()
         return super().footprint(task, batch_size) + Footprint(passing=2 * size, ram=2 * size)

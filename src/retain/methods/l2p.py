@@ -71,7 +71,7 @@ class L2p(Method):
     def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
         """One phase on the pool and its keys."""
         pool = ParamGroup("pool", [self.prompts, self.keys], self.options.rate)
-        rows = [self.backbone.encode(example) for example in task.train]
+        rows = self.encoded(task)
         yield Phase("learn", rows, [pool], self._loss, over={"keys": "rows"})
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:

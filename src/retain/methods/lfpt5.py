@@ -76,7 +76,6 @@ class Lfpt5(TaughtMethod):
     fixed_mixture = False  # of weights; a soft prompt cannot be merged into them
     latest_only = ()
     over: ClassVar[Mapping[str, Unit]] = {"writing": "rows", "distillation": "rows"}
-    lowers_disk = "method.replay.share, or method.teacher.top_k"
 
     def __init__(self, backbone: Backbone, config: Lfpt5Config) -> None:
         super().__init__(backbone, config)

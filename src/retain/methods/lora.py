@@ -48,7 +48,7 @@ class BlockPerTask(Method):
     def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
         """One phase on a fresh block."""
         self.pool.grow(task.name)
-        rows = [self.backbone.encode(example) for example in task.train]
+        rows = self.encoded(task)
         groups = [ParamGroup("block", self.pool.parameters())]
         yield Phase("learn", rows, groups, self._loss, over=self.over)
 

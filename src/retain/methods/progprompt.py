@@ -68,7 +68,7 @@ class ProgPrompt(Method):
             self.backbone.model.add_module("retain_residual", self._residual)
             residual = list(self._residual.parameters())
             groups.append(ParamGroup("residual", residual, self.options.rate))
-        rows = [self.backbone.encode(example) for example in task.train]
+        rows = self.encoded(task)
         yield Phase("learn", rows, groups, self._loss)
 
     def finish(self, task: Task, folder: Path) -> None:
@@ -101,8 +101,9 @@ class ProgPrompt(Method):
         self.pool.embedding.rows = prompts.flip(0).flatten(0, 1)[None]
         hidden = self.pool.length * (len(prompts) - count)
         if self.backbone.is_encoder_decoder:
+            there = int((batch["input_ids"] < 0).sum(1).max())  # all, or what an earlier call left
             for key in PROMPT_KEYS:
-                batch[key] = batch[key][:, hidden:]
+                batch[key] = batch[key][:, there - self.pool.length * count :]
             return
         place = -1 - batch["input_ids"]
         mask = batch["attention_mask"]

@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import model_validator
 from torch import Tensor
 
-from retain.backbone import Backbone, Batch, Features
+from retain.backbone import Backbone, Batch
 from retain.layers.pooled_linear import LoraPool
-from retain.methods.base import Footprint, Method, ParamGroup, Phase, learning
+from retain.methods.base import Footprint, Method, MethodConfig, ParamGroup, Phase, learning
 from retain.methods.lora import LoraMethodConfig
 from retain.methods.weights import MODEL, FullWeights, PoolWeights, Weights
 from retain.phase import Unit
@@ -60,19 +60,19 @@ class Sequential(Method):
         weights = ParamGroup("weights", list(self.weights.named_parameters().values()))
         yield Phase("learn", self.encoded(task), [weights], self._loss, over=self.over)
 
-    def encoded(self, task: Task) -> list[Features]:
-        """The task's training rows."""
-        return [self.backbone.encode(example) for example in task.train]
-
     def _loss(self, batch: Batch) -> dict[str, Tensor]:
         self.route(batch)
         return {"task": self.backbone.answer_loss(batch)}
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:
-        """The weights that learn, which every task's folder keeps where they are a block."""
-        count = self.weights.size() // 4
-        added = 0 if isinstance(self.weights, FullWeights) else count
-        return super().footprint(task, batch_size) + learning(count, added)
+        """The weights that learn: every task's folder keeps a block, and the newest a model.
+
+        The older model lies there until the newer one does.
+        """
+        size = self.weights.size()
+        whole = isinstance(self.weights, FullWeights)
+        own = learning(size // 4, 0 if whole else size // 4)
+        return super().footprint(task, batch_size) + own + Footprint(passing=size * whole)
 
     def route(self, batch: Batch, task: str | None = None) -> None:
         """There is nothing to choose: the weights are always on."""
@@ -100,6 +100,11 @@ class SeqLora(Sequential):
 class SeqFt(Sequential):
     """Sequential fine-tuning of the whole backbone."""
 
-    Config = SequentialConfig
+    Config = MethodConfig
     idea = "the whole backbone learns every task in turn, with nothing against forgetting"
     stores = "nothing; the newest weights of the backbone"
+    lowers_disk = lowers_ram = "nothing in the settings; take seqlora"
+
+    def make_weights(self, config: MethodConfig) -> FullWeights:
+        """All of them."""
+        return FullWeights(self.backbone)

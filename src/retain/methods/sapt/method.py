@@ -169,7 +169,7 @@ class Routed(Method):
         self.router.grow(self._new_key(task))
         yield Phase(
             "learn",
-            [self.backbone.encode(example) for example in task.train],
+            self.encoded(task),
             [
                 ParamGroup("block", self.pool.parameters(), self.rate),
                 ParamGroup("router", list(self.router.parameters()), self.options.router.rate),
