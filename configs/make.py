@@ -95,7 +95,11 @@ LLAMA_NOTES = {
 
 @dataclass(frozen=True)
 class Setting:
-    """How methods are trained. The last three go by kind of method or by its name."""
+    """How methods are trained. `trained`, `missing` and `notes` go by kind of method or its name.
+
+    `orders` are the numbers of the orders that are reported, `steps` those of (method, task) that
+    do not learn for the usual epochs.
+    """
 
     paper: str
     source: str
@@ -107,6 +111,8 @@ class Setting:
     trained: Mapping[str, Options]  # fields of `training`, the rate among them
     missing: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
+    orders: str = "1 2 3 4 5 6"
+    steps: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
 
 def training(epochs: int, size: int, rows: int, **more: bool) -> Options:
@@ -133,9 +139,16 @@ def prompts(big: bool) -> tuple[dict[str, Options], dict[str, Options], dict[str
 
 
 def sapt(
-    epochs: int, size: int, rank: int, weight: float, big: bool, note: str = "", **own: Options
+    epochs: int,
+    size: int,
+    rank: int,
+    weight: float,
+    big: bool,
+    note: str = "",
+    steps: Mapping[str, int] | None = None,
+    **own: Options,
 ) -> Setting:
-    """SAPT: `weight` is of the reflection, `note` and `own` options are for its LoRA form."""
+    """SAPT: `weight` is of the reflection; `note`, `steps` and `own` are for its LoRA form."""
     options, trained, notes = prompts(big)
     reflection = {"reflection": {"weight": weight}}
     rate = 5e-5 if big else 3e-4
@@ -168,6 +181,8 @@ def sapt(
             "sapt-prompt": f"The router learns at SAPT-LoRA's rate, the prompts at 100 x {rate:g} "
             f"= {100 * rate:g}; that and their length are retain's choice.",
         },
+        "1 2 4 6",
+        {("sapt", task): count for task, count in (steps or {}).items()},
     )
 
 
@@ -179,7 +194,8 @@ def amlora(big: bool, olora: str = "") -> Setting:
     return Setting(
         "in AM-LoRA (arXiv 2409.19611)",
         "AM-LoRA has no published code: these are the settings of O-LoRA's scripts (arXiv "
-        "2310.14152), without their LoRA dropout of 0.1.",
+        "2310.14152), without their LoRA dropout of 0.1, and without the names of task and dataset "
+        "that they put before every prompt.",
         "seqft seqlora inclora replay ewc lwf l2p lfpt5 progprompt olora pertask multitask amlora",
         {
             **options,
@@ -223,7 +239,7 @@ def seekr(epochs: int, trace: str = "") -> Setting:
     replay = {"share": 0.01, "every": "reference"}
     budget = " --set method.attention_weight=100 --set method.budget.layers=8"
     ten, seekr_ten = (
-        f"Also reported with 10 % of replay:\n  --set method.replay.share=0.1{more} "
+        f"\nAlso reported with 10 % of replay:\n  --set method.replay.share=0.1{more} "
         "--output {output}-10"
         if trace
         else ""
@@ -240,7 +256,8 @@ def seekr(epochs: int, trace: str = "") -> Setting:
     return Setting(
         "in SEEKR (arXiv 2411.06171)",
         "Settings of SEEKR's paper and published scripts. Their AdamW has betas 0.9 and 0.95, this "
-        "one 0.9 and 0.999; their replay baseline mixes kept examples into the task's batches.",
+        "one 0.9 and 0.999; their replay baseline mixes kept examples into the task's batches. "
+        "Their shell script asks for a cosine schedule, and their code makes a constant one.",
         f"seqft lwf lfpt5 l2p progprompt olora replay derpp seekr {trace}",
         {
             **options,
@@ -264,23 +281,24 @@ def seekr(epochs: int, trace: str = "") -> Setting:
             "full": SIZE,
             "ewc": EWC,
             **dict.fromkeys(("replay", "derpp"), ten),
-            "seekr": seekr_ten,
+            "seekr": "Over the profile's: 100 random queries, as in the paper (its script takes "
+            "all), and the 64 largest logits in float16, for the disk." + seekr_ten,
         },
     )
 
 
 GENERATOR = {"max_steps": 5000, "rate": 3.333, "max_new_tokens": 512}  # rate: 1e-3
 ROWS = "A step of the generator has 16 rows there, and 32 here."
-STOPS = "The script ends cb, copa, boolq, imdb, dbpedia and multirc after 100 to 500 steps."
+STOPS = {"cb": 100, "copa": 200, "boolq": 500, "imdb": 250, "dbpedia": 200, "multirc": 500}
 LAMBDAS = (
     "O-LoRA's script for this stream changes its weights by task (0.5, then 5; a second one of up "
-    "to 0.3); here 0.5 for all."
+    "to 0.3); here 0.5 for all. It learns MNLI for two epochs, here for one."
 )
 REPORTED = {
     ("sapt", "superni", "t5-large"): sapt(100, 8, 4, 0.5, False, ROWS, generator=GENERATOR),
     ("sapt", "superni", "llama-2-7b"): sapt(50, 2, 4, 1.0, True),
     ("sapt", "long-sequence", "t5-large"): sapt(10, 16, 8, 0.1, False),
-    ("sapt", "long-sequence", "llama-2-7b"): sapt(20, 2, 4, 2.0, True, STOPS),
+    ("sapt", "long-sequence", "llama-2-7b"): sapt(20, 2, 4, 2.0, True, steps=STOPS),
     ("amlora", "cl-standard", "t5-large"): amlora(False),
     ("amlora", "cl-standard", "llama-2-7b"): amlora(True),
     ("amlora", "long-sequence", "t5-large"): amlora(False, LAMBDAS),
@@ -296,8 +314,7 @@ SHORT = Setting(
     {
         "sapt": {"generator": {"max_steps": 15}},
         "sapt-prompt": {"generator": {"max_steps": 15}},
-        "lfpt5": {"replay": {"share": 0.02, "every": 4}},
-        **{name: {"replay": {"every": 4}} for name in ("replay", "derpp", "seekr")},
+        **{name: {"replay": {"every": 4}} for name in ("lfpt5", "replay", "derpp", "seekr")},
     },
     {"rank": 8, "alpha": 16},
     {"max_steps": 40, "per_device_train_batch_size": 8},
@@ -339,7 +356,7 @@ def experiment(
 
     head = wrap(f"{name}, order {first}: {method} on {backbone} {one.paper}.", WIDTH - 2)
     head.append(f"  retain run configs/{path}")
-    for number, order in others:
+    for number, order in ((n, order) for n, order in others if n in one.orders.split()):
         numbers = ",".join(str(list(own).index(task) + 1) for task in order)
         line = f"order {number}:  --set 'order=[{numbers}]'"
         for place, task in enumerate(own):
@@ -355,8 +372,8 @@ def experiment(
         "The backbone is frozen, and in bfloat16 (14 GB)." if frozen else "",
         f"data/{reader}/<task>/{{train,test{labels}}}.json are the files of the benchmark.",
     ):
-        changes = "--set" in note
-        head += note.format(output=output).split("\n") if changes else wrap(note, WIDTH - 2)
+        for line in note.replace("{output}", output).split("\n"):
+            head += [line] if "--set" in line else wrap(line, WIDTH - 2)
 
     fields = {
         "backbone": {"name": BACKBONES[backbone], "dtype": "bfloat16"}
@@ -366,6 +383,11 @@ def experiment(
         "tasks": [
             {"reader": reader, "path": f"data/{reader}/{task}"}
             | ({"training": {"num_train_epochs": 10}} if epochs and star else {})
+            | (
+                {"training": {"max_steps": one.steps[method, task]}}
+                if (method, task) in one.steps
+                else {}
+            )
             for task, star in own.items()
         ],
         "training": {**one.training, **(one.trained.get(method) or one.trained[kind])},
