@@ -17,10 +17,11 @@ from retain.files import read_jsonl
 from retain.layers.pooled_linear import LoraPool
 from retain.learner import Learner
 from retain.methods import METHODS
+from retain.methods.weights import MODEL
 from tests.tiny import make_backbone, make_learner, make_task, prompts_of
 
 ROUTED = ("sapt", "amlora", "seekr")
-WHOLE = [name for name, method in METHODS.items() if "tune" in method.Config.model_fields]
+WHOLE = [name for name, method in METHODS.items() if MODEL in method.latest_only]
 FIRST, SECOND = make_task("copy"), make_task("constant")
 
 

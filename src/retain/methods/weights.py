@@ -54,7 +54,7 @@ class FullWeights:
             raise RetainError(
                 f"backbone.dtype: a whole model does not learn in {backbone.model.dtype}, where "
                 "small steps round to none; set it to float32 (training.bf16: true computes in "
-                "bfloat16), or method.tune to lora"
+                "bfloat16), or learn a LoRA (method.tune: lora; seqlora instead of seqft)"
             )
         self._model = backbone.model
         self._named = dict(backbone.model.named_parameters())
