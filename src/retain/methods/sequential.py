@@ -95,6 +95,7 @@ class SeqLora(Sequential):
     idea = "one LoRA learns every task in turn, with nothing against forgetting"
     stores = "the LoRA as it was after the task"
     lowers_disk = lowers_ram = "method.rank"
+    latest_only = ()
 
 
 class SeqFt(Sequential):
