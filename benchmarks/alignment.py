@@ -14,10 +14,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from retain import results
-from retain.files import read_jsonl
-from retain.records import predictions_file
-from retain.store import RunDirectory
+from retain.runs import results
+from retain.runs.directory import RunDirectory
+from retain.runs.records import predictions_file
+from retain.system.files import read_jsonl
 
 
 def divergence(before: list[float], after: list[float]) -> float:

@@ -43,11 +43,11 @@ from benchmarks import seekr_step
 from benchmarks.timing import Side, times_of
 from retain import Learner, Task
 from retain.backbone import Backbone
-from retain.evaluation import EvaluationConfig, answer
-from retain.files import write_json
+from retain.evaluation.answers import EvaluationConfig, answer
 from retain.layers.pooled_linear import LoraPool
-from retain.methods.sequential import SeqFt
-from retain.progress import Progress
+from retain.methods.shared.sequential import SeqFt
+from retain.system.files import write_json
+from retain.system.progress import Progress
 from retain.tasks import Example
 
 WIDTH = 1024

@@ -24,8 +24,6 @@ from tempfile import TemporaryDirectory
 import torch
 import transformers
 
-import retain.report
-import retain.stream  # noqa: F401 — both imported here once, and then in no child
 from tests.command import call, settings, write_settings, write_tasks
 from tests.tiny import OPTIONS, TRAINING, read_files, save_backbone
 

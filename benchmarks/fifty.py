@@ -19,10 +19,10 @@ from statistics import fmean
 
 import yaml
 
-from retain import results
-from retain.files import read_json, read_jsonl, write_jsonl, write_text
-from retain.records import predictions_file
 from retain.report.plots import Curve, curves
+from retain.runs import results
+from retain.runs.records import predictions_file
+from retain.system.files import read_json, read_jsonl, write_jsonl, write_text
 from retain.tasks import Example
 from retain.tasks.readers import read_long_sequence, read_superni
 

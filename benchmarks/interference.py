@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from retain import results
 from retain.errors import RetainError
-from retain.files import read_jsonl, write_jsonl
 from retain.metrics.text import normalise
+from retain.runs import results
+from retain.system.files import read_jsonl, write_jsonl
 
 DATA = Path("demo/data")
 BALANCE = {"positive": "one-sided", "negative": "one-sided", "mixed": "balanced"}

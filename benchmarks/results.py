@@ -27,18 +27,24 @@ from typing import Any
 
 from rich.console import Console
 
-from retain import Task, load_stream, results
-from retain.config import ExperimentConfig, read_experiment, refuse_changes, stored_experiment
+from retain import Task, load_stream
 from retain.errors import RetainError
-from retain.files import read_jsonl
+from retain.experiment.config import (
+    ExperimentConfig,
+    read_experiment,
+    refuse_changes,
+    stored_experiment,
+)
+from retain.learner.stream import learn_stream
 from retain.methods import METHODS
-from retain.methods.sequential import LORA
+from retain.methods.shared.sequential import LORA
 from retain.metrics import continual
 from retain.metrics.text import score
-from retain.progress import ConsoleProgress
-from retain.records import CONFIG, GATES, Gates
-from retain.store import RunDirectory
-from retain.stream import learn_stream
+from retain.runs import results
+from retain.runs.directory import RunDirectory
+from retain.runs.records import CONFIG, GATES, Gates
+from retain.system.files import read_jsonl
+from retain.system.progress import ConsoleProgress
 
 SHARED = (*LORA, "tune", "replay", "teacher", "generator")
 """Options of an experiment's method that mean the same in another."""

@@ -27,12 +27,12 @@ import transformers
 
 from benchmarks import bench, seekr_step
 from benchmarks.timing import Side, times_of
-from retain.files import write_text
 from retain.layers.pooled_linear import LoraPool
 from retain.methods.sapt.method import SaptConfig
 from retain.methods.sapt.reflection import Reflection
 from retain.methods.sapt.router import Router
 from retain.report.plots import Curve, curves
+from retain.system.files import write_text
 
 KEPT = 8
 SAMPLES = 20

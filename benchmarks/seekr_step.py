@@ -27,7 +27,7 @@ from retain.backbone import Backbone
 from retain.methods.seekr import Seekr
 from retain.methods.seekr.distillation import attention_loss, wanted
 from retain.methods.seekr.method import SeekrConfig, sample_of
-from retain.methods.teacher import soft_cross_entropy, stacked
+from retain.methods.shared.teacher import soft_cross_entropy, stacked
 
 ROWS = 2
 KINDS = ("plain", "seekr", "eager")

@@ -22,8 +22,8 @@ from rich.console import Console
 
 from benchmarks.alignment import unnormalised, whole
 from retain import Learner, Task
-from retain.evaluation import Evaluation, evaluate
-from retain.progress import ConsoleProgress, Progress
+from retain.evaluation.answers import Evaluation, evaluate
+from retain.system.progress import ConsoleProgress, Progress
 from retain.tasks import Example
 
 SHARE = 0.1

@@ -19,12 +19,12 @@ from typer.models import ArgumentInfo
 
 import retain
 from retain.cli import app
-from retain.config import ExperimentConfig
+from retain.experiment.config import ExperimentConfig
 from retain.learner import Answer, Learner
+from retain.learner.stream import FOLDER_READERS
 from retain.methods import METHODS
 from retain.metrics import continual
 from retain.metrics.text import METRICS
-from retain.stream import FOLDER_READERS
 from retain.tasks import Example
 
 PAGE = Path(__file__).parent / "reference.md"

@@ -13,7 +13,7 @@ from unittest.mock import patch
 import yaml
 
 from retain.cli import main
-from retain.files import write_jsonl
+from retain.system.files import write_jsonl
 from tests.tiny import make_task
 
 

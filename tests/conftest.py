@@ -55,5 +55,5 @@ def place(learned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     folder = tmp_path / "place"
     shutil.copytree(learned, folder)
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("retain.learning.fit", train)
+    monkeypatch.setattr("retain.learner.lesson.fit", train)
     return folder

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from retain.learner import Learner
-from retain.progress import Progress
+from retain.system.progress import Progress
 from tests.tiny import make_backbone, make_task, read_files
 
 KIND = "llama"

@@ -28,7 +28,7 @@ from transformers import (
 from retain.backbone import Backbone
 from retain.learner import Learner
 from retain.methods import METHODS
-from retain.progress import Progress
+from retain.system.progress import Progress
 from retain.tasks import Example, Task
 
 KINDS = ("llama", "qwen3", "gpt2", "t5")

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from retain.errors import RetainError
     from retain.learner import Learner
+    from retain.learner.stream import load_stream
     from retain.methods import list_methods
-    from retain.stream import load_stream
     from retain.tasks import Task
 
 __all__ = ["Learner", "RetainError", "Task", "list_methods", "load_stream"]
@@ -16,7 +16,7 @@ _HOMES = {
     "RetainError": "errors",
     "Task": "tasks",
     "list_methods": "methods",
-    "load_stream": "stream",
+    "load_stream": "learner.stream",
 }
 
 

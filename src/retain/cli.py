@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from retain import processes
 from retain.errors import RetainError, StoppedError
+from retain.system import processes
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C, as shells have it; typer returns it for a KeyboardInterrupt."""
@@ -74,8 +74,8 @@ def run(
     ] = None,
 ) -> None:
     """Learn a stream of tasks, scoring all tasks so far after each."""
-    from retain.config import read_experiment
-    from retain.stream import learn_stream, load_stream
+    from retain.experiment.config import read_experiment
+    from retain.learner.stream import learn_stream, load_stream
 
     experiment = read_experiment(config, changes or ())
     if output is not None:
@@ -111,9 +111,9 @@ def learn(
     trust_remote_code: TrustCode = False,
 ) -> None:
     """Add tomorrow's task to a finished run."""
-    from retain.config import TaskConfig, check, set_field
+    from retain.experiment.config import TaskConfig, check, set_field
     from retain.learner import Learner
-    from retain.stream import read_task
+    from retain.learner.stream import read_task
 
     values: dict[str, Any] = {"path": str(task), "name": name, "metric": metric}
     values |= {} if test is None else {"test": str(test)}
@@ -139,10 +139,10 @@ def evaluate(
     from retain.learner import Learner
 
     if general is not None:
-        from retain.report.general import general_table
+        from retain.report.ability import general_table
 
         try:
-            from retain.general import general_ability
+            from retain.harness.ability import general_ability
         except ModuleNotFoundError as missing:
             raise RetainError(
                 f"eval --general: {missing.name} is not installed; "
@@ -183,7 +183,7 @@ def generate(
         raise RetainError("generate: an empty prompt; give it a text")
     learner = Learner.load(run, trust_remote_code=trust_remote_code)
     if len(prompts) == 1 and sys.stdout.isatty() and not as_json:
-        from retain.streaming import Reply
+        from retain.evaluation.streaming import Reply
 
         learner.answers(prompts, task, [Reply(partial(print, end="", flush=True))])
         print()
@@ -231,9 +231,9 @@ def report(
     ] = False,
 ) -> None:
     """Print the scores and write one self-contained HTML page."""
-    from retain import results
-    from retain.files import write_text
     from retain.report import markdown, matrices_png, render, summarise
+    from retain.runs import results
+    from retain.system.files import write_text
 
     for path in runs:
         run = results.open_run(path)
@@ -264,12 +264,12 @@ def inspect(
     ] = None,
 ) -> None:
     """Show what a method looks at: blocks or attention heads; and its pseudo-samples."""
-    from retain import results
-    from retain.report import heads, pseudo, routing
+    from retain.report import heads, pseudo_samples, routing
+    from retain.runs import results
 
     opened = results.open_run(run)
     method = results.settings(opened)["method"]["name"]
-    samples = pseudo.read_samples(opened)
+    samples = pseudo_samples.read_samples(opened)
     if method == "seekr" and task is None:
         maps = heads.read_heads(opened)
         if picture is not None:
@@ -285,10 +285,10 @@ def inspect(
     elif picture is not None:
         raise RetainError(f"inspect: method '{method}' has no picture; leave --picture out")
     if samples is not None:
-        console.print(pseudo.samples_table(samples))
+        console.print(pseudo_samples.samples_table(samples))
         if not samples.real:
-            _say(pseudo.WORDS)
-        _say(pseudo.privacy_sentence(samples))
+            _say(pseudo_samples.WORDS)
+        _say(pseudo_samples.privacy_sentence(samples))
     if picture is not None:
         _say(f"wrote {picture}")
 
@@ -296,8 +296,8 @@ def inspect(
 @app.command()
 def verify(run: Run) -> None:
     """Read and check every file of a run."""
-    from retain.results import open_run
-    from retain.stream import complaints
+    from retain.learner.stream import complaints
+    from retain.runs.results import open_run
 
     opened = open_run(run)
     found = complaints(opened)
@@ -344,8 +344,8 @@ def check(
     ],
 ) -> None:
     """Exit with status 1 if a task has lost more than --max-forgetting points: for CI."""
-    from retain import results
     from retain.metrics.continual import points_lost
+    from retain.runs import results
 
     scores = results.final_scores(results.open_run(run))
     lost = zip(scores["tasks"], points_lost(scores["matrix"]), strict=True)
@@ -364,8 +364,8 @@ def compare(
     page: Annotated[Path | None, typer.Option("--html", help="Also write the tables.")] = None,
 ) -> None:
     """Methods side by side over seeds and orders, and what one has over the other."""
-    from retain.files import write_text
     from retain.report import compare as comparison
+    from retain.system.files import write_text
 
     entries = [comparison.read_entry(path) for path in dict.fromkeys(runs)]
     for line in comparison.warnings(entries):
@@ -385,7 +385,7 @@ def rollback(
     task: Annotated[str, typer.Option("--to", help="The last task to keep.", metavar="TASK")],
 ) -> None:
     """Delete every task learned after TASK, for good; impossible where whole models learn."""
-    from retain.stream import roll_back
+    from retain.learner.stream import roll_back
 
     gone = roll_back(run, task)
     _say(f"removed {', '.join(gone)}" if gone else f"{task} is the newest task: nothing to remove")
@@ -418,7 +418,7 @@ def _say(text: str) -> None:
 
 
 def _progress(prefix: str) -> Any:
-    from retain.progress import ConsoleProgress
+    from retain.system.progress import ConsoleProgress
 
     progress = ConsoleProgress(Console(stderr=True, quiet=not processes.is_first()), prefix)
 

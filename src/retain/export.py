@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 
 from retain.errors import RetainError
-from retain.files import remove_folders, write_text
 from retain.layers.pooled_linear import ADAPTER, ADAPTER_CONFIG, LoraPool
 from retain.learner import Learner
 from retain.methods import Method
 from retain.methods.sapt import SaptPrompt
 from retain.report import RunSummary, markdown, summarise
+from retain.system.files import remove_folders, write_text
 
 
 def export(learner: Learner, folder: Path, mixture: Mapping[str, float] | None) -> str:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from retain.files import write_bytes
+from retain.system.files import write_bytes
 
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 """The key under which the standard hands out elements."""

@@ -17,12 +17,12 @@ from lm_eval.api.instance import Instance
 from torch.nn.functional import log_softmax
 
 from retain.backbone import Backbone
-from retain.files import write_jsonl
-from retain.general import _error, general_ability
-from retain.harness import Route, RoutedLM
+from retain.harness.ability import _error, general_ability
+from retain.harness.model import Route, RoutedLM
 from retain.learner import Learner
-from retain.progress import Progress
-from retain.report.general import General, general_table
+from retain.report.ability import General, general_table
+from retain.system.files import write_jsonl
+from retain.system.progress import Progress
 from tests.command import call
 from tests.tiny import EVALUATION, TRAINING, VARIANTS, make_backbone, make_learner, make_task
 

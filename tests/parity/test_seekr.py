@@ -23,7 +23,7 @@ from retain.methods.seekr.heads import (
     sensitivity,
 )
 from retain.methods.seekr.method import SeekrConfig, replay_losses
-from retain.methods.teacher import compressed, stacked
+from retain.methods.shared.teacher import compressed, stacked
 
 FIXTURES = Path(os.environ.get("RETAIN_FIXTURES", Path(__file__).parent.parent / "fixtures"))
 

@@ -2,7 +2,7 @@
 
 from retain.backbone.backbone import Backbone, BackboneConfig, Batch, Features, PromptConfig
 from retain.backbone.loading import load_backbone
-from retain.backbone.memory import memory_advice
+from retain.backbone.out_of_memory import memory_advice
 
 __all__ = [
     "Backbone",

@@ -9,9 +9,9 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from retain import processes
 from retain.backbone.backbone import Backbone, BackboneConfig, PromptConfig
 from retain.errors import RetainError, first_line
+from retain.system import processes
 
 
 def load_backbone(config: BackboneConfig, prompt: PromptConfig | None = None) -> Backbone:

@@ -19,9 +19,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from retain.errors import RetainError
-from retain.files import read_weights, write_json, write_tensors
 from retain.layers.targets import shape, target_linears
-from retain.records import read_record
+from retain.runs.records import read_record
+from retain.system.files import read_weights, write_json, write_tensors
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """The names of a block's files in peft's layout."""

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from retain.backbone import Backbone
 from retain.errors import RetainError
-from retain.files import read_weights, write_json, write_tensors
 from retain.layers.pooled_linear import ADAPTER, ADAPTER_CONFIG, plain
-from retain.records import read_record
+from retain.runs.records import read_record
+from retain.system.files import read_weights, write_json, write_tensors
 
 KEY = "prompt_embeddings"
 

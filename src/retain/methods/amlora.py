@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from retain.backbone import Backbone, Batch
 from retain.backbone.backbone import IGNORED
 from retain.errors import RetainError
-from retain.files import read_json, read_weights, write_json, write_tensors
 from retain.layers.attentive_linear import (
     Activation,
     Attending,
@@ -24,8 +23,9 @@ from retain.layers.attentive_linear import (
 )
 from retain.layers.pooled_linear import LoraPool
 from retain.methods.base import Footprint, Method, MethodConfig, ParamGroup, Phase, learning
-from retain.methods.lora import LoraMethodConfig
-from retain.records import GATES, TASK
+from retain.methods.shared.lora import LoraMethodConfig
+from retain.runs.records import GATES, TASK
+from retain.system.files import read_json, read_weights, write_json, write_tensors
 from retain.tasks import Task
 
 SELECTOR = "selector.safetensors"

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from retain.backbone import Backbone, Batch, Features
 from retain.errors import RetainError
-from retain.phase import MOST, ParamGroup, Phase, Replay
 from retain.tasks import Example, Task
+from retain.training.phase import MOST, ParamGroup, Phase, Replay
 
 
 class MethodConfig(BaseModel):

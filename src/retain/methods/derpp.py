@@ -7,7 +7,7 @@ from torch import Tensor
 
 from retain.backbone import Backbone, Batch
 from retain.backbone.backbone import IGNORED, cross_entropy
-from retain.methods.teacher import TaughtConfig, TaughtMethod, squared_error, stacked
+from retain.methods.shared.teacher import TaughtConfig, TaughtMethod, squared_error, stacked
 
 
 class DerPpConfig(TaughtConfig):

@@ -11,12 +11,12 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch
-from retain.files import read_weights, write_tensors
 from retain.methods.base import Footprint, Phase
-from retain.methods.sequential import Sequential, SequentialConfig
-from retain.methods.weights import MODEL
-from retain.phase import Unit
+from retain.methods.shared.sequential import Sequential, SequentialConfig
+from retain.methods.shared.weights import MODEL
+from retain.system.files import read_weights, write_tensors
 from retain.tasks import Task
+from retain.training.phase import Unit
 
 FISHER = "fisher.safetensors"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from retain.backbone import Batch
-from retain.methods.lora import BlockPerTask
+from retain.methods.shared.lora import BlockPerTask
 
 
 class IncLora(BlockPerTask):

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from retain.backbone import Backbone, Batch
 from retain.errors import RetainError
-from retain.files import read_weights, write_tensors
 from retain.layers.soft_prompt import prompted_embedding
 from retain.methods.base import Footprint, Method, MethodConfig, ParamGroup, Phase, learning
+from retain.system.files import read_weights, write_tensors
 from retain.tasks import Task
 
 PROMPTS = "prompts.safetensors"

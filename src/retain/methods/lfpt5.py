@@ -14,11 +14,10 @@ from torch import Tensor
 from retain.backbone import Backbone, Batch, Features
 from retain.backbone.backbone import IGNORED, cross_entropy
 from retain.errors import RetainError
-from retain.files import read_json
 from retain.layers.soft_prompt import PromptPool
 from retain.methods.base import MethodConfig, Phase
-from retain.methods.memory import MemoryConfig, read_examples
-from retain.methods.pseudo import (
+from retain.methods.shared.memory import MemoryConfig, read_examples
+from retain.methods.shared.pseudo_samples import (
     BATCH,
     DrawConfig,
     generator_rows,
@@ -26,11 +25,12 @@ from retain.methods.pseudo import (
     write_inputs,
     write_quality,
 )
-from retain.methods.teacher import TaughtMethod, TeacherConfig, soft_cross_entropy, stacked
-from retain.methods.weights import PoolWeights
-from retain.phase import Unit
-from retain.records import TASK
+from retain.methods.shared.teacher import TaughtMethod, TeacherConfig, soft_cross_entropy, stacked
+from retain.methods.shared.weights import PoolWeights
+from retain.runs.records import TASK
+from retain.system.files import read_json
 from retain.tasks import Example, Task
+from retain.training.phase import Unit
 
 
 class WritingConfig(DrawConfig):

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from retain.backbone import Backbone, Batch
 from retain.backbone.backbone import IGNORED, cross_entropy
-from retain.files import read_tensors, remove_folders
 from retain.methods.base import Footprint, Phase
-from retain.methods.sequential import Sequential, SequentialConfig
-from retain.methods.teacher import (
+from retain.methods.shared.sequential import Sequential, SequentialConfig
+from retain.methods.shared.teacher import (
     COPIES,
     TeacherConfig,
     bytes_of_logits,
@@ -23,7 +22,8 @@ from retain.methods.teacher import (
     stacked,
     write_logits,
 )
-from retain.records import TEACHER
+from retain.runs.records import TEACHER
+from retain.system.files import read_tensors, remove_folders
 from retain.tasks import Task
 
 

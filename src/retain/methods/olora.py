@@ -12,8 +12,8 @@ from torch import Tensor
 
 from retain.backbone import Backbone, Batch
 from retain.methods.inclora import IncLora
-from retain.methods.lora import LoraMethodConfig
-from retain.phase import Unit
+from retain.methods.shared.lora import LoraMethodConfig
+from retain.training.phase import Unit
 
 
 class OLoraConfig(LoraMethodConfig):

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from retain.backbone import Batch
 from retain.methods.base import block_of
-from retain.methods.lora import BlockPerTask
+from retain.methods.shared.lora import BlockPerTask
 
 
 class PerTask(BlockPerTask):

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from retain.backbone import Backbone, Batch
 from retain.backbone.backbone import PROMPT_KEYS
-from retain.files import read_json
 from retain.layers.soft_prompt import PromptPool
 from retain.methods.base import (
     Footprint,
@@ -22,7 +21,8 @@ from retain.methods.base import (
     block_of,
     learning,
 )
-from retain.records import TASK
+from retain.runs.records import TASK
+from retain.system.files import read_json
 from retain.tasks import Task
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from retain.backbone import Batch
-from retain.methods.memory import MemoryMethod
+from retain.methods.shared.memory import MemoryMethod
 
 
 class Replay(MemoryMethod):

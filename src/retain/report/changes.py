@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
-from retain import results
-from retain.records import Prediction, predictions_file, read_records
 from retain.report.layout import new_table, short
-from retain.store import RunDirectory
+from retain.runs import results
+from retain.runs.directory import RunDirectory
+from retain.runs.records import Prediction, predictions_file, read_records
 
 LOST = 50.0
 """Points of its metric that an answer has to lose to count."""

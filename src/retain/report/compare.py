@@ -18,15 +18,15 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 from torch import Tensor
 
-from retain import results
-from retain.config import FREE, ExperimentConfig, check, resolved
 from retain.errors import RetainError
+from retain.experiment.config import FREE, ExperimentConfig, check, resolved
 from retain.methods import METHODS
 from retain.methods.base import filled_in
-from retain.records import CONFIG, Prediction, read_records
 from retain.report.layout import new_table
 from retain.report.reader import flat
 from retain.report.summary import METRIC_LABELS, NO_FORWARD_TRANSFER
+from retain.runs import results
+from retain.runs.records import CONFIG, Prediction, read_records
 
 PARTS = ("training", "backbone", "prompt", "evaluation")
 """Settings beside the method's own that runs should share."""

@@ -16,13 +16,13 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from retain import results
 from retain.errors import RetainError
-from retain.files import read_jsonl, write_bytes
-from retain.records import HEADS, MEMORY, TEACHER, Heads
 from retain.report.layout import TASKS_PER_TABLE, cuts, new_table, short
 from retain.report.plots import CHARACTER, MARGIN, TITLE_HEIGHT, as_png, as_svg, new_panel
-from retain.store import RunDirectory
+from retain.runs import results
+from retain.runs.directory import RunDirectory
+from retain.runs.records import HEADS, MEMORY, TEACHER, Heads
+from retain.system.files import read_jsonl, write_bytes
 
 ROWS = 40
 """Most rows of the table of heads; a model with more attention modules has several in a row."""

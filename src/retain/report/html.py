@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from rich.table import Table
 
-from retain.report import heads, losses, pseudo, routing
+from retain.report import heads, losses, pseudo_samples, routing
 from retain.report.changes import Changes, changes_table
 from retain.report.plots import Curve, curves, heat_map
 from retain.report.summary import RunSummary, sentence, told_apart
@@ -80,8 +80,9 @@ def _sections(run: RunSummary) -> Iterator[Section]:
     if run.samples is not None:
         yield Section(
             "Pseudo-samples",
-            pseudo.privacy_sentence(run.samples) + ("" if run.samples.real else f" {pseudo.WORDS}"),
-            tables=[("", pseudo.samples_table(run.samples))],
+            pseudo_samples.privacy_sentence(run.samples)
+            + ("" if run.samples.real else f" {pseudo_samples.WORDS}"),
+            tables=[("", pseudo_samples.samples_table(run.samples))],
         )
     if run.losses:
         yield Section(

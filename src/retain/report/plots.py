@@ -19,8 +19,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from rich.cells import cell_len
 
-from retain.files import write_bytes
 from retain.report.layout import short
+from retain.system.files import write_bytes
 
 # Lengths in inches. Room for labels follows from their length in characters, not from measured
 # glyphs, because the font that shows an SVG is chosen by the reader's browser.

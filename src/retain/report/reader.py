@@ -8,15 +8,15 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from retain import results
-from retain.records import HEADS, SCORES, TASK, TaskRecord
 from retain.report.changes import read_changes
 from retain.report.heads import read_heads
 from retain.report.losses import read_losses
-from retain.report.pseudo import read_samples
+from retain.report.pseudo_samples import read_samples
 from retain.report.routing import read_routing, routes
 from retain.report.summary import Examined, RunSummary
-from retain.store import RunDirectory
+from retain.runs import results
+from retain.runs.directory import RunDirectory
+from retain.runs.records import HEADS, SCORES, TASK, TaskRecord
 
 
 class Counts(BaseModel):

@@ -11,13 +11,13 @@ from typing import Any, Literal
 from rich.table import Table
 from rich.text import Text
 
-from retain import results
 from retain.errors import RetainError
-from retain.records import GATES, Gates
 from retain.report.heads import short_names
 from retain.report.layout import TASKS_PER_TABLE, cuts, new_table, short
 from retain.report.plots import new_panel, panels_png
-from retain.store import RunDirectory
+from retain.runs import results
+from retain.runs.directory import RunDirectory
+from retain.runs.records import GATES, Gates
 
 Kind = Literal["attention", "gates with a zero block", "sigmoid gates"]
 WORDS: dict[Kind, str] = {

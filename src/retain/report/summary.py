@@ -10,7 +10,7 @@ from retain.report.changes import Changes
 from retain.report.heads import HeadMaps
 from retain.report.layout import score_text
 from retain.report.losses import PhaseLosses
-from retain.report.pseudo import Samples
+from retain.report.pseudo_samples import Samples
 from retain.report.routing import Routing
 
 METRIC_LABELS = {

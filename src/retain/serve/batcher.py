@@ -7,8 +7,8 @@ import logging
 import threading
 from collections.abc import AsyncGenerator
 
+from retain.evaluation.streaming import Reply
 from retain.learner import Answer, Learner
-from retain.streaming import Reply
 from retain.tasks import Example
 
 GATHER = 0.01

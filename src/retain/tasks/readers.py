@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from retain.errors import RetainError, first_line
-from retain.files import numbered_jsonl, read_json, read_text
+from retain.system.files import numbered_jsonl, read_json, read_text
 from retain.tasks.example import Example, user_text
 
 COLUMNS = {"prompt": "prompt", "answer": "answer"}

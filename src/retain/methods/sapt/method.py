@@ -18,7 +18,6 @@ from torch import Tensor
 
 from retain.backbone import Backbone, Batch, Features
 from retain.errors import RetainError
-from retain.files import read_json, read_jsonl, read_weights, write_jsonl, write_tensors
 from retain.layers.pooled_linear import LoraPool
 from retain.layers.soft_prompt import PromptPool
 from retain.methods.base import (
@@ -31,8 +30,10 @@ from retain.methods.base import (
     filled_in,
     learning,
 )
-from retain.methods.lora import LoraMethodConfig
-from retain.methods.pseudo import (
+from retain.methods.sapt.reflection import Reflection
+from retain.methods.sapt.router import Router, generic_centre
+from retain.methods.shared.lora import LoraMethodConfig
+from retain.methods.shared.pseudo_samples import (
     BATCH,
     DrawConfig,
     generator_rows,
@@ -40,9 +41,8 @@ from retain.methods.pseudo import (
     write_inputs,
     write_quality,
 )
-from retain.methods.sapt.reflection import Reflection
-from retain.methods.sapt.router import Router, generic_centre
-from retain.records import PSEUDO, TASK
+from retain.runs.records import PSEUDO, TASK
+from retain.system.files import read_json, read_jsonl, read_weights, write_jsonl, write_tensors
 from retain.tasks import Example, Task
 
 TRIGGER = "Write an input of the task:"

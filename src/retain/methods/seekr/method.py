@@ -19,7 +19,6 @@ from torch import Tensor
 
 from retain.backbone import Backbone, Batch, Features
 from retain.backbone.backbone import IGNORED
-from retain.files import read_json, read_tensors, remove_folders, write_json, write_tensors
 from retain.layers.attention_capture import AttentionCapture, AttentionModule, Side, Wanted
 from retain.methods.base import Footprint, MethodConfig, Phase, filled_in
 from retain.methods.seekr.distillation import Attention, Sample, attention_loss, wanted
@@ -32,7 +31,7 @@ from retain.methods.seekr.heads import (
     select,
     sensitivity,
 )
-from retain.methods.teacher import (
+from retain.methods.shared.teacher import (
     COPIES,
     DTYPES,
     TaughtConfig,
@@ -43,9 +42,10 @@ from retain.methods.teacher import (
     soft_cross_entropy,
     stacked,
 )
-from retain.phase import Unit
-from retain.records import HEADS, TEACHER
+from retain.runs.records import HEADS, TEACHER
+from retain.system.files import read_json, read_tensors, remove_folders, write_json, write_tensors
 from retain.tasks import Task
+from retain.training.phase import Unit
 
 BEFORE = "before"
 """Folder of the attention before a task was learned; deleted when it is learned."""

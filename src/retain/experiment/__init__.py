@@ -1,0 +1,1 @@
+"""The experiment: files, checked settings and the tasks that they name."""

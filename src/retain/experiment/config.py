@@ -1,0 +1,319 @@
+"""The experiment file: YAML → checked models. Unknown keys are refused."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
+
+from retain.backbone import BackboneConfig, PromptConfig
+from retain.errors import RetainError, first_line
+from retain.evaluation.answers import EvaluationConfig
+from retain.methods import METHODS, Method, MethodConfig, list_methods
+from retain.metrics.text import METRICS
+from retain.system.files import parse_yaml, read_text
+from retain.training.trainer import TrainingConfig
+
+Checked = TypeVar("Checked", bound=BaseModel)
+
+
+READS = {"test": ("file", "hub"), "columns": ("file", "hub"), "subset": ("hub",)}
+"""Which readers take a field."""
+
+
+class TaskConfig(BaseModel):
+    """Where a task comes from. Paths are relative to the working directory.
+
+    `path` is a file (.jsonl, .csv, .parquet), a benchmark folder (with `reader`), or a dataset id
+    (with `reader: hub`); `test` is a file, or a split of the hub dataset. What `training` has, and
+    `max_new_tokens`, are for this task, instead of the run's.
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    path: str
+    name: str | None = None
+    test: str | None = None
+    metric: str | None = None
+    reader: Literal["file", "superni", "long_sequence", "trace", "hub"] = "file"
+    columns: dict[Literal["prompt", "answer"], str] = Field(default_factory=dict)
+    subset: str | None = None
+    train_limit: PositiveInt | None = None
+    training: TrainingConfig | None = None
+    max_new_tokens: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _used(self) -> TaskConfig:
+        for field, readers in READS.items():
+            if getattr(self, field) and self.reader not in readers:
+                raise ValueError(f"the reader '{self.reader}' does not take '{field}'; remove it")
+        return self
+
+    @field_serializer("training")
+    def _own(self, value: TrainingConfig | None) -> dict[str, Any] | None:
+        return None if value is None else value.model_dump(exclude_unset=True)
+
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        if value is not None and value not in METRICS:
+            raise ValueError(f"unknown; choose one of {', '.join(METRICS)}")
+        return value
+
+
+class ExperimentConfig(BaseModel):
+    """A whole run.
+
+    `order` says which of `tasks` is learned first, second, …, by their numbers from 1, or
+    `reversed`. The checked experiment has its tasks in that order, and `order` is null.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    backbone: BackboneConfig
+    method: dict[str, Any]
+    tasks: list[TaskConfig] = Field(default_factory=list)
+    order: list[PositiveInt] | Literal["reversed"] | None = None
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    prompt: PromptConfig = Field(default_factory=PromptConfig)
+    seed: NonNegativeInt = Field(default=0, lt=2**32)
+    output: str | None = Field(default=None, min_length=1)
+
+    @field_validator("backbone", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _chosen(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("output")
+    @classmethod
+    def _a_path(cls, value: str | None) -> str | None:
+        if value is not None and "\0" in value:
+            raise ValueError("Input should be a path, which has no null character")
+        return value
+
+    @field_validator("order", mode="wrap")
+    @classmethod
+    def _each_once(
+        cls, value: Any, check: ValidatorFunctionWrapHandler, info: ValidationInfo
+    ) -> Any:
+        count = len(info.data.get("tasks", ()))
+        try:
+            order = check(value)
+        except ValidationError:
+            order = []
+        if isinstance(order, list) and sorted(order) != list(range(1, count + 1)):
+            raise ValueError(f"Input should have each number from 1 to {count} once, or 'reversed'")
+        return order
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ExperimentConfig:
+        if self.order is not None:
+            count = len(self.tasks)
+            numbers = range(count, 0, -1) if self.order == "reversed" else self.order
+            self.tasks = [self.tasks[number - 1] for number in numbers]
+            self.order = None
+        return self
+
+
+class UnknownFieldError(RetainError):
+    """A field that no model has."""
+
+    def __init__(self, where: str, field: str, known: Iterable[str]) -> None:
+        super().__init__(
+            f"{where}: unknown field '{field}'; remove it or use one of: {', '.join(known)}"
+        )
+        self.field = field
+
+
+def check(kind: type[Checked], values: Any, where: str, prefix: str = "") -> Checked:
+    """Builds a config model.
+
+    Raises:
+        RetainError: one line with the first bad field, its value and what is expected.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = (prefix + ".".join(str(part) for part in first["loc"])).rstrip(".")
+        if first["type"] == "extra_forbidden":
+            raise UnknownFieldError(where, field, _fields_at(kind, first["loc"][:-1])) from None
+        value = first["input"]
+        shown = value if isinstance(value, str) else reprlib.repr(value)  # whatever its size
+        given = "; add it" if first["type"] == "missing" else f" (got {shown[:60]!r})"
+        message = first["msg"].removeprefix("Value error, ")
+        raise RetainError(f"{where}: field '{field}': {message}{given}") from None
+
+
+def check_method(choice: Mapping[str, Any], where: str) -> tuple[str, MethodConfig]:
+    """The method's name and its checked options."""
+    options = dict(choice)
+    name = options.pop("name", None)
+    if not isinstance(name, str) or name not in METHODS:
+        raise RetainError(
+            f"{where}: field 'method.name': no method {reprlib.repr(name)}; "
+            f"choose one of {', '.join(list_methods())}"
+        )
+    return name, check(METHODS[name].Config, options, where, "method.")
+
+
+def stored_experiment(
+    values: Mapping[str, Any], path: Path
+) -> tuple[ExperimentConfig, type[Method]]:
+    """The experiment that a run keeps in the file `path`, and its method.
+
+    Raises:
+        RetainError: when a field is wrong, or is one that this version does not know: whoever
+            removed that would break the file's checksum.
+    """
+    try:
+        experiment = check(ExperimentConfig, values, str(path))
+        name, _ = check_method(experiment.method, str(path))
+    except UnknownFieldError as error:
+        raise RetainError(
+            f"{path}: written by another version of retain (unknown field '{error.field}'); use "
+            "that version, or start another run"
+        ) from None
+    return experiment, METHODS[name]
+
+
+def resolved(experiment: ExperimentConfig) -> ExperimentConfig:
+    """The same with every option of the method spelled out, so that it does not change with the
+    defaults of a later version."""
+    name, options = check_method(experiment.method, "method")
+    method = {"name": name, **options.model_dump(mode="json")}
+    return experiment.model_copy(update={"method": method})
+
+
+def read_experiment(path: Path, changes: Iterable[str] = ()) -> ExperimentConfig:
+    """Reads an experiment file and applies `a.b=c` changes.
+
+    Raises:
+        RetainError: naming the file and the line or field.
+    """
+    text = read_text(path)
+    try:
+        values = parse_yaml(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or first_line(error)
+        raise RetainError(f"{path}{line}: not valid YAML ({problem}); correct it") from None
+    if not isinstance(values, dict):
+        raise RetainError(f"{path}: no fields; it needs 'backbone', 'method' and 'tasks'")
+    for change in changes:
+        set_field(values, change)
+    experiment = check(ExperimentConfig, values, str(path))
+    check_method(experiment.method, str(path))
+    return experiment
+
+
+FREE = (
+    ("training", "gradient_checkpointing"),
+    ("training", "torch_compile"),
+    ("training", "save_steps"),
+    ("training", "report_to"),
+    ("evaluation", "batch_size"),
+)
+"""What may change while a run goes on: it changes what the work takes, and what comes of it by
+rounding at most."""
+
+
+def refuse_changes(
+    stored: ExperimentConfig, given: ExperimentConfig, folder: Path, learned: int
+) -> None:
+    """Raises RetainError when a run is to be continued under another experiment file.
+
+    The tasks after the first `learned` may be others; so may what is `FREE`.
+    """
+    old = resolved(stored).model_dump(mode="json")
+    new = resolved(given).model_dump(mode="json")
+    for part, field in FREE:
+        del old[part][field], new[part][field]
+    for values in (old, new):
+        del values["output"]
+        values["tasks"] = dict(enumerate(values["tasks"][:learned]))
+    differences = _differences(old, new)
+    if differences:
+        raise RetainError(
+            f"{folder}: was started with other settings ({'; '.join(differences)}); "
+            "use the same ones, or another --output"
+        )
+
+
+def _differences(old: Any, new: Any, field: str = "") -> list[str]:
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [] if old == new else [f"{field}: {old} is now {new}"]
+    prefix = f"{field}." if field else ""
+    return [
+        difference
+        for key in dict.fromkeys((*old, *new))
+        for difference in _differences(old.get(key), new.get(key), f"{prefix}{key}")
+    ]
+
+
+def set_field(values: dict[str, Any], change: str) -> None:
+    """Applies one `a.b=c` change to an experiment's values.
+
+    Raises:
+        RetainError: when it is no such change, or leads to no field.
+    """
+    keys, equals, text = change.partition("=")
+    if not equals:
+        raise RetainError(f"--set {change}: expected FIELD=VALUE, such as training.max_steps=50")
+    try:
+        value = parse_yaml(text)
+    except yaml.YAMLError:
+        raise RetainError(f"--set {change}: '{text}' is not valid YAML; quote it") from None
+    *path, last = keys.split(".")
+    place: Any = values
+    try:
+        for key in path:
+            if isinstance(place, list):
+                place = place[int(key)]
+            else:
+                if isinstance(place.get(key), str):  # `backbone: x` and `method: x` in short
+                    place[key] = {"name": place[key]}
+                place = place.setdefault(key, {})
+        place[int(last) if isinstance(place, list) else last] = value
+    except (ValueError, IndexError, AttributeError, TypeError):
+        raise RetainError(f"--set {change}: no such field; check its name") from None
+
+
+def _fields_at(kind: type[BaseModel], path: Iterable[int | str]) -> list[str]:
+    """The fields of the model that `path` leads to."""
+    current: Any = kind
+    for part in path:
+        if isinstance(part, str) and part in current.model_fields:
+            current = current.model_fields[part].annotation
+            current = next(
+                (
+                    a
+                    for a in (current, *getattr(current, "__args__", ()))
+                    if hasattr(a, "model_fields")
+                ),
+                current,
+            )
+    return list(getattr(current, "model_fields", ()))

@@ -1,0 +1,1 @@
+"""lm-evaluation-harness on a run: general ability outside of the stream."""

@@ -1,0 +1,180 @@
+"""The model as lm-evaluation-harness asks it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from retain.backbone import Backbone, Batch, Features
+from retain.backbone.backbone import IGNORED
+from retain.system.progress import Progress
+from retain.tasks import Example
+
+Route = Callable[[Batch], None]
+"""Sets the weights over blocks for a batch."""
+
+MAX_TOKENS = 2048
+"""Of a text that is read at once, for models that could read more, or do not say how much."""
+LIMITS = ("max_position_embeddings", "n_positions")
+
+
+class RoutedLM(TemplateLM):
+    """A backbone as the harness asks it: raw text, without chat template.
+
+    The method's routing reads the context, as it would read a prompt; where there is none, the
+    text itself.
+
+    Args:
+        backbone: with a method's layers installed, or plain.
+        route: sets the weights over blocks for a batch.
+        batch_size: texts that are read at once.
+        progress: is told of each batch.
+        label: of the stretch of work.
+    """
+
+    def __init__(
+        self, backbone: Backbone, route: Route, batch_size: int, progress: Progress, label: str
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.tokenizer = backbone.tokenizer
+        self.backend = "seq2seq" if backbone.is_encoder_decoder else "causal"
+        self._route = route
+        self._batch_size = batch_size
+        self._progress = progress
+        self._label = label
+        known = [getattr(backbone.model.config, name, None) for name in LIMITS]
+        self.max_length = min([MAX_TOKENS, *(limit for limit in known if limit)])
+        self.max_length -= backbone.virtual_tokens
+
+    @property
+    def eot_token_id(self) -> int:
+        """The end token."""
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text without a context."""
+        begin = self.tokenizer.bos_token_id
+        return self.eot_token_id if begin is None else int(begin)
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
+    ) -> list[int]:
+        """Token ids, with the tokenizer's special ones unless told otherwise."""
+        special = add_special_tokens is not False
+        ids: list[int] = self.tokenizer(string, add_special_tokens=special)["input_ids"]
+        return ids
+
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
+        """log p of whole texts, in windows where they are long."""
+        texts = [str(request.args[0]) for request in requests]
+        pieces, owners = [], []
+        for number, text in enumerate(texts):
+            ids = self.tok_encode(text, add_special_tokens=False)
+            windows = get_rolling_token_windows(ids, self.prefix_token_id, self.max_length - 1, 1)
+            for context, predicted in map(make_disjoint_window, windows):
+                pieces.append((text, context, predicted))
+                owners.append(number)
+        found = [0.0] * len(texts)
+        # One at a time: logits over the vocabulary at every position.
+        for number, (log_p, _) in zip(owners, self._scored(pieces, 1), strict=True):
+            found[number] += log_p
+        return found
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Answers up to a stop text; greedy unless the task samples."""
+        found = [""] * len(requests)
+        groups: dict[str, list[int]] = {}
+        for number, request in enumerate(requests):
+            groups.setdefault(repr(request.args[1]), []).append(number)
+        for numbers in groups.values():
+            options = normalize_gen_kwargs(requests[numbers[0]].args[1])
+            stops, count = [stop for stop in options["until"] if stop], options["max_gen_toks"]
+            sampling: dict[str, Any] = {}
+            if options["do_sample"]:
+                sampling = {"do_sample": True, "temperature": options["temperature"]}
+            if stops:
+                sampling |= {"stop_strings": stops, "tokenizer": self.tokenizer}
+            room = max(1, self.max_length - (0 if self.backbone.is_encoder_decoder else count))
+            texts = [str(requests[number].args[0]) for number in numbers]
+            rows = [
+                self._row(text, (self.tok_encode(text) or [self.prefix_token_id])[-room:])
+                for text in texts
+            ]
+            for chosen in self._batches(rows, self._batch_size):
+                batch = self.backbone.collate([rows[i] for i in chosen])
+                with torch.no_grad():
+                    self._route(batch)
+                answers = self.backbone.generate(batch, count, **sampling)
+                for i, text in zip(chosen, answers, strict=True):
+                    cut = min((text.find(stop) for stop in stops if stop in text), default=None)
+                    found[numbers[i]] = text[:cut]
+        return found
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        pieces = [(texts[0] or texts[1], ids, predicted) for texts, ids, predicted in requests]
+        return self._scored(pieces, self._batch_size)
+
+    def _scored(
+        self, pieces: Sequence[tuple[str, list[int], list[int]]], batch_size: int
+    ) -> list[tuple[float, bool]]:
+        """log p of each piece's last ids after its first, and whether greedy decoding writes them.
+
+        Args:
+            pieces: what is routed on, ids of the context, ids that are predicted.
+            batch_size: pieces that are read at once.
+        """
+        rows = []
+        for text, context, predicted in pieces:
+            predicted = predicted[1 - self.max_length :]
+            if self.backbone.is_encoder_decoder:
+                rows.append({**self._row(text, context[-self.max_length :]), "labels": predicted})
+                continue
+            row = self._row(text, context[len(predicted) - self.max_length :])
+            ids = row["input_ids"]
+            labels = [IGNORED] * len(ids) + predicted
+            rows.append({**row, "input_ids": ids + predicted, "labels": labels})
+        found = [(0.0, True)] * len(rows)
+        for chosen in self._batches(rows, batch_size):
+            batch = self.backbone.collate([rows[i] for i in chosen])
+            with torch.no_grad():
+                self._route(batch)
+                logits, targets = self.backbone.answer_logits(batch)
+            wanted = targets != IGNORED
+            losses = F.cross_entropy(
+                logits.transpose(1, 2).float(), targets, ignore_index=IGNORED, reduction="none"
+            )
+            greedy = ((logits.argmax(-1) == targets) | ~wanted).all(1)
+            for i, loss, is_greedy in zip(chosen, losses.sum(1), greedy, strict=True):
+                found[i] = (-float(loss), bool(is_greedy))
+        return found
+
+    def _row(self, text: str, ids: list[int]) -> Features:
+        """A context's ids with what the router reads of a text."""
+        read = self.backbone.encode(Example(text, ("",)), with_answer=False)["route_ids"]
+        virtual = [*range(-1, -1 - self.backbone.virtual_tokens, -1)]
+        return {"input_ids": [*virtual, *ids], "route_ids": read}
+
+    def _batches(self, rows: Sequence[Features], size: int) -> Iterator[list[int]]:
+        """Numbers of rows that are read together, longest first, so that little is padded."""
+        self.backbone.model.eval()
+        order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))
+        self._progress.start(self._label, len(rows), "texts")
+        try:
+            for start in range(0, len(order), size):
+                yield order[start : start + size]
+                self._progress.update(min(len(order), start + size))
+        finally:
+            self._progress.finish()

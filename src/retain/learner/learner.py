@@ -1,0 +1,448 @@
+"""The sequence: for each task its phases, then finish, save, and evaluation on all tasks so far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import transformers
+import yaml
+
+from retain.backbone import Backbone, BackboneConfig, PromptConfig, load_backbone
+from retain.errors import RetainError
+from retain.evaluation.answers import Evaluation, EvaluationConfig, answer, evaluate
+from retain.evaluation.streaming import Reply
+from retain.experiment.config import (
+    ExperimentConfig,
+    check,
+    check_method,
+    resolved,
+    stored_experiment,
+)
+from retain.learner.check_examples import check_examples
+from retain.learner.check_resources import check_room
+from retain.learner.lesson import Seeds, learn_phases
+from retain.learner.score_row import score_row
+from retain.methods import METHODS
+from retain.runs import results
+from retain.runs.checkpoints import take_up
+from retain.runs.directory import RunDirectory
+from retain.runs.environment import changes, fingerprints, refuse_other_backbone, versions
+from retain.runs.records import (
+    CONFIG,
+    COST,
+    ENVIRONMENT,
+    TASK,
+    TEST,
+    TRAINING,
+    UNFINISHED,
+    ZERO_SHOT,
+    read_record,
+)
+from retain.system import processes
+from retain.system.files import read_jsonl, remove_folders, write_json, write_jsonl, write_text
+from retain.system.progress import Progress
+from retain.tasks import Example, Task
+from retain.tasks.readers import parse_row
+from retain.training.trackers import refuse_missing
+from retain.training.trainer import TrainingConfig, as_trained
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A generated answer, with the weights over blocks by name where the method routes."""
+
+    prompt: str
+    output: str
+    routing: dict[str, float] | None
+
+
+class Learner:
+    """A model that learns one task after another.
+
+    Args:
+        backbone: hub id, model folder, GGUF file, or a loaded `Backbone`.
+        method: a name of `list_methods()`, or `{"name": …, options}`.
+        output: the run's folder; it is created when the first task is learned.
+        training: names of `TrainingConfig`, which are those of transformers.TrainingArguments.
+        evaluation: names of `EvaluationConfig`.
+        prompt: names of `PromptConfig`; ignored for a loaded `Backbone`, which has its own.
+        seed: fixes everything random.
+        progress: is told what happens; silent by default.
+
+    Raises:
+        RetainError: for bad input, before anything is trained or written.
+    """
+
+    def __init__(
+        self,
+        backbone: str | Path | BackboneConfig | Backbone,
+        method: str | Mapping[str, Any] = "sapt",
+        output: str | Path = "runs/run",
+        *,
+        training: TrainingConfig | Mapping[str, Any] | None = None,
+        evaluation: EvaluationConfig | Mapping[str, Any] | None = None,
+        prompt: PromptConfig | Mapping[str, Any] | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        loaded = backbone if isinstance(backbone, Backbone) else None
+        if loaded is not None and prompt is not None:
+            raise RetainError("Learner: a loaded Backbone has its own prompt; leave 'prompt' out")
+        values = {
+            "backbone": loaded.source if loaded else _named(backbone),
+            "method": method if isinstance(method, str) else dict(method),
+            "training": training or {},
+            "evaluation": evaluation or {},
+            "prompt": loaded.prompt if loaded else prompt or {},
+            "seed": seed,
+            "output": str(output),
+        }
+        self._begin(check(ExperimentConfig, values, "Learner"), progress, loaded)
+
+    @classmethod
+    def from_config(cls, experiment: ExperimentConfig, progress: Progress | None = None) -> Learner:
+        """A new learner as an experiment describes it; its tasks are not learned yet."""
+        learner = cls.__new__(cls)
+        learner._begin(experiment, progress, None)
+        return learner
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        progress: Progress | None = None,
+        backbone: Backbone | None = None,
+        trust_remote_code: bool = False,
+    ) -> Learner:
+        """Restores a run with everything it has learned.
+
+        Args:
+            folder: the run directory.
+            progress: is told what happens.
+            backbone: a freshly loaded one to use instead of loading the run's own; it takes on the
+                run's prompt format.
+            trust_remote_code: lets a backbone run code of its own; that the run says so is not
+                enough, as it may come from elsewhere.
+
+        Raises:
+            RetainError: when the folder is no run, one of its files is damaged, or its backbone
+                would run code that is not permitted.
+        """
+        path = Path(folder)
+        run = results.open_run(path)
+        experiment, method = stored_experiment(results.settings(run), path / CONFIG)
+        if experiment.backbone.trust_remote_code and backbone is None and not trust_remote_code:
+            raise RetainError(
+                f"{path}: its backbone '{experiment.backbone.name}' runs code of its own; if you "
+                "trust it, add --trust-remote-code (Learner.load: trust_remote_code=True)"
+            )
+        results.check_tasks(run, method.latest_only)
+        for complaint in results.unlisted(run, method.latest_only):
+            raise RetainError(complaint)
+        results.rows(run)
+        learner = cls.__new__(cls)
+        if backbone is not None:
+            backbone.prompt = experiment.prompt
+        learner._set_up(experiment, run, progress, backbone)
+        for task_folder in run.learned():
+            learner.tasks.append(_stored_task(run, task_folder))
+            learner.method.load(task_folder)
+        return learner
+
+    def _begin(
+        self, experiment: ExperimentConfig, progress: Progress | None, backbone: Backbone | None
+    ) -> None:
+        run = RunDirectory(Path(experiment.output or "runs/run"))
+        if run.exists:
+            raise RetainError(
+                f"{run.path}: already holds a run; continue it with --resume (Learner.load in "
+                "Python), or name another folder with --output"
+            )
+        run.refuse_foreign()
+        self._set_up(experiment, run, progress, backbone)
+
+    def _set_up(
+        self,
+        experiment: ExperimentConfig,
+        run: RunDirectory,
+        progress: Progress | None,
+        backbone: Backbone | None,
+    ) -> None:
+        name, options = check_method(experiment.method, "method")
+        self.experiment = resolved(experiment)
+        self.run = run
+        self.progress = progress or Progress()
+        self.tasks: list[Task] = []
+        self._checked: list[Task] = []
+        self._news: dict[str, list[str]] = {}  # to be told, by task; what is of all tasks under ""
+        self._interrupted = False
+        self.backbone = backbone or load_backbone(experiment.backbone, experiment.prompt)
+        processes.connect(self.backbone.device.type == "cpu")
+        self._fingerprints = fingerprints(self.backbone)
+        if run.exists:
+            stored = results.environment(run)
+            found = self._fingerprints
+            told = refuse_other_backbone(stored, found, run.path, self.backbone.name)
+            for news in filter(None, (told, changes(stored))):
+                self.progress.message(news)
+        transformers.set_seed(experiment.seed)
+        self.method = METHODS[name](self.backbone, options)
+
+    # -- learning
+
+    def learn(self, task: Task, more: bool = False) -> list[float | None]:
+        """Learns one more task, saves it, and scores all tasks so far; returns that row of R.
+
+        With `more`, other tasks are to follow at once: a method that learns them together
+        (multitask) waits for the last one. After a crash, `Learner.load` and the same task continue
+        where it stopped.
+
+        Raises:
+            RetainError: when a task of this name is learned and scored already, or the new one has
+                no examples to learn from.
+        """
+        self._refuse_interrupted()
+        if self._awaits_scores(task):
+            self.finish_evaluation()
+            return list(self.scores["matrix"][-1])
+        if task.name in (known.name for known in self.tasks):
+            raise RetainError(f"task '{task.name}': already learned; give the new one another name")
+        if not task.train or not task.dev:
+            raise RetainError(
+                f"task '{task.name}': has {len(task.train)} training and {len(task.dev)} "
+                "development examples; give it at least one of each"
+            )
+        if task not in self._checked:
+            self.check_tasks([task])
+        with self.run.locked():
+            self._start_run()
+            for line in (*self._news.pop("", ()), *self._news.pop(task.name, ())):
+                self.progress.message(line)
+            self._complete_row()
+            folder = self.run.task_folder(len(self.tasks), task.name)
+            take_up(self.run, folder, task, self.progress.message)
+            self._score_zero_shot(task, folder / ZERO_SHOT)
+            self._interrupted = True
+            self.method.waiting = self.method.waits and more
+            self._train(task, folder)
+            self._interrupted = False
+            self.tasks.append(replace(task, train=(), dev=()))
+            self._complete_row()
+        return list(self.scores["matrix"][-1])
+
+    def check_tasks(self, tasks: Sequence[Task]) -> None:
+        """Looks at tasks before the first is learned; `learn` asks for its own, and says it.
+
+        Raises:
+            RetainError: when what they take beside the model does not fit on disk or in RAM, the
+                score of one would mean nothing, its own training settings are not valid, or a
+                tracker is not installed.
+        """
+        settings = [self._training(task) for task in tasks]
+        for each in (self.experiment.training, *settings):
+            refuse_missing(each.report_to)
+        takes = check_room(self.method, list(zip(tasks, settings, strict=True)), self.run)
+        self._news = {"": [takes] if takes else []}
+        for task in tasks:
+            self._news[task.name] = check_examples(
+                task, self.backbone, self.experiment.evaluation, tasks
+            )
+        self._checked = list(tasks)
+
+    def take_over(self, experiment: ExperimentConfig, tasks: Sequence[Task]) -> None:
+        """Goes on with another experiment's settings: other tasks to come, and `config.FREE`.
+
+        They are written when the tasks to come have passed their check under them.
+
+        Raises:
+            RetainError: as in `check_tasks`.
+        """
+        update = {name: getattr(experiment, name) for name in ("tasks", "training", "evaluation")}
+        before = self.experiment
+        self.experiment = before.model_copy(update=update)
+        self.check_tasks(tasks)
+        if self.experiment != before:
+            with self.run.locked():
+                self._write_settings()
+
+    def finish_evaluation(self) -> None:
+        """Scores the last learned task's row, if a crash left it out, and renews scores.json."""
+        self._refuse_interrupted()
+        with self.run.locked():
+            self._complete_row()
+            results.write_scores(self.run)
+
+    def _awaits_scores(self, task: Task) -> bool:
+        """Whether this very task was learned, and a crash came before its row of scores."""
+        if not self.tasks or len(self.scores["matrix"]) == len(self.tasks):
+            return False
+        return results.same_task(self.run, len(self.tasks) - 1, task)
+
+    def _refuse_interrupted(self) -> None:
+        if self._interrupted:
+            raise RetainError(
+                f"{self.run.path}: this learner was interrupted and its model is half trained; "
+                "continue with Learner.load"
+            )
+
+    def refuse_unready(self) -> None:
+        """Raises RetainError when there is no whole model to answer with."""
+        self._refuse_interrupted()
+        if not self.tasks:
+            raise RetainError(
+                f"{self.run.path}: nothing learned yet; go on with retain run --resume, or learn a "
+                "task"
+            )
+        if self.method.waiting:
+            raise RetainError(
+                f"{self.run.path}: its tasks are learned together, when the last has come; go on "
+                "with retain run --resume"
+            )
+
+    def _start_run(self) -> None:
+        if self.run.exists:
+            return
+        path = self.run.path / ENVIRONMENT
+        write_json(path, {**versions(), **self._fingerprints})
+        self._write_settings(path)
+
+    def _write_settings(self, *others: Path) -> None:
+        path = self.run.path / CONFIG
+        values = self.experiment.model_dump(mode="json")
+        write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+        self.run.commit([path, *others])
+
+    def _training(self, task: Task) -> TrainingConfig:
+        """The run's settings with the task's own."""
+        if task.training and self.method.waits:
+            raise RetainError(
+                f"task '{task.name}': cannot have 'training' of its own where tasks are learned "
+                "together; remove the field"
+            )
+        values = {**self.experiment.training.model_dump(), **task.training}
+        return check(TrainingConfig, values, f"task '{task.name}'", "training.")
+
+    def _train(self, task: Task, folder: Path) -> None:
+        config = self._training(task)
+        seeds = Seeds(self.experiment.seed, len(self.tasks))
+        unfinished = folder / UNFINISHED
+        lesson = learn_phases(
+            self.method, self.backbone, config, task, folder, unfinished, seeds, self.progress
+        )
+        with lesson.timed(), as_trained(self.backbone, config):
+            self.method.finish(task, folder)
+        self.method.save(folder)
+        write_json(folder / COST, lesson.cost())
+        write_jsonl(folder / TRAINING, lesson.log)
+        write_jsonl(folder / TEST, (example.as_row() for example in task.test))
+        description = {
+            "name": task.name,
+            "metric": task.metric,
+            "training": dict(task.training),
+            "max_new_tokens": task.max_new_tokens,
+            "examples": {s: len(getattr(task, s)) for s in ("train", "dev", "test")},
+            "fingerprints": task.fingerprints(),
+        }
+        write_json(folder / TASK, description)
+        self.run.commit_folder(folder, UNFINISHED, self.method.latest_only)
+
+    # -- scores
+
+    def _complete_row(self) -> None:
+        if self.tasks:
+            remove_folders(self.run.learned()[-1] / UNFINISHED)
+            self.run.remove_superseded(self.method.latest_only)
+            seeds = Seeds(self.experiment.seed, len(self.tasks) - 1)
+            score_row(
+                self.run, self.tasks, self._evaluate, self.method, seeds, self.progress.message
+            )
+
+    def _score_zero_shot(self, task: Task, path: Path) -> None:
+        """Scores a task that is about to be learned; a method that needs its name cannot."""
+        wanted = self.experiment.evaluation.zero_shot and not self.method.needs_task_id
+        if wanted and not processes.of_first(_is_score(path)):
+            write_json(path, self._evaluate(task).score)
+
+    def _evaluate(self, task: Task, limit: int | None = None) -> Evaluation:
+        config = self.experiment.evaluation
+        if limit is not None:
+            config = config.model_copy(update={"limit": limit})
+        return evaluate(self.backbone, self.method, task, config, self.progress)
+
+    def evaluate(self, limit: int | None = None) -> dict[str, float]:
+        """Answers every learned task's test examples again, and scores them; writes nothing."""
+        self.refuse_unready()
+        return {task.name: self._evaluate(task, limit).score for task in self.tasks}
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """What scores.json holds: task names, score matrix, AP, F.Ra, FWT, BWT."""
+        return results.scores(self.run)
+
+    # -- inference
+
+    def answers(
+        self,
+        prompts: Sequence[str | Example],
+        task: str | None = None,
+        replies: Sequence[Reply] | None = None,
+    ) -> list[Answer]:
+        """Greedy answers with their routing, as long as those of the task with the longest may be.
+
+        Args:
+            prompts: texts, or examples for whole conversations (their references do not count).
+            task: its name, for methods that need it.
+            replies: one a prompt, told of its answer while it is written.
+        """
+        self.refuse_unready()
+        examples = [p if isinstance(p, Example) else Example(p, ("",)) for p in prompts]
+        # Whose task a prompt is of, nobody says.
+        usual = self.experiment.evaluation
+        longest = max(usual.max_new_tokens, *(known.max_new_tokens or 0 for known in self.tasks))
+        config = usual.model_copy(update={"max_new_tokens": longest})
+        outputs, weights = answer(
+            self.backbone, self.method, task, examples, config, Progress(), replies
+        )
+        names = [known.name for known in self.tasks]
+        return [
+            Answer(
+                example.prompt,
+                output,
+                None if weights is None else dict(zip(names, weights[i].tolist(), strict=True)),
+            )
+            for i, (example, output) in enumerate(zip(examples, outputs, strict=True))
+        ]
+
+    def generate(self, prompts: Sequence[str], task: str | None = None) -> list[str]:
+        """Greedy answers to prompts of any learned task."""
+        return [answer.output for answer in self.answers(prompts, task)]
+
+
+def _named(backbone: str | Path | BackboneConfig | Backbone) -> BackboneConfig | str:
+    return backbone if isinstance(backbone, BackboneConfig) else str(backbone)
+
+
+def _stored_task(run: RunDirectory, folder: Path) -> Task:
+    description = results.task_record(run, folder)
+    path = folder / TEST
+    test = [parse_row(row, str(path)) for row in read_jsonl(path)]
+    return Task(
+        description["name"],
+        (),
+        (),
+        test,
+        description["metric"],
+        max_new_tokens=description.get("max_new_tokens"),  # an earlier version writes none
+    )
+
+
+def _is_score(path: Path) -> bool:
+    """Whether a score was kept before a crash; what is damaged is measured again."""
+    try:
+        read_record(float, path)
+    except RetainError:
+        return False
+    return True

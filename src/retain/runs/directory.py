@@ -1,0 +1,304 @@
+"""The run directory: what is committed, checksums, one writer.
+
+`manifest.json` lists the sha256 of every committed file, and of itself; what it does not list is
+unfinished work, which a resumed run does again or continues.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from retain.system import processes
+from retain.errors import RetainError
+from retain.system.files import checksum, read_json, remove_folders, write_json, writing
+from retain.runs.records import CONFIG, ENVIRONMENT, SCORES, SINGLE
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+LOCK = ".lock"
+BEFORE_MANIFEST = re.compile(
+    r"\.lock|environment\.json|\.(environment\.json|config\.yaml|manifest\.json)\.\d+\.tmp"
+)
+"""What a kill before the first commit leaves; beside the environment, the settings too."""
+NAME = re.compile(r"(tasks/\d+-|(?!tasks/))[\w.-]{1,60}(/[\w.-]{1,60})*")
+"""Names of a run's files: nothing else is opened for a manifest that names it."""
+TASK_FOLDER = re.compile(r"\d+-.+")
+MENDED = {
+    SCORES: "retain run CONFIG --resume writes it again",
+    SINGLE: "retain report --single writes it again",
+    ENVIRONMENT: "restore it from a copy, or from a run begun on the same backbone and versions",
+}
+"""The way back to a file that is not in a copy of the run alone."""
+
+
+def slug(name: str) -> str:
+    """A safe folder name for a free-text task name: letters of any script, digits, `-` and `_`."""
+    return re.sub(r"[^\w-]+", "-", name).strip("-")[:40] or "task"
+
+
+class RunDirectory:
+    """One run on disk.
+
+    Raises:
+        RetainError: when the path is a file, when another process writes to the run, or when a
+            file that is read is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        file = next((place for place in (path, *path.parents) if place.is_file()), None)
+        if file is not None:
+            raise RetainError(f"{file}: is a file, not a folder; name a run's folder")
+        self.path = path
+        self.files: dict[str, str] = {}
+        self._lock = FileLock(path / LOCK)
+
+    # -- one writer
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the run for writing; it is free again at the end, or when the process dies.
+
+        Raises:
+            RetainError: when another process holds it, or has changed it since it was read.
+        """
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._refuse_links()  # the lock might be one
+            try:
+                if processes.is_first():
+                    self._lock.acquire(timeout=0)
+            except Timeout:
+                raise RetainError(
+                    f"{self.path}: another process is writing to this run; wait for it to end"
+                ) from None
+        try:
+            self._refuse_changed()
+            self._remove_temporary()
+            yield
+        finally:
+            self._lock.release()
+
+    def _remove_temporary(self) -> None:
+        """A writer that was killed may have left them."""
+        if processes.is_first():
+            for path in (*self.path.glob(".*.tmp"), *(self.path / "tasks").rglob(".*.tmp")):
+                with suppress(OSError):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def refuse_foreign(self) -> None:
+        """Raises RetainError where a run would begin among files that are not its own."""
+        names = {path.name for path in self.path.glob("*")}
+        if ENVIRONMENT in names:  # is written before them
+            names.discard(CONFIG)
+        if any(not BEFORE_MANIFEST.fullmatch(name) for name in names):
+            raise RetainError(
+                f"{self.path}: has files but no {MANIFEST}; if it was a run, restore that from a "
+                "copy, else give another --output"
+            )
+
+    def _refuse_links(self) -> None:
+        """What a link leads to would be read, written or deleted in the run's name."""
+        for folder, folders, names in os.walk(self.path):
+            for path in (Path(folder, name) for name in (*folders, *names)):
+                if path.is_symlink():
+                    raise RetainError(
+                        f"{path}: is a link, and a run has none; put what it leads to in its place"
+                    )
+
+    def _refuse_changed(self) -> None:
+        """What another writer committed would look like unfinished work here, and be cleared."""
+        known = self.files
+        if self.exists:
+            self.load_manifest()
+        else:
+            self.refuse_foreign()
+        now, self.files = self.files, known
+        if now != known:
+            raise RetainError(f"{self.path}: changed since it was loaded; load it again")
+
+    # -- what is committed
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return (self.path / MANIFEST).exists()
+
+    def load_manifest(self) -> None:
+        """Reads the manifest and checks it against its own checksum."""
+        path = self.path / MANIFEST
+        if not self.path.is_dir():
+            raise RetainError(f"{self.path}: no such run folder; check the path")
+        if not path.exists():
+            raise RetainError(f"{self.path}: not a run (it has no {MANIFEST}); check the path")
+        self._refuse_links()
+        manifest = read_json(path)
+        if not isinstance(manifest, dict) or manifest.get("sha256") != _self_checksum(manifest):
+            raise RetainError(f"{path}: damaged (its checksum does not match); restore it")
+        if manifest.get("format") != FORMAT:
+            raise RetainError(
+                f"{path}: format {manifest.get('format')}, but this version reads {FORMAT}; "
+                "use the version of retain that wrote it"
+            )
+        files = manifest.get("files")
+        if not isinstance(files, dict) or not all(isinstance(sum_, str) for sum_ in files.values()):
+            raise RetainError(f"{path}: lists no files with their checksums; restore it")
+        for name in files:
+            if not NAME.fullmatch(name) or ".." in PurePosixPath(name).parts:
+                raise RetainError(f"{path}: names a file outside of the run ({name!a}); restore it")
+        self.files = files
+
+    def commit(self, paths: Iterable[Path], superseded: Iterable[str] = ()) -> None:
+        """Adds files to the manifest (or renews their checksums), then writes it.
+
+        Args:
+            paths: the files.
+            superseded: names of committed files that these replace: they leave the manifest.
+        """
+        for name in superseded:
+            del self.files[name]
+        for path in paths:
+            self.files[path.relative_to(self.path).as_posix()] = checksum(path)
+        manifest: dict[str, Any] = {"format": FORMAT, "files": dict(sorted(self.files.items()))}
+        manifest["sha256"] = _self_checksum(manifest)
+        write_json(self.path / MANIFEST, manifest)
+
+    def commits(self, path: Path) -> bool:
+        """Whether a file below the run is committed."""
+        return path.relative_to(self.path).as_posix() in self.files
+
+    def damaged(self, paths: Iterable[str] | None = None) -> list[str]:
+        """Checks committed files (all of them by default); returns a line for each bad one."""
+        complaints = []
+        for name in self.files if paths is None else paths:
+            path = self.path / name
+            remedy = MENDED.get(name, "restore it from a copy of the run")
+            if not path.is_file():
+                complaints.append(f"{path}: missing; {remedy}")
+            elif checksum(path) != self.files[name]:
+                complaints.append(f"{path}: damaged (its checksum does not match); {remedy}")
+        return complaints
+
+    def check(self, prefix: str = "") -> None:
+        """Raises RetainError for the first damaged committed file whose name starts so."""
+        for complaint in self.damaged(n for n in self.files if n.startswith(prefix)):
+            raise RetainError(complaint)
+
+    # -- tasks
+
+    def task_folder(self, index: int, name: str) -> Path:
+        """`tasks/<nn>-<name>`, counted from 1."""
+        return self.path / "tasks" / f"{index + 1:02d}-{slug(name)}"
+
+    def learned(self) -> list[Path]:
+        """The folders of the tasks whose learning is committed, oldest first."""
+        names = (n for n in self.files if n.startswith("tasks/") and n.endswith("/task.json"))
+        return [(self.path / name).parent for name in sorted(names, key=_task_number)]
+
+    def unlearned(self) -> list[Path]:
+        """Folders of tasks that are not learned, and have files."""
+        learned = self.learned()
+        return [
+            folder
+            for folder in sorted((self.path / "tasks").glob("*"))
+            if TASK_FOLDER.fullmatch(folder.name) and folder not in learned
+            if any(path.is_file() for path in folder.rglob("*"))
+        ]
+
+    def unfinished(self) -> int:
+        """Bytes of unfinished work on tasks."""
+        return sum(
+            path.stat().st_size
+            for folder in self.unlearned()
+            for path in folder.rglob("*")
+            if path.is_file()
+        )
+
+    def own_files(self, folder: Path, leave_out: str) -> list[Path]:
+        """The files below a task's folder, but for its subfolder `leave_out`.
+
+        What others put there under names that no run has, hidden files and links are none.
+        """
+        return [
+            path
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+            and not path.is_symlink()
+            and NAME.fullmatch(path.relative_to(self.path).as_posix())
+            and path.relative_to(folder).parts[0] != leave_out
+            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        ]
+
+    def commit_folder(self, folder: Path, leave_out: str, latest_only: Iterable[str] = ()) -> None:
+        """Commits a task's own files, except those in the subfolder `leave_out`.
+
+        `latest_only` names files that only the newest task's folder keeps.
+        """
+        wanted = {
+            (old / name).relative_to(self.path).as_posix()
+            for old in self.learned()
+            for name in latest_only
+            if (folder / name).exists()
+        }
+        self.commit(self.own_files(folder, leave_out), wanted & self.files.keys())
+
+    def superseded(self, index: int, latest_only: Iterable[str]) -> Path | None:
+        """A file of task number `index` that only the newest task's folder has, if there is one."""
+        learned = self.learned()
+        for name in latest_only:
+            old, new = (learned[i] / name for i in (index, -1))
+            if self.commits(new) and not self.commits(old):
+                return old
+        return None
+
+    def roll_back(
+        self, index: int, latest_only: Iterable[str] = (), of_all_tasks: Iterable[str] = ()
+    ) -> None:
+        """Forgets the tasks after number `index`, and files that speak of all tasks.
+
+        The caller holds the lock.
+
+        Raises:
+            RetainError: when the run keeps some of its files for the newest task only.
+        """
+        lost = self.superseded(index, latest_only)
+        if lost is not None:
+            raise RetainError(
+                f"{lost}: no longer there, since this method keeps only the newest weights; learn "
+                "the stream again up to that task"
+            )
+        gone = self.learned()[index + 1 :]
+        places = tuple(f"{folder.relative_to(self.path).as_posix()}/" for folder in gone)
+        self.commit((), [n for n in self.files if n.startswith((*places, *of_all_tasks))])
+        for folder in gone:
+            # Under a temporary name, for a kill in between must not leave half a task.
+            aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+            with writing(folder), suppress(FileNotFoundError):
+                folder.rename(aside)
+            remove_folders(aside)
+
+    def remove_superseded(self, latest_only: Iterable[str]) -> None:
+        """Deletes such files where they are no longer committed; a crash may have left them."""
+        paths = [folder / name for folder in self.learned() for name in latest_only]
+        with processes.first_alone() as deletes:
+            for path in paths if deletes else ():
+                if not self.commits(path):
+                    path.unlink(missing_ok=True)
+
+
+def _task_number(name: str) -> int:
+    return int(name.removeprefix("tasks/").partition("-")[0])
+
+
+def _self_checksum(manifest: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,199 @@
+"""Files, read and written: atomically, and with errors that name the file.
+
+A file is written under a temporary name, synced and renamed, so that a crash leaves the old file or
+the new one, never half of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+import yaml
+
+from retain.errors import RetainError, first_line
+from retain.system import processes
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Whoever writes a file or folder does it in here.
+
+    Raises:
+        RetainError: when the disk refuses (full, read-only, a folder in the way).
+    """
+    try:
+        yield
+    except (OSError, safetensors.SafetensorError) as error:
+        cause = getattr(error, "strerror", None) or first_line(error)
+        raise RetainError(
+            f"{path}: cannot be written ({cause}); free the place or choose another"
+        ) from None
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary place to write; at the end `path` is replaced by it, or left as it was.
+
+    Raises:
+        RetainError: as in `writing`.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with writing(path):
+            _make_folder(path.parent)
+            yield temporary
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(path.parent)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def sync(path: Path) -> None:
+    """Waits until a file's content, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _make_folder(path: Path) -> None:
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in new:
+        sync(folder.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces `path` by `content`, or leaves it as it was."""
+    with processes.first_alone() as writes:
+        if writes:
+            with replacing(path) as temporary:
+                temporary.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes one JSON value atomically; NaN and infinity are refused."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
+    """Writes one JSON value a line, atomically."""
+    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    write_text(path, "".join(lines))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Writes named tensors as safetensors, atomically; those on the CPU are not copied."""
+    with processes.first_alone() as writes:
+        if writes:
+            plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            with replacing(path) as temporary:
+                safetensors.torch.save_file(plain, temporary)
+
+
+def read_json(path: Path) -> Any:
+    """Reads one JSON value; raises RetainError naming the file when it is missing or no JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise RetainError(f"{path}: no such file; is this a finished run?") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise RetainError(f"{path}: not readable as JSON ({error}); restore it") from None
+
+
+def read_text(path: Path) -> str:
+    """Reads UTF-8 text, with or without a byte order mark.
+
+    Raises:
+        RetainError: naming the file, and the line that is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise RetainError(f"{path}: no such file; check the path") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise RetainError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8") from None
+    except OSError as error:
+        raise RetainError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+
+
+def parse_yaml(text: str) -> Any:
+    """One YAML value; whatever is wrong with it is a YAMLError."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise
+    except Exception as error:  # of many kinds, such as for the date 2020-13-45
+        raise yaml.YAMLError(first_line(error)) from None
+
+
+def read_jsonl(path: Path) -> list[Any]:
+    """Reads one JSON value a line; raises RetainError naming the file and the line."""
+    return [row for _, row in numbered_jsonl(path)]
+
+
+def numbered_jsonl(path: Path) -> list[tuple[int, Any]]:
+    """As `read_jsonl`, each row with the number of its line; blank lines are skipped."""
+    rows = []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            try:
+                rows.append((number, json.loads(line)))
+            except (ValueError, RecursionError) as error:
+                raise RetainError(
+                    f"{path}, line {number}: not valid JSON ({error}); each line is one JSON object"
+                ) from None
+    return rows
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Reads a safetensors file onto the CPU; raises RetainError naming a missing or damaged one."""
+    try:
+        return safetensors.torch.load_file(path)
+    except FileNotFoundError:
+        raise RetainError(f"{path}: no such file; is this a finished run?") from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise RetainError(f"{path}: damaged ({error}); restore it or relearn the task") from None
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """As `read_tensors`, for what computes answers: every number has to be finite."""
+    tensors = read_tensors(path)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise RetainError(
+                f"{path}: '{name}' holds numbers that are not finite; restore it from a copy"
+            )
+    return tensors
+
+
+def remove_folders(*paths: Path) -> None:
+    """Deletes folders of unfinished work, those that are there; the first process's list counts."""
+    with processes.first_alone() as deletes:
+        for path in paths if deletes else ():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def checksum(path: Path) -> str:
+    """The sha256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

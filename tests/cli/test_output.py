@@ -1,0 +1,78 @@
+"""What the system refuses a command: one line and status 2, as for a mistake."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from retain.runs.directory import RunDirectory
+from retain.system import files
+from tests.command import call, check
+
+METHODS = "import sys; sys.argv = ['retain', 'methods']"
+PRINTS = "cli.app = lambda **_: print('an answer')"
+"""What a process does before `main`: `retain methods`, or a command that leaves text unflushed."""
+
+
+def retain(before: str, stdout: str | int, **more: str) -> tuple[int, str, str]:
+    """The command line in a process of its own; its status, output and errors."""
+    command = [sys.executable, "-c", f"from retain import cli; {before}; cli.main()"]
+    out = os.open(stdout, os.O_WRONLY) if isinstance(stdout, str) else stdout
+    env = {**os.environ, "PYTHONUNBUFFERED": "", **more}
+    done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, env=env)
+    return done.returncode, (done.stdout or b"").decode(), done.stderr.decode()
+
+
+def test_a_path_that_the_system_refuses() -> None:
+    check(call("verify", "x" * 300), [f"{'x' * 300}: File name too long; check the path"])
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError(), "not enough RAM; lower the batch sizes"),
+        (UnicodeEncodeError("utf-8", "\ud800", 0, 1, "no"), "not UTF-8 text ("),
+        (OSError(5, "Input/output error"), "reading or writing failed: Input/output error; "),
+        (PermissionError(13, "Permission denied", "a/b"), "a/b: Permission denied; check the path"),
+    ],
+)
+def test_what_nobody_foresaw(
+    error: Exception, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(run: RunDirectory) -> None:
+        raise error
+
+    monkeypatch.setattr(RunDirectory, "load_manifest", fail)
+    check(call("verify", tmp_path), [says])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, which only Linux has")
+@pytest.mark.parametrize("before", [METHODS, PRINTS])
+def test_a_full_disk_behind_standard_output(before: str) -> None:
+    says = "error: reading or writing failed: No space left on device; check the path, and the room"
+    status, _, err = retain(before, "/dev/full")
+    assert (status, err) == (2, f"{says} there\n")
+
+
+@pytest.mark.parametrize("before", [METHODS, PRINTS])
+def test_a_reader_that_has_seen_enough(before: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    assert retain(before, writer) == (1, "", "")
+    os.close(writer)
+
+
+def test_a_terminal_that_does_not_know_every_letter(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    files.write_text(place := run.task_folder(0, "任务") / "a", "x")
+    run.commit([place])
+    place.unlink()
+    verify = f"import sys; sys.argv = ['retain', 'verify', {str(run.path)!r}]"
+    status, out, err = retain(verify, subprocess.PIPE, PYTHONIOENCODING="ascii:strict")
+    assert out == f"{run.path}/tasks/01-??/a: missing; restore it from a copy of the run\n"
+    assert status == 2
+    assert err.startswith(f"error: {run.path}: not whole: 1 of its files; ")

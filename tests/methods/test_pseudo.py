@@ -1,0 +1,258 @@
+"""Pseudo-samples beside the inputs that they imitate: the measures, and what a run says of them."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retain.backbone import Backbone
+from retain.errors import RetainError
+from retain.learner import Learner
+from retain.methods.shared import pseudo_samples as writing
+from retain.metrics.generated import (
+    Originals,
+    area,
+    distinct,
+    duplicates,
+    separability,
+    spread,
+)
+from retain.report import render, summarise
+from retain.report.pseudo_samples import read_samples
+from retain.runs import results
+from tests.command import call
+from tests.tiny import EVALUATION, OPTIONS, TRAINING, make_backbone, make_task
+
+TEXTS = st.lists(st.text("ab \n", min_size=1).filter(str.strip), min_size=1, max_size=12)
+
+
+def texts(count: int, alphabet: str, seed: int) -> list[str]:
+    rng = random.Random(seed)
+    words = ["".join(rng.choices(alphabet, k=4)) for _ in range(30)]
+    return ["Classify: " + " ".join(rng.choices(words, k=12)) for _ in range(count)]
+
+
+# -- the measures
+
+
+def test_texts_of_one_kind_cannot_be_told_apart() -> None:
+    found = [
+        separability(every[:40], every[40:]) for every in (texts(240, "abcd", s) for s in range(8))
+    ]
+    assert sum(map(float, found)) / len(found) == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize("count", [5, 30])
+def test_texts_of_other_letters_always_can(count: int) -> None:
+    assert separability(texts(count, "abcd", 0), texts(60, "wxyz", 1)) == 1.0
+
+
+def test_the_more_differs_the_better_they_are_told_apart() -> None:
+    real = texts(150, "abcd", 0)
+    shares = [
+        separability([*texts(60, "wxyz", 1)[:changed], *real[100:][: 50 - changed]], real[:100])
+        for changed in (0, 25, 50)
+    ]
+    assert shares == sorted(shares)
+    assert 0.7 < float(shares[1]) < 0.9  # half of them always, the others half of the time
+
+
+def test_few_texts_are_not_judged() -> None:
+    assert separability(texts(4, "abcd", 0), texts(60, "wxyz", 1)) is None
+    assert separability(texts(60, "abcd", 0), texts(4, "wxyz", 1)) is None
+
+
+def test_autocast_changes_nothing() -> None:
+    every = texts(60, "abcd", 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = separability(every[:20], every[20:])
+    assert found == separability(every[:20], every[20:])
+
+
+SCORES = st.lists(st.integers(-3, 3), min_size=1, max_size=8).map(lambda x: torch.tensor(x).float())
+
+
+@given(SCORES, SCORES)
+def test_area_by_counting(positive: torch.Tensor, negative: torch.Tensor) -> None:
+    pairs = [(p > n) + 0.5 * (p == n) for p in positive.tolist() for n in negative.tolist()]
+    assert area(positive, negative) == pytest.approx(sum(pairs) / len(pairs))
+    assert area(positive, negative) + area(negative, positive) == pytest.approx(1)
+
+
+@given(st.lists(st.lists(st.integers(0, 3), max_size=6), max_size=5), st.integers(1, 3))
+def test_distinct(rows: list[list[int]], n: int) -> None:
+    found = distinct(rows, n)
+    if not any(len(row) >= n for row in rows):
+        assert found is None
+        return
+    assert found is not None
+    assert 0 < found <= 1
+    again = distinct([*rows, *rows], n)
+    assert again == pytest.approx(found / 2)  # nothing new, twice as many
+
+
+@given(TEXTS)
+def test_repeats(some: list[str]) -> None:
+    assert duplicates(some) < len(some)
+    assert duplicates([*some, *(f" {text}\n" for text in some)]) == duplicates(some) + len(some)
+    assert duplicates([f"{i} {text}" for i, text in enumerate(some)]) == 0
+
+
+@given(TEXTS, st.text("abc ", min_size=1).filter(str.strip), st.data())
+def test_copies_are_inputs_or_their_beginnings(some: list[str], text: str, data: Any) -> None:
+    originals = Originals(some)
+    assert all(map(originals.has, some))
+    chosen = " ".join(data.draw(st.sampled_from(some)).split())
+    assert originals.has(chosen[: data.draw(st.integers(1, len(chosen)))])
+    plain = " ".join(text.split())
+    expected = any(" ".join(each.split()).startswith(plain) for each in some)
+    assert originals.has(text) == expected
+    assert not Originals([]).has(text)
+
+
+@given(st.integers(0, 40), st.integers(1, 50))
+def test_spread(size: int, count: int) -> None:
+    found = spread(list(map(str, range(size))), count)
+    assert len(found) == min(size, count)
+    assert list(map(int, found)) == sorted(set(map(int, found)))
+
+
+# -- in a run
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_taught_inputs_are_what_the_generator_could_write(kind: str) -> None:
+    backbone = make_backbone(kind)
+    rows = writing.generator_rows(backbone, make_task("copy").train, "Write:")
+    expected = [example.prompt for example in make_task("copy").train]
+    assert writing.taught_inputs(backbone, rows) == expected
+
+
+def learned(method: str, folder: Path, **options: Any) -> Learner:
+    """Two tasks learned with pseudo-samples as many as inputs."""
+    values: dict[str, Any] = {"name": method, **OPTIONS[method]}
+    if method == "lfpt5":
+        values["replay"] = {"share": 1.0, "every": 1}
+        values["writing"] = {"max_new_tokens": 6, **options}
+    else:
+        values["generator"] = {"share": 1.0, "max_new_tokens": 6, **options}
+    learner = Learner(
+        make_backbone("llama"), values, folder, training=TRAINING, evaluation=EVALUATION
+    )
+    for name in ("copy", "letter"):
+        learner.learn(make_task(name))
+    return learner
+
+
+def written(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("tasks/*/quality.json"))]
+
+
+@pytest.mark.parametrize("method", ["sapt", "sapt-prompt", "lfpt5"])
+def test_a_run_says_how_good_its_pseudo_samples_are(method: str, tmp_path: Path) -> None:
+    learner = learned(method, tmp_path / "run")
+    run = results.open_run(tmp_path / "run")
+    samples = read_samples(run)
+    assert samples is not None
+    assert [own.quality for own in samples.tasks] == written(tmp_path / "run")
+    name = "memory.jsonl" if method == "lfpt5" else "pseudo.jsonl"
+    for own, folder in zip(samples.tasks, run.learned(), strict=True):
+        kept = [json.loads(line)["prompt"] for line in (folder / name).read_text().splitlines()]
+        assert own.count == len(kept)
+        assert own.quality["duplicates"] == len(kept) - len({" ".join(k.split()) for k in kept})
+        inputs = [example.prompt for example in make_task(own.task).train]
+        assert own.quality["auc"] == separability(kept, inputs)
+    first, last = learner.scores["matrix"]
+    assert samples.tasks[0].lost == first[0] - last[0]
+    shown = call("inspect", tmp_path / "run")
+    assert shown.status == 0, shown.err
+    assert f"{samples.tasks[0].quality['auc']:.2f}" in shown.out
+    assert f"Pseudo-samples: {sum(own.count for own in samples.tasks)}; they imitate" in shown.out
+    page = render([summarise(tmp_path / "run")])
+    assert "<h3>Pseudo-samples</h3>" in page
+    assert f"<td>{samples.tasks[0].count}</td>" in page
+
+
+def copying(backbone: Backbone, monkeypatch: pytest.MonkeyPatch, own: int) -> None:
+    """A generator that writes the beginnings of training inputs, and `own` texts a batch else."""
+    inputs = [
+        example.prompt[:8] for name in ("copy", "letter") for example in make_task(name).train
+    ]
+    plain = backbone.generate
+
+    def generate(batch: Any, count: int, **sampling: Any) -> list[str]:
+        if not sampling:
+            return plain(batch, count)
+        size = len(batch["input_ids"])
+        return [*(f"zz {i}" for i in range(min(own, size))), *inputs[: max(0, size - own)]]
+
+    monkeypatch.setattr(backbone, "generate", generate)
+
+
+def draw(backbone: Backbone, drop: bool) -> writing.Written:
+    task = make_task("copy")
+    taught = [example.prompt for example in task.train]
+    options = writing.DrawConfig(drop_copies=drop)
+    return writing.write_inputs(backbone, "Write:", lambda size: None, 8, options, taught, "x")
+
+
+def test_copies_are_counted_or_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = make_backbone("llama")
+    taught = [example.prompt for example in make_task("copy").train]
+    copying(backbone, monkeypatch, own=3)
+    kept, dropped = draw(backbone, drop=False), draw(backbone, drop=True)
+    assert sum(map(Originals(taught).has, kept.texts)) == 5
+    assert not any(map(Originals(taught).has, dropped.texts))
+    assert (kept.dropped, len(dropped.texts)) == (0, 8)
+    assert dropped.dropped == 5 + 2  # of 8, of 5, and of 2 that were drawn
+    for case, count in ((kept, 5), (dropped, 0)):
+        writing.write_quality(tmp_path, backbone, case.texts, case.dropped, taught)
+        found = json.loads((tmp_path / "quality.json").read_text())
+        assert (found["copies"], found["dropped"]) == (count, case.dropped)
+
+
+def test_a_generator_of_nothing_but_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = make_backbone("llama")
+    copying(backbone, monkeypatch, own=0)
+    assert len(draw(backbone, drop=False).texts) == 8
+    with pytest.raises(RetainError, match=r"nothing but copies .* drop_copies: false"):
+        draw(backbone, drop=True)
+
+
+@pytest.mark.parametrize("method", ["sapt", "lfpt5"])
+def test_the_option_reaches_the_run(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def watched(given: list[str]) -> Originals:
+        seen.append(len(given))
+        return Originals(given)
+
+    monkeypatch.setattr(writing.generated, "Originals", watched)
+    learned(method, tmp_path / "run", drop_copies=True)
+    assert seen == [12, 12] * 2  # when drawn, and when measured, of each task
+
+
+def test_real_inputs_are_not_measured(tmp_path: Path) -> None:
+    values = {"name": "sapt", **OPTIONS["sapt"], "reflection": {"samples": "real"}}
+    learner = Learner(make_backbone("llama"), values, tmp_path / "run", training=TRAINING)
+    learner.learn(make_task("copy"))
+    assert written(tmp_path / "run") == []
+    done = call("inspect", tmp_path / "run")
+    assert done.status == 0, done.err
+    assert "they are training inputs" in done.out
+
+
+def test_no_picture_of_pseudo_samples(tmp_path: Path) -> None:
+    learned("lfpt5", tmp_path / "run")
+    done = call("inspect", tmp_path / "run", "--picture", tmp_path / "x.png")
+    assert done.status == 2
+    assert done.err == "error: inspect: method 'lfpt5' has no picture; leave --picture out\n"

@@ -1,0 +1,117 @@
+"""Two processes that learn together leave what one process with the same batches leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load
+
+from retain.methods.seekr import Seekr
+from tests.command import call, settings, write_settings, write_tasks
+from tests.tiny import VARIANTS, make_backbone, make_learner, make_task, read_files
+
+NAMES = ("copy", "constant")
+
+
+def learn(variant: str, folder: Path, size: int) -> None:
+    """Learns two tasks without dropout, whose masks would be others in other batches."""
+    backbone = make_backbone("llama")
+    for module in backbone.model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+    learner = make_learner(variant, backbone, folder, per_device_train_batch_size=size, optim="sgd")
+    if isinstance(learner.method, Seekr):  # half precision makes rounding visible
+        teacher = learner.method.teacher
+        learner.method.teacher = teacher.model_copy(update={"dtype": "float32", "top_k": None})
+    for name in NAMES:
+        learner.learn(make_task(name))
+
+
+def launch(*arguments: str) -> None:
+    """Two processes of a module."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [*command, "--standalone", "-m", *arguments],
+        cwd=root,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "is deprecated" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["sapt", "amlora", "seekr"])
+def test_two_processes_learn_what_one_learns(variant: str, tmp_path: Path) -> None:
+    learn(variant, tmp_path / "one", 6)
+    launch("tests.resilience.test_processes", variant, str(tmp_path / "two"), "3")
+    assert_same(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_the_launched_command_is_one_process_that_accumulates(
+    backbone_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Stopped between two tasks, each of which has a last batch of fewer rows."""
+    backbone = tmp_path / "backbone"
+    shutil.copytree(backbone_folder("llama"), backbone)
+    model = json.loads((backbone / "config.json").read_text())
+    (backbone / "config.json").write_text(json.dumps({**model, "attention_dropout": 0.0}))
+    write_tasks(tmp_path)
+    values = settings(backbone, *NAMES)
+    values["tasks"] = [{k: str(tmp_path / v) for k, v in task.items()} for task in values["tasks"]]
+    values["method"] = {"name": "sapt", **VARIANTS["sapt"][1]}
+    values["training"] |= {"max_steps": 3, "optim": "sgd"}
+    whole = write_settings(tmp_path / "whole.yaml", values)
+    first = write_settings(tmp_path / "first.yaml", {**values, "tasks": values["tasks"][:1]})
+    accumulated = "training.gradient_accumulation_steps=2"
+    assert call("run", whole, "--output", tmp_path / "one", "--set", accumulated).status == 0
+    for config in (first, whole):
+        launch("retain", "run", str(config), "--resume", "--output", str(tmp_path / "two"))
+    assert_same(tmp_path / "one", tmp_path / "two")
+
+
+def assert_same(a: Path, b: Path) -> None:
+    """Files of the same names, with the same content up to rounding."""
+    one, two = read_files(a), read_files(b)
+    assert one.keys() - {".lock"} == two.keys() - {".lock"}
+    for name in one:
+        if name.endswith(".safetensors"):
+            expected, found = load(one[name]), load(two[name])
+            assert expected.keys() == found.keys()
+            for key, tensor in expected.items():
+                torch.testing.assert_close(found[key], tensor, rtol=1e-3, atol=1e-4, msg=key)
+        elif name == "scores.json" or "/predictions/" in name:
+            assert answers(one[name]) == answers(two[name])
+        elif name.endswith("/training.jsonl"):
+            for a, b in zip(rows(one[name]), rows(two[name]), strict=True):
+                assert a.pop("phase") == b.pop("phase")
+                assert b == pytest.approx(a, rel=1e-3, abs=1e-4)
+
+
+def rows(content: bytes) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in content.splitlines()]
+
+
+def answers(content: bytes) -> Any:
+    """Without routing, which may differ by rounding."""
+    if b"routing" not in content:
+        return content
+    return [{k: v for k, v in row.items() if k != "routing"} for row in rows(content)]
+
+
+if __name__ == "__main__":
+    learn(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,424 @@
+"""A run killed at any moment resumes to the same numbers, bit for bit; one process writes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+
+import pytest
+from transformers import Trainer
+
+import retain.learner.learner
+import retain.system.files
+from retain import RetainError
+from retain.errors import StoppedError
+from retain.learner import Learner
+from retain.methods import METHODS
+from retain.runs import results
+from retain.system.files import read_json, read_jsonl, write_json
+from retain.system.progress import Progress
+from retain.tasks import Task
+from tests.runs import FIRST, KIND, SECOND, KilledError, Record, carry_on, content
+from tests.tiny import VARIANTS, make_backbone, make_learner, make_task, read_files
+
+
+@dataclass
+class Whole:
+    """An uninterrupted run of two tasks: its files and its events."""
+
+    method: str
+    files: dict[str, bytes]
+    events: list[str]
+
+    @property
+    def last_phase(self) -> str:
+        """The label of the second task's last phase."""
+        phases = [e for e in self.events if e.startswith(f"start {SECOND.name} · ")]
+        return phases[-1].removeprefix("start ")
+
+    @property
+    def evaluation(self) -> str:
+        """The first event of the evaluation after the second task."""
+        later = self.events[self.events.index(f"finish {self.last_phase}") :]
+        return next(event for event in later if event.startswith("start evaluates"))
+
+    def interrupted(self, folder: Path, event: str) -> None:
+        """The same run, killed at an event while it learns the second task."""
+        record = Record()
+        learner = make_learner(self.method, make_backbone(KIND), folder, record)
+        learner.learn(FIRST)
+        record.when = event.__eq__
+        with pytest.raises(KilledError):
+            learner.learn(SECOND)
+
+
+FAST = ("sapt", "seekr")  # two phases; a memory, signals and weights that supersede
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(v, marks=() if v in FAST else pytest.mark.slow) for v in VARIANTS],
+)
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    record = Record()
+    learner = make_learner(request.param, make_backbone(KIND), folder, record)
+    learner.learn(FIRST)
+    learner.learn(SECOND)
+    return Whole(request.param, content(folder), record.events)
+
+
+def test_the_whole_run_leaves_no_checkpoints(whole: Whole) -> None:
+    assert len(whole.files) > 10
+    assert not [
+        name for name in whole.files if "checkpoint" in name or name.endswith((".pt", ".pth"))
+    ]
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_killed_in_the_middle_of_a_phase(whole: Whole, tmp_path: Path, step: int) -> None:
+    """Step 2 ends an epoch; at step 3 the checkpoint lies at the beginning of the next."""
+    whole.interrupted(tmp_path / "run", f"{step} {whole.last_phase}")
+    record = Record()
+    carry_on(tmp_path / "run", record)
+    assert content(tmp_path / "run") == whole.files
+    steps = [event for event in record.events if event.endswith(f" {whole.last_phase}")]
+    all_steps = [event for event in whole.events if event.endswith(f" {whole.last_phase}")]
+    assert steps == [all_steps[0], *all_steps[step:]]  # the step that was cut off comes again
+
+
+class Asked(Record):
+    """Asks for an end at an event, as Ctrl-C does."""
+
+    def _note(self, event: str) -> None:
+        self.events.append(event)
+        self.stopping = self.stopping or self.when(event)
+
+
+@pytest.mark.parametrize("place", ["step", "phase", "evaluation"])
+def test_asked_to_stop_it_stops_and_goes_on(whole: Whole, tmp_path: Path, place: str) -> None:
+    asked = Asked()
+    learner = make_learner(whole.method, make_backbone(KIND), tmp_path / "run", asked, save_steps=9)
+    learner.learn(FIRST)
+    event = {
+        "step": f"1 {whole.last_phase}",  # known when the step is over
+        "phase": f"finish {whole.last_phase}",
+        "evaluation": whole.evaluation,
+    }[place]
+    asked.when = event.__eq__
+    with pytest.raises(StoppedError, match="after step 2" if place == "step" else "answered"):
+        learner.learn(SECOND)
+    worked = [event for event in asked.events if not event.startswith("finish ")]
+    assert worked[-1] == (f"2 {whole.last_phase}" if place == "step" else whole.evaluation)
+    record = Record()
+    carry_on(tmp_path / "run", record)
+    assert content(tmp_path / "run") == whole.files
+    assert not {f"1 {whole.last_phase}", f"2 {whole.last_phase}"} & {*record.events}
+
+
+def test_killed_at_the_end_of_a_phase(whole: Whole, tmp_path: Path) -> None:
+    """Its last checkpoint is written, its result is not."""
+    whole.interrupted(tmp_path / "run", f"finish {whole.last_phase}")
+    carry_on(tmp_path / "run")
+    assert content(tmp_path / "run") == whole.files
+
+
+def test_killed_between_phases(whole: Whole, tmp_path: Path) -> None:
+    """Nothing of the earlier task or of an ended phase is trained again."""
+    whole.interrupted(tmp_path / "run", f"start {whole.last_phase}")
+    record = Record()
+    carry_on(tmp_path / "run", record)
+    assert content(tmp_path / "run") == whole.files
+    began = whole.events.index(f"start {whole.last_phase}")
+    assert record.events == whole.events[began:]
+
+
+def test_killed_before_the_evaluation(whole: Whole, tmp_path: Path) -> None:
+    """The task is learned, its row of scores is missing."""
+    whole.interrupted(tmp_path / "run", whole.evaluation)
+    record = Record()
+    carry_on(tmp_path / "run", record)
+    assert content(tmp_path / "run") == whole.files
+    assert record.events == whole.events[-len(record.events) :]
+    assert record.events[0] == whole.evaluation
+
+
+def test_killed_in_the_middle_of_the_last_evaluation(whole: Whole, tmp_path: Path) -> None:
+    """Cells that were measured before are not measured again; samples of others are."""
+    whole.interrupted(tmp_path / "run", f"3 evaluates {SECOND.name}")
+    record = Record()
+    carry_on(tmp_path / "run", record)
+    assert content(tmp_path / "run") == whole.files
+    again = [event for event in record.events if event == f"start evaluates {FIRST.name}"]
+    assert bool(again) != METHODS[VARIANTS[whole.method][0]].forgets
+
+
+def test_killed_at_any_write(whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before its 1st write, resumed, killed before its 2nd from there, …, to the end."""
+    folder, left = tmp_path / "run", 0
+    replacing = retain.system.files.replacing
+
+    def write(path: Path) -> AbstractContextManager[Path]:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KilledError(path)
+        return replacing(path)
+
+    monkeypatch.setattr(retain.system.files, "replacing", write)
+    for kills in count():
+        left = kills
+        try:
+            if not (folder / "manifest.json").exists():
+                make_learner(whole.method, make_backbone(KIND), folder).learn(FIRST)
+            carry_on(folder)
+            break
+        except KilledError:
+            continue
+    assert kills > 5
+    assert content(folder) == whole.files
+
+
+def test_killed_while_a_checkpoint_is_written(
+    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The half-written checkpoint is not used."""
+    with monkeypatch.context() as patch:
+        record = Record()
+        save = Trainer._save_rng_state
+
+        def killed(self: Trainer, folder: str) -> None:
+            if record.events[-1] == f"2 {whole.last_phase}":
+                raise KilledError(folder)
+            save(self, folder)
+
+        patch.setattr(Trainer, "_save_rng_state", killed)
+        learner = make_learner(whole.method, make_backbone(KIND), tmp_path / "run", record)
+        learner.learn(FIRST)
+        with pytest.raises(KilledError):
+            learner.learn(SECOND)
+    assert len(list((tmp_path / "run").rglob("checkpoint-*"))) == 2
+    carry_on(tmp_path / "run")
+    assert content(tmp_path / "run") == whole.files
+
+
+def test_killed_before_the_checkpoints_are_deleted(
+    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task is committed; what was left of its training goes."""
+    unfinished = tmp_path / "run" / "tasks" / f"02-{SECOND.name}" / "checkpoints"
+
+    def remove_folders(*paths: Path) -> None:
+        if unfinished in paths:
+            raise KilledError(unfinished)
+        retain.system.files.remove_folders(*paths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(retain.learner.learner, "remove_folders", remove_folders)
+        whole.interrupted(tmp_path / "run", "")
+    assert unfinished.exists()
+    carry_on(tmp_path / "run")
+    assert content(tmp_path / "run") == whole.files
+
+
+def test_the_learner_that_was_interrupted_does_not_go_on(whole: Whole, tmp_path: Path) -> None:
+    """Its model is half trained: what it would learn or answer would be wrong."""
+    record = Record(f"2 {whole.last_phase}".__eq__)
+    learner = make_learner(whole.method, make_backbone(KIND), tmp_path / "run", record)
+    learner.learn(FIRST)
+    with pytest.raises(KilledError):
+        learner.learn(SECOND)
+    for use in (
+        lambda: learner.learn(SECOND),
+        lambda: learner.generate(["ant"], FIRST.name),
+        learner.evaluate,
+        learner.finish_evaluation,
+    ):
+        with pytest.raises(RetainError, match=r"interrupted.*Learner\.load"):
+            use()
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run that was killed while it learned its second task."""
+
+    run: Path
+
+    @property
+    def mark(self) -> Path:
+        """What its unfinished work was begun with."""
+        return self.run / "tasks" / f"02-{SECOND.name}" / "checkpoints" / "task.json"
+
+    def goes_on(self, task: Task, progress: Progress | None = None) -> None:
+        Learner.load(self.run, progress, make_backbone(KIND)).learn(task)
+
+    def refuses(self, task: Task, says: str) -> None:
+        """And deletes nothing; what it says to do, done, is a way on."""
+        before = read_files(self.run)
+        told = rf"02-constant: .*{says}.* delete this folder to learn the task anew"
+        with pytest.raises(RetainError, match=told):
+            self.goes_on(task)
+        assert read_files(self.run) == before
+        shutil.rmtree(self.mark.parents[1])
+        self.goes_on(task)
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Begun:
+    record = Record()
+    learner = make_learner("seqlora", make_backbone(KIND), tmp_path / "run", record)
+    learner.learn(FIRST)
+    record.when = lambda event: event.startswith("2 ")
+    with pytest.raises(KilledError):
+        learner.learn(SECOND)
+    return Begun(tmp_path / "run")
+
+
+def test_unfinished_work_on_another_task_is_kept(begun: Begun) -> None:
+    begun.refuses(make_task("letter"), "is not on 'letter'")
+
+
+def test_unfinished_work_on_other_examples_is_kept(begun: Begun) -> None:
+    begun.refuses(replace(SECOND, train=SECOND.train[2:]), "its examples have changed")
+
+
+def test_unfinished_work_under_other_settings_is_kept(begun: Begun) -> None:
+    begun.refuses(replace(SECOND, training={"learning_rate": 0.1}), "training {} is now {'learning")
+
+
+def test_unfinished_work_of_other_processes_is_kept(begun: Begun) -> None:
+    write_json(begun.mark, {**read_json(begun.mark), "processes": 2})
+    begun.refuses(SECOND, "processes 2 is now 1")
+
+
+@pytest.mark.parametrize("content", [b"", b'{"task": ', b"[]", b"{}"])
+def test_unfinished_work_with_a_damaged_mark_is_kept(begun: Begun, content: bytes) -> None:
+    begun.mark.write_bytes(content)
+    begun.refuses(
+        SECOND, "begun otherwise" if content == b"{}" else "damaged checkpoints/task.json"
+    )
+
+
+def test_a_task_that_the_manifest_does_not_list_is_kept(begun: Begun) -> None:
+    """As when an older manifest was restored."""
+    begun.mark.unlink()
+    begun.refuses(SECOND, "manifest.json does not list; restore the manifest")
+
+
+def begun_under(begun: Begun, version: str) -> None:
+    """Says that the unfinished work was begun with another torch."""
+    write_json(begun.mark, {**read_json(begun.mark), "torch": version})
+
+
+def test_unfinished_work_goes_on_under_another_patch_of_a_library(begun: Begun) -> None:
+    torch = read_json(begun.mark)["torch"]
+    begun_under(begun, patched := ".".join([*torch.split(".")[:2], "99"]))
+    told: list[str] = []
+    record = Record()
+    record.message = told.append
+    begun.goes_on(SECOND, record)
+    assert f"unfinished work of constant goes on, though torch {patched} is now {torch}" in told
+    assert record.events[1].startswith("2 ")  # and not from the first step
+
+
+def test_unfinished_work_of_another_version_is_kept(begun: Begun) -> None:
+    begun_under(begun, "1.13.1")
+    begun.refuses(SECOND, r"torch 1\.13\.1 is now ")
+
+
+@pytest.mark.parametrize("content", ["", "nothing", "[1]"])
+def test_a_zero_shot_score_that_was_cut_is_measured_again(tmp_path: Path, content: str) -> None:
+    def learn(name: str, record: Record) -> Path:
+        learner = make_learner("seqlora", make_backbone(KIND), tmp_path / name, record)
+        evaluation = learner.experiment.evaluation.model_copy(update={"zero_shot": True})
+        learner.experiment = learner.experiment.model_copy(update={"evaluation": evaluation})
+        learner.learn(FIRST)
+        return tmp_path / name / "tasks" / f"01-{FIRST.name}" / "zero_shot.json"
+
+    whole = learn("whole", Record())
+    with pytest.raises(KilledError):
+        learn("run", Record(lambda event: event.startswith("2 copy")))
+    kept = tmp_path / "run" / whole.relative_to(tmp_path / "whole")
+    assert kept.read_bytes() == whole.read_bytes()
+    kept.write_text(content)
+    Learner.load(tmp_path / "run", backbone=make_backbone(KIND)).learn(FIRST)
+    assert kept.read_bytes() == whole.read_bytes()
+
+
+def test_a_folder_with_files_is_refused_before_anything_is_learned(tmp_path: Path) -> None:
+    write_json(tmp_path / "tasks" / "01-mine" / "task.json", {})
+    before = read_files(tmp_path)
+    with pytest.raises(RetainError, match=r"has files but no manifest\.json"):
+        make_learner("seqlora", make_backbone(KIND), tmp_path)
+    assert read_files(tmp_path) == before
+
+
+def test_the_log_says_what_a_kill_can_cost(tmp_path: Path) -> None:
+    told: list[str] = []
+    record = Record()
+    record.message = told.append
+    learner = make_learner("seqlora", make_backbone(KIND), tmp_path / "2", record, save_steps=2)
+    learner.learn(FIRST)
+    assert any(line.endswith(" parameters, saves every 2 steps") for line in told)
+    learner = make_learner("seqlora", make_backbone(KIND), tmp_path / "9", record, save_steps=9)
+    learner.learn(FIRST)
+    assert told[-1].endswith(" parameters, saves at the end")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    make_learner("pertask", make_backbone(KIND), tmp_path / "run", max_steps=1).learn(FIRST)
+    return tmp_path / "run"
+
+
+def test_one_writer(run: Path) -> None:
+    learner = Learner.load(run, backbone=make_backbone(KIND))
+    before = read_files(run)
+    with results.open_run(run).locked():
+        for write in (lambda: learner.learn(SECOND), learner.finish_evaluation):
+            with pytest.raises(RetainError, match="another process is writing"):
+                write()
+    assert read_files(run) == before
+
+
+def test_a_killed_writer_frees_the_run(run: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    ours, theirs = fork.Pipe()
+
+    def hold() -> None:
+        with results.open_run(run).locked():
+            theirs.send("locked")
+            theirs.recv()
+
+    process = fork.Process(target=hold, daemon=True)
+    process.start()
+    assert ours.recv() == "locked"
+    learner = Learner.load(run, backbone=make_backbone(KIND))
+    with pytest.raises(RetainError, match="another process is writing"):
+        learner.learn(SECOND)
+    process.kill()
+    process.join()
+    learner.finish_evaluation()
+
+
+def test_a_learner_whose_run_went_on_elsewhere_does_not_write(run: Path) -> None:
+    """It knows nothing of the task learned since, and would clear it away."""
+    stale = Learner.load(run, backbone=make_backbone(KIND))
+    Learner.load(run, backbone=make_backbone(KIND)).learn(SECOND)
+    before = read_files(run)
+    for _ in range(2):
+        with pytest.raises(RetainError, match="changed since it was loaded"):
+            stale.learn(make_task("letter"))
+    assert read_files(run) == before
+
+
+def test_a_limited_evaluation_limits_no_later_one(run: Path) -> None:
+    learner = Learner.load(run, backbone=make_backbone(KIND))
+    learner.evaluate(limit=1)
+    learner.learn(SECOND)
+    rows = read_jsonl(learner.run.learned()[-1] / "predictions" / "02.jsonl")
+    assert len(rows) == len(SECOND.test)

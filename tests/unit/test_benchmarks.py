@@ -1,0 +1,116 @@
+"""What the benchmarks compare computes the same thing."""
+
+from __future__ import annotations
+
+import math
+import random
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import bench, scale
+from benchmarks.alignment import alignment
+from benchmarks.seekr_step import Bench
+from benchmarks.shift import reworded, shifted
+from retain.runs import results
+from retain.tasks import Example, Task
+from tests.tiny import make_backbone, make_learner, make_task
+
+
+def test_seekr_and_eager_attention_take_the_same_loss(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, width=64, length=120)
+    bench.optimizer = torch.optim.SGD(bench.backbone.model.parameters(), lr=0.0)
+    plain, seekr, eager = (bench.step(kind) for kind in ("plain", "seekr", "eager"))
+    assert seekr == pytest.approx(eager, rel=1e-4)
+    assert abs(seekr - plain) > 0.01
+
+
+def test_alignment_is_the_divergence_of_what_evaluation_saw(tmp_path: Path) -> None:
+    learner = make_learner("sapt", make_backbone("llama"), tmp_path / "run")
+    for name in ("copy", "letter"):
+        learner.learn(make_task(name))
+    (found,) = alignment(results.open_run(tmp_path / "run")).values()
+    now = learner.answers([example.prompt for example in make_task("copy").test])
+    # Right after the first task its block had all of the weight.
+    expected = [-math.log(answer.routing["copy"]) for answer in now]
+    assert found == pytest.approx(sum(expected) / len(expected), abs=1e-4)
+
+
+@pytest.mark.parametrize("shift", ["noise", "reworded"])
+def test_a_shift_changes_prompts_the_same_way_each_time(shift: str) -> None:
+    rows = [
+        Example(f"Classify the sentence number {i} of the given text", ("a",)) for i in range(9)
+    ]
+    task = Task("t", rows, rows, rows)
+    first, again = shifted(task, shift), shifted(task, shift)
+    assert first.test == again.test != rows
+    assert [example.references for example in first.test] == [("a",)] * 9
+    words = zip(rows[0].prompt.split(), first.test[0].prompt.split(), strict=True)
+    assert sum(a != b for a, b in words) < 6
+    assert shifted(task, "none").test == rows
+
+
+def test_other_words_keep_the_case() -> None:
+    assert reworded("Classify a URL, given NASA's text", random.Random(0)) == (
+        "Sort a URL, shown NASA's passage"
+    )
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WIDTH": 64, "BATCH": 2, "LENGTH": 12}.items():
+        monkeypatch.setattr(bench, name, value)
+    monkeypatch.setattr(bench.seekr_step, "Bench", partial(Bench, width=64, length=120))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small")
+@pytest.mark.filterwarnings("ignore")  # what users would run instead warns as it likes
+@pytest.mark.parametrize("group", bench.GROUPS)
+def test_every_side_of_a_group_runs(group: str) -> None:
+    times = bench.group_times(group, 2)
+    wanted = {side for row in bench.ROWS if row.group == group for side in (row.above, row.below)}
+    assert wanted <= times.keys()
+    assert all(len(seconds) == 2 for seconds in times.values())
+
+
+@pytest.mark.usefixtures("small")
+def test_the_naive_pool_is_the_pool() -> None:
+    """The same factors and weights give the same output in the papers' way."""
+    model, plain = bench.bench_model(), bench.bench_model()
+    pool = bench.pool_of(model, 3)
+    weights = bench.mixing(3)
+    learning = []
+    for name, layer in pool.layers.items():
+        naive = bench.NaiveLinear(plain.get_submodule(name), 3)
+        layer.B.data.normal_(std=0.1)
+        As, Bs = layer.old_A.split(bench.RANK), layer.old_B.split(bench.RANK, 1)
+        for i, (A, B) in enumerate(zip((*As, layer.A), (*Bs, layer.B), strict=True)):
+            if i < 2:
+                B.normal_(std=0.1)
+            naive.A[i].data.copy_(A)
+            naive.B[i].data.copy_(B)
+        naive.weights = weights
+        plain.set_submodule(name, naive)
+        learning.append((layer.A, naive.A[-1]))
+    pool.use(weights)
+    ids = torch.randint(2, 100, (bench.BATCH, 12))
+    found = []
+    for side, of in ((model, 0), (plain, 1)):
+        logits = side(ids).logits
+        wanted = [weights, *(pair[of] for pair in learning)]
+        found.append((logits, *torch.autograd.grad(logits.square().mean(), wanted)))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small")
+def test_growth_is_measured_over_the_first_side(tmp_path: Path) -> None:
+    scale.write_blocks(tmp_path, 3)
+    sides = [scale.load(tmp_path, 1), scale.load(tmp_path, 3)]
+    sides += [scale.step(3, None), scale.step(10, 8), scale.decode(3, None), scale.decode(9, 8)]
+    seconds, ratios = scale.growth(sides, 2)
+    assert len(seconds) == len(ratios) == 6
+    assert ratios[0] == 1.0

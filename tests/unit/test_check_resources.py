@@ -1,0 +1,110 @@
+"""Every method tells before a run what a task will take, and about as much is then on the disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from retain.errors import RetainError
+from retain.learner.check_resources import check_room, size
+from retain.methods import METHODS
+from retain.methods.base import Footprint, bytes_of
+from retain.system.files import write_jsonl
+from retain.tasks import Example
+from retain.training.trainer import TrainingConfig
+from tests.runs import Record
+from tests.tiny import make_backbone, make_learner, make_task
+
+FIRST = make_task("copy")
+
+
+def numbers(folder: Path, pattern: str) -> int:
+    """Bytes of the tensors in files, without their headers."""
+    files = [load_file(path) for path in folder.rglob(pattern)]
+    return sum(t.numel() * t.element_size() for tensors in files for t in tensors.values())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_task_takes_what_was_told(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def look(folder: Path) -> None:
+        seen.append(numbers(folder, "model.safetensors"))
+
+    monkeypatch.setattr("retain.runs.checkpoints.seal", look)
+    heard = Record()
+    learner = make_learner(method, make_backbone("llama"), tmp_path / "run", heard)
+    foretold = learner.method.footprint(FIRST, 6)
+    learner.learn(FIRST)
+    (line,) = [text for text in heard.said if text.startswith("needs about")]
+    assert " 0 bytes" not in line
+    folder = learner.run.learned()[0]
+    newest = METHODS[method].latest_only
+    files = [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in newest and path.parent.name != "predictions"
+    ]
+    kept = sum(path.stat().st_size for path in files)
+    assert 0 < foretold.kept < kept
+    if method != "lfpt5":  # its untrained prompt writes answers of any length, with their logits
+        assert kept < foretold.kept + 16_000  # headers, the log, and records of a fixed size
+    assert foretold.learning >= max(seen) > 0
+
+
+def test_importance_counts_before_the_lora_is_there(tmp_path: Path) -> None:
+    learner = make_learner("ewc-lora", make_backbone("llama"), tmp_path / "run")
+    told = learner.method.footprint(FIRST, 6)
+    assert told.passing == told.learning * 2 > 0
+
+
+def test_examples_take_the_bytes_of_their_file(tmp_path: Path) -> None:
+    examples = [Example("他走了吗?", ("是",))]
+    write_jsonl(tmp_path / "kept.jsonl", [example.as_row() for example in examples])
+    assert bytes_of(examples) + len("\n") == (tmp_path / "kept.jsonl").stat().st_size
+
+
+def test_on_a_gpu_it_is_the_gpu_s_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    method: Any = SimpleNamespace(
+        backbone=SimpleNamespace(device=torch.device("cuda:0")),
+        footprint=lambda task, batch_size: Footprint(1, 2, 1000),
+        lowers_disk="x",
+        lowers_ram="method.rank",
+    )
+    run: Any = SimpleNamespace(path=tmp_path, unfinished=lambda: 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 10**9))
+    assert check_room(method, [(FIRST, TrainingConfig())], run) == (
+        "needs about 3 bytes on disk, 1.0 kB on cuda:0, in addition to the model"
+    )
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (999, 10**9))
+    with pytest.raises(RetainError, match=r"1.0 kB on cuda:0, but 999 bytes are free; lower metho"):
+        check_room(method, [(FIRST, TrainingConfig())], run)
+
+
+@pytest.mark.parametrize(("optim", "numbers"), [("adamw_torch", 3), ("adafactor", 1), ("sgd", 1)])
+def test_the_optimizer_counts(
+    optim: str, numbers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As much as a checkpoint has: the parameters, and what the optimizer keeps of them."""
+    sizes: list[int] = []
+
+    def look(folder: Path) -> None:
+        sizes.append(sum(path.stat().st_size for path in folder.iterdir()))
+
+    monkeypatch.setattr("retain.runs.checkpoints.seal", look)
+    heard = Record()
+    folder, backbone = tmp_path / "run", make_backbone("llama")
+    learner = make_learner("seqft", backbone, folder, heard, optim=optim, save_steps=1)
+    learner.learn(FIRST)
+    parameters = sum(p.numel() for p in backbone.model.parameters())
+    state = 4 * numbers * parameters
+    told = next(text for text in heard.said if text.startswith("needs about"))
+    assert f"{size(state)} in RAM" in told
+    assert state < sizes[0] < state + 60_000  # Trainer's own files, Adafactor's rows and columns

@@ -1,0 +1,128 @@
+"""The code in README and docs runs as it stands, on a tiny backbone in place of the named one."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.main import get_command
+
+from retain.cli import app
+from retain.experiment.config import check_method, read_experiment
+from retain.methods import METHODS
+from retain.system.files import write_jsonl
+from tests.tiny import make_task
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+COMMANDS = get_command(app).commands
+BACKBONE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [block for language, block in found if language in languages]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if blocks(p, "python")], ids=lambda page: page.stem
+)
+def test_python_runs(
+    page: Path,
+    backbone_folder: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, task in (("tickets", "copy"), ("reviews", "constant")):
+        example = make_task(task)
+        rows = [row.as_row() for row in (*example.train, *example.dev, *example.test)]
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    names: dict[str, object] = {}
+    known = set(METHODS)
+    try:
+        for code in blocks(page, "python"):
+            local = code.replace(BACKBONE, str(backbone_folder("llama")))
+            exec(compile(local, page.name, "exec"), names)
+    finally:
+        for name in METHODS.keys() - known:  # a page may add one
+            del METHODS[name]
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if blocks(p, "yaml")], ids=lambda page: page.stem
+)
+def test_experiments_are_valid(page: Path, tmp_path: Path) -> None:
+    for text in blocks(page, "yaml"):
+        (tmp_path / "experiment.yaml").write_text(text, encoding="utf-8")
+        experiment = read_experiment(tmp_path / "experiment.yaml")
+        check_method(experiment.method, page.name)
+        assert yaml.safe_load(text)["tasks"]
+
+
+COMMAND = re.compile(r"(?:[A-Z_]+=\S+ |torchrun .* -m )?retain (.*)")
+
+
+def commands(text: str) -> list[list[str]]:
+    """What follows `retain` in the lines of a shell block, word by word."""
+    lines = text.replace("\\\n", " ").splitlines()
+    starts = [(i, match[1]) for i, line in enumerate(lines) if (match := COMMAND.match(line))]
+    return [words([start, *lines[i + 1 :]]) for i, start in starts]
+
+
+def words(lines: list[str]) -> list[str]:
+    """Those of the first line, and of the next ones while a quote is open."""
+    for end in range(1, len(lines) + 1):
+        with suppress(ValueError):
+            return shlex.split("\n".join(lines[:end]), comments=True)
+    raise AssertionError(f"a quote stays open: {lines[0]}")
+
+
+def parse(given: list[str]) -> None:
+    """As the command line does, without running the command; raises UsageError."""
+    command = COMMANDS.get(given[0])
+    assert command is not None, f"no command {given[0]}"
+    command.make_context(given[0], given[1:])
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if blocks(p, "bash", "")], ids=lambda page: page.stem
+)
+def test_commands_are_those_of_the_command_line(page: Path) -> None:
+    for block in blocks(page, "bash", ""):
+        for given in commands(block):
+            try:
+                parse(given)
+            except Exception as error:
+                pytest.fail(f"{page.name}: retain {shlex.join(given)}: {error}")
+
+
+def test_wrong_commands_are_noticed() -> None:
+    block = (
+        "retain serve run --port 1  # OpenAI's\n"
+        "KEY=a retain generate run 'two\nlines' \\\n    --json\n"
+        "not retain serve\n"
+        "retain serve run --speed 1\nretain serve\nretain serve run other\nretain sing run\n"
+    )
+    right, split, *wrong = commands(block)
+    assert (right, split[2:]) == (["serve", "run", "--port", "1"], ["two\nlines", "--json"])
+    parse(right)
+    parse(split)
+    assert len(wrong) == 4
+    for given in wrong:
+        with pytest.raises(Exception, match=r"No such option|Missing|extra argument|no command"):
+            parse(given)
+
+
+def test_reference_is_that_of_the_code() -> None:
+    """If not: python docs/make_reference.py."""
+    page = runpy.run_path(str(ROOT / "docs" / "make_reference.py"))["page"]()
+    assert (ROOT / "docs" / "reference.md").read_text(encoding="utf-8") == page
