@@ -45,7 +45,7 @@ from retain import Learner, Task
 from retain.backbone import Backbone
 from retain.evaluation.answers import EvaluationConfig, answer
 from retain.layers.pooled_linear import LoraPool
-from retain.methods.shared.sequential import SeqFt
+from retain.methods.seqft import SeqFt
 from retain.system.files import write_json
 from retain.system.progress import Progress
 from retain.tasks import Example

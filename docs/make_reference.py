@@ -20,8 +20,8 @@ from typer.models import ArgumentInfo
 import retain
 from retain.cli import app
 from retain.experiment.config import ExperimentConfig
+from retain.experiment.stream import FOLDER_READERS
 from retain.learner import Answer, Learner
-from retain.learner.stream import FOLDER_READERS
 from retain.methods import METHODS
 from retain.metrics import continual
 from retain.metrics.text import METRICS

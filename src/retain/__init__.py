@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from retain.errors import RetainError
+    from retain.experiment.stream import load_stream
     from retain.learner import Learner
-    from retain.learner.stream import load_stream
     from retain.methods import list_methods
     from retain.tasks import Task
 
@@ -16,7 +16,7 @@ _HOMES = {
     "RetainError": "errors",
     "Task": "tasks",
     "list_methods": "methods",
-    "load_stream": "learner.stream",
+    "load_stream": "experiment.stream",
 }
 
 

@@ -75,7 +75,8 @@ def run(
 ) -> None:
     """Learn a stream of tasks, scoring all tasks so far after each."""
     from retain.experiment.config import read_experiment
-    from retain.learner.stream import learn_stream, load_stream
+    from retain.experiment.stream import load_stream
+    from retain.learner.stream import learn_stream
 
     experiment = read_experiment(config, changes or ())
     if output is not None:
@@ -111,9 +112,10 @@ def learn(
     trust_remote_code: TrustCode = False,
 ) -> None:
     """Add tomorrow's task to a finished run."""
-    from retain.experiment.config import TaskConfig, check, set_field
+    from retain.experiment.config import TaskConfig
+    from retain.experiment.stream import read_task
+    from retain.experiment.validation import check, set_field
     from retain.learner import Learner
-    from retain.learner.stream import read_task
 
     values: dict[str, Any] = {"path": str(task), "name": name, "metric": metric}
     values |= {} if test is None else {"test": str(test)}

@@ -24,7 +24,7 @@ from retain.methods import METHODS, Phase
 from retain.methods.amlora import AmLora
 from retain.system.files import read_json
 from retain.tasks import Task
-from retain.training.trainer import release
+from retain.training.parameters import release
 from tests.tiny import (
     KINDS,
     VARIANTS,

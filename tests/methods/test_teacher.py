@@ -26,7 +26,7 @@ from retain.methods.shared.teacher import (
     squared_error,
     stacked,
 )
-from retain.training.trainer import release
+from retain.training.parameters import release
 from tests.runs import Record
 from tests.tiny import make_backbone, make_learner, make_task, read_files
 

@@ -16,7 +16,7 @@ from retain.methods import METHODS
 from retain.methods.base import Footprint, bytes_of
 from retain.system.files import write_jsonl
 from retain.tasks import Example
-from retain.training.trainer import TrainingConfig
+from retain.training.config import TrainingConfig
 from tests.runs import Record
 from tests.tiny import make_backbone, make_learner, make_task
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import yaml
 from pydantic import (
@@ -25,13 +25,11 @@ from pydantic import (
 from retain.backbone import BackboneConfig, PromptConfig
 from retain.errors import RetainError, first_line
 from retain.evaluation.answers import EvaluationConfig
+from retain.experiment.validation import UnknownFieldError, check, set_field
 from retain.methods import METHODS, Method, MethodConfig, list_methods
 from retain.metrics.text import METRICS
 from retain.system.files import parse_yaml, read_text
-from retain.training.trainer import TrainingConfig
-
-Checked = TypeVar("Checked", bound=BaseModel)
-
+from retain.training.config import TrainingConfig
 
 READS = {"test": ("file", "hub"), "columns": ("file", "hub"), "subset": ("hub",)}
 """Which readers take a field."""
@@ -135,36 +133,6 @@ class ExperimentConfig(BaseModel):
             self.tasks = [self.tasks[number - 1] for number in numbers]
             self.order = None
         return self
-
-
-class UnknownFieldError(RetainError):
-    """A field that no model has."""
-
-    def __init__(self, where: str, field: str, known: Iterable[str]) -> None:
-        super().__init__(
-            f"{where}: unknown field '{field}'; remove it or use one of: {', '.join(known)}"
-        )
-        self.field = field
-
-
-def check(kind: type[Checked], values: Any, where: str, prefix: str = "") -> Checked:
-    """Builds a config model.
-
-    Raises:
-        RetainError: one line with the first bad field, its value and what is expected.
-    """
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = (prefix + ".".join(str(part) for part in first["loc"])).rstrip(".")
-        if first["type"] == "extra_forbidden":
-            raise UnknownFieldError(where, field, _fields_at(kind, first["loc"][:-1])) from None
-        value = first["input"]
-        shown = value if isinstance(value, str) else reprlib.repr(value)  # whatever its size
-        given = "; add it" if first["type"] == "missing" else f" (got {shown[:60]!r})"
-        message = first["msg"].removeprefix("Value error, ")
-        raise RetainError(f"{where}: field '{field}': {message}{given}") from None
 
 
 def check_method(choice: Mapping[str, Any], where: str) -> tuple[str, MethodConfig]:
@@ -272,48 +240,3 @@ def _differences(old: Any, new: Any, field: str = "") -> list[str]:
         for key in dict.fromkeys((*old, *new))
         for difference in _differences(old.get(key), new.get(key), f"{prefix}{key}")
     ]
-
-
-def set_field(values: dict[str, Any], change: str) -> None:
-    """Applies one `a.b=c` change to an experiment's values.
-
-    Raises:
-        RetainError: when it is no such change, or leads to no field.
-    """
-    keys, equals, text = change.partition("=")
-    if not equals:
-        raise RetainError(f"--set {change}: expected FIELD=VALUE, such as training.max_steps=50")
-    try:
-        value = parse_yaml(text)
-    except yaml.YAMLError:
-        raise RetainError(f"--set {change}: '{text}' is not valid YAML; quote it") from None
-    *path, last = keys.split(".")
-    place: Any = values
-    try:
-        for key in path:
-            if isinstance(place, list):
-                place = place[int(key)]
-            else:
-                if isinstance(place.get(key), str):  # `backbone: x` and `method: x` in short
-                    place[key] = {"name": place[key]}
-                place = place.setdefault(key, {})
-        place[int(last) if isinstance(place, list) else last] = value
-    except (ValueError, IndexError, AttributeError, TypeError):
-        raise RetainError(f"--set {change}: no such field; check its name") from None
-
-
-def _fields_at(kind: type[BaseModel], path: Iterable[int | str]) -> list[str]:
-    """The fields of the model that `path` leads to."""
-    current: Any = kind
-    for part in path:
-        if isinstance(part, str) and part in current.model_fields:
-            current = current.model_fields[part].annotation
-            current = next(
-                (
-                    a
-                    for a in (current, *getattr(current, "__args__", ()))
-                    if hasattr(a, "model_fields")
-                ),
-                current,
-            )
-    return list(getattr(current, "model_fields", ()))

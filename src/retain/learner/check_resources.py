@@ -13,7 +13,7 @@ from retain.methods import Method
 from retain.methods.base import Footprint
 from retain.runs.directory import RunDirectory
 from retain.tasks import Task
-from retain.training.trainer import TrainingConfig
+from retain.training.config import TrainingConfig
 
 KEPT_BY = {"adamw_torch": 2, "adafactor": 0, "sgd": 0}
 """Numbers that an optimizer keeps of a parameter; Adafactor has some of each row and column."""

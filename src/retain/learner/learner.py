@@ -14,13 +14,8 @@ from retain.backbone import Backbone, BackboneConfig, PromptConfig, load_backbon
 from retain.errors import RetainError
 from retain.evaluation.answers import Evaluation, EvaluationConfig, answer, evaluate
 from retain.evaluation.streaming import Reply
-from retain.experiment.config import (
-    ExperimentConfig,
-    check,
-    check_method,
-    resolved,
-    stored_experiment,
-)
+from retain.experiment.config import ExperimentConfig, check_method, resolved, stored_experiment
+from retain.experiment.validation import check
 from retain.learner.check_examples import check_examples
 from retain.learner.check_resources import check_room
 from retain.learner.lesson import Seeds, learn_phases
@@ -46,8 +41,9 @@ from retain.system.files import read_jsonl, remove_folders, write_json, write_js
 from retain.system.progress import Progress
 from retain.tasks import Example, Task
 from retain.tasks.readers import parse_row
+from retain.training.config import TrainingConfig
+from retain.training.fit import as_trained
 from retain.training.trackers import refuse_missing
-from retain.training.trainer import TrainingConfig, as_trained
 
 
 @dataclass(frozen=True)

@@ -19,17 +19,11 @@ from retain.system.files import read_json, read_tensors, remove_folders, write_j
 from retain.system.progress import Progress
 from retain.tasks import Task
 from retain.training.batches import Batches
+from retain.training.config import TrainingConfig
+from retain.training.fit import as_trained, batches, fit
+from retain.training.parameters import release, restore, trained_tensors
 from retain.training.phase import Phase
 from retain.training.trackers import TrackedPhase
-from retain.training.trainer import (
-    TrainingConfig,
-    as_trained,
-    batches,
-    fit,
-    release,
-    restore,
-    trained_tensors,
-)
 
 TENSORS, LOG = "trained.safetensors", "log.json"
 """What is kept of a phase that has ended."""

@@ -1,56 +1,18 @@
-"""A stream: its tasks read and checked before anything is trained, then learned in order."""
+"""A whole stream: learned in order, or what is left of it; rolled back; verified."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from retain.errors import RetainError
-from retain.experiment.config import (
-    ExperimentConfig,
-    TaskConfig,
-    check,
-    refuse_changes,
-    stored_experiment,
-)
+from retain.experiment.config import ExperimentConfig, refuse_changes, stored_experiment
 from retain.learner.learner import Learner
-from retain.metrics import trace
 from retain.runs import results
 from retain.runs.directory import RunDirectory
 from retain.runs.records import CONFIG, SINGLE
 from retain.system.progress import Progress
-from retain.tasks import Example, Task
-from retain.tasks.readers import (
-    COLUMNS,
-    read_hub,
-    read_long_sequence,
-    read_rows,
-    read_superni,
-    read_trace,
-)
-
-FOLDER_READERS: dict[str, tuple[Callable[[Path, str], list[Example]], str, Mapping[str, str]]] = {
-    "superni": (read_superni, "rouge_l", {}),
-    "long_sequence": (read_long_sequence, "exact_match", {}),
-    "trace": (read_trace, "exact_answer", trace.TASK_METRICS),
-}
-"""The reader, the default metric, and the folders by name that have another one."""
-
-
-def load_stream(configs: Iterable[TaskConfig | Mapping[str, Any]]) -> list[Task]:
-    """Reads tasks in order, each described as in an experiment file.
-
-    Raises:
-        RetainError: naming the file and the line, or two tasks of one name.
-    """
-    tasks: list[Task] = []
-    for number, config in enumerate(configs):
-        task = read_task(check(TaskConfig, config, "load_stream", f"{number}."))
-        if any(task.name == known.name for known in tasks):
-            raise RetainError(f"tasks: two are named '{task.name}'; give one another 'name'")
-        tasks.append(task)
-    return tasks
+from retain.tasks import Task
 
 
 def learn_stream(
@@ -133,33 +95,3 @@ def _name(run: RunDirectory, place: Path) -> str:
         return str(results.task_record(run, place)["name"])
     except RetainError:
         return place.name
-
-
-def read_task(config: TaskConfig) -> Task:
-    """Reads one configured task; what its splits lack is carved off train."""
-    test: list[Example] | None
-    columns: dict[str, str] = COLUMNS | {str(k): v for k, v in config.columns.items()}
-    if config.reader in FOLDER_READERS:
-        read, metric, by_name = FOLDER_READERS[config.reader]
-        folder = Path(config.path)
-        metric = by_name.get(folder.name, metric)
-        if not folder.is_dir():
-            raise RetainError(f"{folder}: no such folder; check the path")
-        name, train, test = folder.name, read(folder, "train"), read(folder, "test")
-    elif config.reader == "hub":
-        name, metric = config.path.rpartition("/")[2], "exact_match"
-        train = read_hub(config.path, "train", config.subset, columns)
-        test = read_hub(config.path, config.test or "test", config.subset, columns)
-    else:
-        path = Path(config.path)
-        name, metric, train = path.stem, "exact_match", read_rows(path, columns)
-        test = None if config.test is None else read_rows(Path(config.test), columns)
-    return Task.split(
-        config.name or name,
-        train,
-        test,
-        config.metric or metric,
-        config.train_limit,
-        config.model_dump()["training"],
-        config.max_new_tokens,
-    )

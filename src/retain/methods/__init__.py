@@ -15,7 +15,8 @@ from retain.methods.progprompt import ProgPrompt
 from retain.methods.replay import Replay
 from retain.methods.sapt import Sapt, SaptPrompt
 from retain.methods.seekr import Seekr
-from retain.methods.shared.sequential import SeqFt, SeqLora
+from retain.methods.seqft import SeqFt
+from retain.methods.seqlora import SeqLora
 
 METHODS: dict[str, type[Method]] = {
     "sapt": Sapt,

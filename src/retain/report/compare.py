@@ -19,7 +19,8 @@ from rich.text import Text
 from torch import Tensor
 
 from retain.errors import RetainError
-from retain.experiment.config import FREE, ExperimentConfig, check, resolved
+from retain.experiment.config import FREE, ExperimentConfig, resolved
+from retain.experiment.validation import check
 from retain.methods import METHODS
 from retain.methods.base import filled_in
 from retain.report.layout import new_table

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from retain.errors import RetainError
-from retain.experiment.config import check
+from retain.experiment.validation import check
 from retain.learner import Answer, Learner
 from retain.serve.batcher import Batcher, Job, QueueFullError
 from retain.serve.protocol import ChatRequest, Completion, error_body, event

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from retain.backbone import Backbone, Batch
 from retain.layers.pooled_linear import LoraPool
-from retain.methods.base import Footprint, Method, MethodConfig, ParamGroup, Phase, learning
+from retain.methods.base import Footprint, Method, ParamGroup, Phase, learning
 from retain.methods.shared.lora import LoraMethodConfig
 from retain.methods.shared.weights import MODEL, FullWeights, PoolWeights, Weights
 from retain.tasks import Task
@@ -86,26 +86,3 @@ class Sequential(Method):
         """Takes over the weights of a later task, where they are still kept."""
         if self.weights.saved(folder):
             self.weights.load(folder)
-
-
-class SeqLora(Sequential):
-    """Sequential LoRA."""
-
-    Config = LoraMethodConfig
-    idea = "one LoRA learns every task in turn, with nothing against forgetting"
-    stores = "the LoRA as it was after the task"
-    lowers_disk = lowers_ram = "method.rank"
-    latest_only = ()
-
-
-class SeqFt(Sequential):
-    """Sequential fine-tuning of the whole backbone."""
-
-    Config = MethodConfig
-    idea = "the whole backbone learns every task in turn, with nothing against forgetting"
-    stores = "nothing; the newest weights of the backbone"
-    lowers_disk = lowers_ram = "nothing in the settings; take seqlora"
-
-    def make_weights(self, config: MethodConfig) -> FullWeights:
-        """All of them."""
-        return FullWeights(self.backbone)

@@ -1,0 +1,90 @@
+"""Values checked against pydantic models, with errors of one line; `a.b=c` changes to values."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from retain.errors import RetainError
+from retain.system.files import parse_yaml
+
+Checked = TypeVar("Checked", bound=BaseModel)
+
+
+class UnknownFieldError(RetainError):
+    """A field that no model has."""
+
+    def __init__(self, where: str, field: str, known: Iterable[str]) -> None:
+        super().__init__(
+            f"{where}: unknown field '{field}'; remove it or use one of: {', '.join(known)}"
+        )
+        self.field = field
+
+
+def check(kind: type[Checked], values: Any, where: str, prefix: str = "") -> Checked:
+    """Builds a config model.
+
+    Raises:
+        RetainError: one line with the first bad field, its value and what is expected.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = (prefix + ".".join(str(part) for part in first["loc"])).rstrip(".")
+        if first["type"] == "extra_forbidden":
+            raise UnknownFieldError(where, field, _fields_at(kind, first["loc"][:-1])) from None
+        value = first["input"]
+        shown = value if isinstance(value, str) else reprlib.repr(value)  # whatever its size
+        given = "; add it" if first["type"] == "missing" else f" (got {shown[:60]!r})"
+        message = first["msg"].removeprefix("Value error, ")
+        raise RetainError(f"{where}: field '{field}': {message}{given}") from None
+
+
+def _fields_at(kind: type[BaseModel], path: Iterable[int | str]) -> list[str]:
+    """The fields of the model that `path` leads to."""
+    current: Any = kind
+    for part in path:
+        if isinstance(part, str) and part in current.model_fields:
+            current = current.model_fields[part].annotation
+            current = next(
+                (
+                    a
+                    for a in (current, *getattr(current, "__args__", ()))
+                    if hasattr(a, "model_fields")
+                ),
+                current,
+            )
+    return list(getattr(current, "model_fields", ()))
+
+
+def set_field(values: dict[str, Any], change: str) -> None:
+    """Applies one `a.b=c` change to an experiment's values.
+
+    Raises:
+        RetainError: when it is no such change, or leads to no field.
+    """
+    keys, equals, text = change.partition("=")
+    if not equals:
+        raise RetainError(f"--set {change}: expected FIELD=VALUE, such as training.max_steps=50")
+    try:
+        value = parse_yaml(text)
+    except yaml.YAMLError:
+        raise RetainError(f"--set {change}: '{text}' is not valid YAML; quote it") from None
+    *path, last = keys.split(".")
+    place: Any = values
+    try:
+        for key in path:
+            if isinstance(place, list):
+                place = place[int(key)]
+            else:
+                if isinstance(place.get(key), str):  # `backbone: x` and `method: x` in short
+                    place[key] = {"name": place[key]}
+                place = place.setdefault(key, {})
+        place[int(last) if isinstance(place, list) else last] = value
+    except (ValueError, IndexError, AttributeError, TypeError):
+        raise RetainError(f"--set {change}: no such field; check its name") from None

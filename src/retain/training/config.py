@@ -1,0 +1,69 @@
+"""How a task is trained: checked settings, named as in transformers.TrainingArguments."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    field_validator,
+    model_validator,
+)
+
+from retain.training.phase import MOST, Amount, Count
+from retain.training.trackers import Tracker
+
+POLYNOMIAL_END = 1e-7
+"""The rate at which transformers' polynomial schedule ends."""
+
+
+class TrainingConfig(BaseModel):
+    """How a task is trained: names and meanings are those of transformers.TrainingArguments."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    max_steps: int = -1  # −1 leaves it to num_train_epochs
+    num_train_epochs: Amount = 3.0
+    per_device_train_batch_size: Count = 8
+    gradient_accumulation_steps: Annotated[int, Field(gt=0, le=10**4)] = 1  # all read at once
+    learning_rate: Amount = 1e-3
+    lr_scheduler_type: Literal[
+        "constant", "constant_with_warmup", "linear", "cosine", "polynomial"
+    ] = "linear"
+    warmup_steps: NonNegativeInt = 0
+    weight_decay: Annotated[float, Field(ge=0, le=MOST)] = 0.0
+    max_grad_norm: NonNegativeFloat = 1.0
+    optim: Literal["adamw_torch", "adafactor", "sgd"] = "adamw_torch"
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    torch_compile: bool = False
+    save_steps: Count = 100
+    logging_steps: Count = 1
+    report_to: list[Tracker] = []
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _trackers(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return [] if value == "none" else [value]
+        return value
+
+    @field_validator("max_steps")
+    @classmethod
+    def _allowed(cls, value: int) -> int:
+        if value != -1 and value < 1:
+            raise ValueError("Input should be at least 1, or -1 to leave it to num_train_epochs")
+        return value
+
+    @model_validator(mode="after")
+    def _falls(self) -> Self:
+        if self.lr_scheduler_type == "polynomial" and self.learning_rate <= POLYNOMIAL_END:
+            raise ValueError(
+                f"learning_rate ({self.learning_rate}) has to be above {POLYNOMIAL_END}, where "
+                "lr_scheduler_type: polynomial ends; raise it, or take linear"
+            )
+        return self
