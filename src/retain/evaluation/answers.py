@@ -88,7 +88,7 @@ def answer(
     size = min(config.batch_size, -(-len(order) // processes.count()) or 1)  # none stands idle
     starts = range(0, len(order), size)
     found: list[tuple[int, str, list[float] | None]] = []
-    for start in starts[processes.number() :: processes.count()]:
+    for start in starts[processes.rank() :: processes.count()]:
         if progress.stopping and processes.count() == 1:  # others would wait for this one
             raise StoppedError("while it answered test examples")
         chosen = order[start : start + size]
@@ -108,7 +108,7 @@ def answer(
         rows = [None] * len(chosen) if routing is None else routing.tolist()
         found += zip(chosen, answers, rows, strict=True)
         progress.update(min(len(order), len(found) * processes.count()))
-    found = sorted(processes.gathered(found), key=lambda row: row[0])
+    found = sorted(processes.gather(found), key=lambda row: row[0])
     weights = [row for _, _, row in found if row is not None]
     return [answer for _, answer, _ in found], torch.tensor(weights) if weights else None
 

@@ -359,7 +359,7 @@ class Learner:
     def _score_zero_shot(self, task: Task, path: Path) -> None:
         """Scores a task that is about to be learned; a method that needs its name cannot."""
         wanted = self.experiment.evaluation.zero_shot and not self.method.needs_task_id
-        if wanted and not processes.of_first(_is_score(path)):
+        if wanted and not processes.broadcast(_is_score(path)):
             write_json(path, self._evaluate(task).score)
 
     def _evaluate(self, task: Task, limit: int | None = None) -> Evaluation:

@@ -160,7 +160,7 @@ def _doubts(
 def _ended(phase: Phase, backbone: Backbone, place: Path) -> dict[str, Any] | None:
     """Restores a phase that has ended; returns its log and its seconds, or None."""
     result = _result(place)
-    if not processes.of_first(is_sealed(result)):
+    if not processes.broadcast(is_sealed(result)):
         return None
     release(backbone.model, phase)
     restore(backbone.model, read_tensors(result / TENSORS), result / TENSORS)

@@ -1,7 +1,7 @@
-"""Several processes that learn one run together: which of them writes, and what they share.
+"""Several processes that train one run together: which one writes, and what they exchange.
 
-`accelerate launch` or torchrun starts them. All run the same code on the same seeds; they differ in
-the micro-batches that they train on and in the examples that they answer. The first one writes.
+`accelerate launch` or torchrun starts them. All run the same code with the same seeds. They differ
+in the micro-batches that they train on and in the examples that they answer. Rank 0 writes.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ T = TypeVar("T")
 
 
 def count() -> int:
-    """How many there are."""
+    """Returns the number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def number() -> int:
-    """Which one this is, from 0."""
+def rank() -> int:
+    """Returns this process's number, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 def is_first() -> bool:
-    """Whether this one writes, and speaks."""
-    return number() == 0
+    """Whether this process is rank 0, the one that writes files and prints."""
+    return rank() == 0
 
 
 def connect(on_cpu: bool) -> str | None:
-    """Joins the others; returns this one's device, or None where there are no others."""
+    """Connects to the other processes and returns this one's device; None for a single process."""
     if count() == 1:
         return None
     from accelerate import PartialState
@@ -39,15 +39,15 @@ def connect(on_cpu: bool) -> str | None:
 
 
 def backend(on_cpu: bool) -> str | None:
-    """What they speak through; None leaves it to accelerate."""
+    """Returns the name of torch.distributed's backend; None leaves the choice to accelerate."""
     return "gloo" if on_cpu and count() > 1 else None
 
 
 @contextmanager
 def first_alone() -> Iterator[bool]:
-    """True in the first process; the others wait here, before it and after it.
+    """Yields True on rank 0, False elsewhere; all processes wait at the start and at the end.
 
-    So nobody sees a change to the disk before its time, and everybody sees it afterwards.
+    So no process sees a change to the disk too early, and all see it afterwards.
     """
     _wait()
     yield is_first()
@@ -61,16 +61,16 @@ def _wait() -> None:
         PartialState().wait_for_everyone()
 
 
-def of_first(own: T) -> T:
-    """What the first process has, on each of them: a shared disk may show another one less."""
-    return gathered([own])[0]
+def broadcast(value: T) -> T:
+    """Returns rank 0's value on every rank; other ranks may not see the same files yet."""
+    return gather([value])[0]
 
 
-def gathered(own: Sequence[T]) -> list[T]:
-    """What all of them have, on each of them."""
+def gather(values: Sequence[T]) -> list[T]:
+    """Returns the values of all ranks, in the order of ranks, on every rank."""
     if count() == 1:
-        return list(own)
+        return list(values)
     from accelerate.utils import gather_object
 
-    found: list[T] = gather_object(list(own))
-    return found
+    gathered: list[T] = gather_object(list(values))
+    return gathered

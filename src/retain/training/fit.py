@@ -109,7 +109,7 @@ def fit(
             callbacks=[Intervals(), Report(progress), Stop(progress), NoLastCheckpoint()],
         )
         trainer.remove_callback(transformers.PrinterCallback)
-        checkpoint = processes.of_first(last_checkpoint(folder))
+        checkpoint = processes.broadcast(last_checkpoint(folder))
         keep_only(folder, checkpoint)
         where = f"training at {config.per_device_train_batch_size} rows a batch"
         with (

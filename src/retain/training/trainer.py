@@ -90,7 +90,7 @@ class PhaseTrainer(Trainer):
         """Also measures the micro-batches of the coming step."""
         found, items = super().get_batch_samples(*args, **kwargs)
         own = [{unit: _size(batch, unit) for unit in UNITS} for batch in found]
-        sizes = processes.gathered(own)
+        sizes = processes.gather(own)
         self._inputs = []
         self._micro_batches = len(sizes)
         self._sizes = {unit: sum(size[unit] for size in sizes) for unit in UNITS}
@@ -152,7 +152,7 @@ class PhaseTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the mean of each loss part since the last log."""
         if "loss" in logs:
-            seen = processes.gathered([(k, x) for k, own in self._seen.items() for x in own])
+            seen = processes.gather([(k, x) for k, own in self._seen.items() for x in own])
             means = {name: fmean(x for key, x in seen if key == name) for name in self._seen}
             logs = {**logs, **{f"loss_{name}": mean for name, mean in means.items()}}
             self._seen = {}
@@ -194,7 +194,7 @@ class Stop(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Saves and stops training where the user asked for it."""
-        if any(processes.gathered([self.progress.stopping])):
+        if any(processes.gather([self.progress.stopping])):
             control.should_save = control.should_training_stop = True
 
 
