@@ -20,7 +20,9 @@ from retain.system.files import write_jsonl
 from tests.tiny import make_task
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LOG = ROOT / "docs" / "experiments"  # commands as they were run on their day
+ALL_PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [page for page in ALL_PAGES if page.parent != LOG]
 COMMANDS = get_command(app).commands
 BACKBONE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -120,6 +122,53 @@ def test_wrong_commands_are_noticed() -> None:
     for given in wrong:
         with pytest.raises(Exception, match=r"No such option|Missing|extra argument|no command"):
             parse(given)
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub names them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def broken_links(page: Path) -> list[str]:
+    """Relative links of a page whose file or heading does not exist."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        exists = target.exists() and not name.startswith("/")
+        if not exists or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    return broken
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    assert broken_links(page) == []
+
+
+def test_broken_links_are_noticed(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    (tmp_path / "other.md").write_text("# One (2026, *two*)\n", encoding="utf-8")
+    page.write_text(
+        "# Here\n[a](other.md#one-2026-two) [b](#here) [c](https://example.org) [d](other.md)\n"
+        "[e](none.md) [f](other.md#two) [g](#there) ![h](/absolute.png)\n",
+        encoding="utf-8",
+    )
+    assert broken_links(page) == ["none.md", "other.md#two", "#there", "/absolute.png"]
+
+
+def test_log_lists_every_experiment() -> None:
+    """docs/experiments/index.md links each page once, newest first."""
+    index = (LOG / "index.md").read_text(encoding="utf-8")
+    names = re.findall(r"\]\((\d{4}-\d\d-\d\d-[\w-]+\.md)\)", index)
+    assert sorted(names) == sorted(page.name for page in LOG.glob("2*.md"))
+    dates = [name[:10] for name in names]
+    assert dates == sorted(dates, reverse=True)
 
 
 def test_reference_is_that_of_the_code() -> None:
