@@ -5,7 +5,8 @@
 # make bench: costs beside what a user would run instead (JSON=FILE also writes them there).
 # make test-browser: the pages in Chromium, which it installs (Debian); pictures in runs/browser.
 # make test-general: retain eval --general, with lm-evaluation-harness, which it installs.
-# All set up .venv themselves; constraints.txt says with which releases.
+# make test-wheel: the wheel, installed in an empty environment outside of the repository.
+# All but the last set up .venv themselves; constraints.txt says with which releases.
 PYTHON ?= python3
 BIN = .venv/bin
 RUN = $(BIN)/retain run configs/demo.yaml --resume
@@ -14,7 +15,7 @@ STREAM = configs/superni-short.yaml
 METHODS = pertask seqlora sapt
 SEEDS = 0 1
 
-.PHONY: demo results bench test chromium test-browser test-general
+.PHONY: demo results bench test chromium test-browser test-general test-wheel
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
@@ -54,3 +55,6 @@ test-browser: .venv/ready chromium
 test-general: .venv/ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[general]'
 	$(BIN)/pytest tests/general
+
+test-wheel:
+	PYTHON=$(PYTHON) tests/wheel/run.sh

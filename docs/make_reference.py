@@ -21,17 +21,14 @@ import retain
 from retain.cli import app
 from retain.experiment.config import ExperimentConfig
 from retain.experiment.stream import FOLDER_READERS
-from retain.learner import Answer, Learner
+from retain.learner import Learner
 from retain.methods import METHODS
 from retain.metrics import continual
 from retain.metrics.text import METRICS
-from retain.tasks import Example
 
 PAGE = Path(__file__).parent / "reference.md"
 PYTHON = [
-    *((f"retain.{name}", getattr(retain, name)) for name in retain.__all__),
-    ("retain.learner.Answer", Answer),
-    ("retain.tasks.Example", Example),
+    (f"retain.{name}", getattr(retain, name)) for name in retain.__all__ if name != "__version__"
 ]
 ATTRIBUTES = {Learner: {"tasks": "The learned tasks in order, without what they learned from."}}
 """Those that a constructor sets, which have no docstring."""

@@ -148,7 +148,7 @@ def evaluate(
         except ModuleNotFoundError as missing:
             raise RetainError(
                 f"eval --general: {missing.name} is not installed; "
-                "pip install -e '.[general]' in a checkout"
+                "run: pip install 'retain[general]'"
             ) from None
         names = [name.strip() for name in general.split(",") if name.strip()]
         found = general_ability(run, names, limit, _progress("eval"), trust_remote_code)
@@ -213,7 +213,7 @@ def serve(
         from retain.serve import serve as start
     except ModuleNotFoundError as missing:
         raise RetainError(
-            f"serve: {missing.name} is not installed; pip install -e '.[serve]' in a checkout"
+            f"serve: {missing.name} is not installed; run: pip install 'retain[serve]'"
         ) from None
     start(run, host, port, queue, _say, trust_remote_code)
 

@@ -200,7 +200,7 @@ def test_general_ability_without_the_harness(
     monkeypatch.delitem(sys.modules, "retain.harness.ability", raising=False)
     done = call("eval", learned, "--general", "hellaswag")
     assert (done.status, done.out) == (2, "")
-    says = "eval --general: lm_eval is not installed; pip install -e '.[general]' in a checkout"
+    says = "eval --general: lm_eval is not installed; run: pip install 'retain[general]'"
     assert done.err == f"error: {says}\n"
 
 

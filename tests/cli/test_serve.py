@@ -742,4 +742,4 @@ def test_without_the_extra_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     done = call("serve", tmp_path)
     assert done.status == 2
-    assert "uvicorn is not installed; pip install -e '.[serve]'" in done.err
+    assert "uvicorn is not installed; run: pip install 'retain[serve]'" in done.err
