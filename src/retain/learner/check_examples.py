@@ -9,7 +9,7 @@ from retain.backbone import Backbone
 from retain.backbone.backbone import SHOWN
 from retain.errors import RetainError
 from retain.evaluation.answers import EvaluationConfig
-from retain.metrics.text import says_nothing
+from retain.metrics.text import is_empty_reference
 from retain.tasks import Example, Task
 
 KNOWN_LIMIT = 0.5
@@ -65,7 +65,7 @@ def check_examples(
         )
     for example in test:
         for text in example.references:
-            if says_nothing(task.metric, text):
+            if is_empty_reference(task.metric, text):
                 raise RetainError(
                     f"task '{task.name}': the test answer {text!r} to {example.prompt[:SHOWN]!r} "
                     f"is empty to {task.metric}, which leaves punctuation out; correct it, or "

@@ -1,1 +1,1 @@
-"""Scores: of an answer (`text`), and of a stream (`continual`)."""
+"""Scores of one answer (`text`, `trace`), of a stream (`continual`), of generated texts."""

@@ -1,4 +1,4 @@
-"""How generated texts compare with the real ones that they imitate."""
+"""Measures of generated texts (pseudo-samples) against the real texts that they imitate."""
 
 from __future__ import annotations
 
@@ -10,80 +10,87 @@ from torch import Tensor
 
 FOLDS = 5
 LIMIT = 500
-"""Most texts of a kind for the classifier; more hardly change the figure."""
+"""Maximum number of texts of each kind for the classifier; more hardly change the result."""
 CHARACTERS = 2000
-"""Of each text, so that long documents cost no minutes."""
+"""Number of characters read of each text, so that long documents do not take minutes."""
 NGRAMS = (1, 2, 3)
 BUCKETS = 4096
 RIDGE = 0.1
-"""Of the mean squared length of a centred text."""
+"""Ridge penalty, relative to the mean squared length of a centred feature vector."""
 
 
 def separability(generated: Sequence[str], real: Sequence[str]) -> float | None:
-    """How well a linear classifier on character n-grams tells generated texts from real ones.
+    """Measures how well a linear classifier on character n-grams separates generated from real.
 
-    The area under the ROC curve on held-out texts, mean over five folds that have both kinds: 0.5
-    where they cannot be told apart, 1 where they always can. Of ten generated texts it still moves
-    by 0.1 from draw to draw.
+    The result is the area under the ROC curve on held-out texts, as a mean over five folds that
+    each have both kinds. It is 0.5 if the texts cannot be distinguished and 1 if they always can.
+    With only ten generated texts it varies by about 0.1 between draws.
 
     Returns:
-        0 to 1; None when there are fewer than five texts of a kind.
+        0 to 1; None if one kind has fewer than five texts.
     """
     generated, real = spread(generated, LIMIT), spread(real, LIMIT)
     if min(len(generated), len(real)) < FOLDS:
         return None
     features = torch.stack([_features(text) for text in (*generated, *real)])
-    with torch.autocast("cpu", enabled=False):  # a run in bfloat16 asks for it
+    with torch.autocast("cpu", enabled=False):  # a bfloat16 run would autocast this product
         gram = features @ features.T
     target = torch.tensor([1.0] * len(generated) + [-1.0] * len(real))
     fold = torch.tensor([i % FOLDS for texts in (generated, real) for i in range(len(texts))])
-    found = []
+    areas = []
     for number in range(FOLDS):
         held_out = fold == number
         scores = _ridge(gram, target, ~held_out)[held_out]
         kind = target[held_out]
-        found.append(area(scores[kind > 0], scores[kind < 0]))
-    return sum(found) / FOLDS
+        areas.append(area(scores[kind > 0], scores[kind < 0]))
+    return sum(areas) / FOLDS
 
 
 def area(positive: Tensor, negative: Tensor) -> float:
-    """The share of pairs in which the positive (P,) scores above the negative (N,); ties half."""
+    """Area under the ROC curve of positive (P,) and negative (N,) scores.
+
+    It is the share of pairs in which the positive scores higher. A tie counts half.
+    """
     above = positive[:, None] - negative
     return float(((above > 0).double() + 0.5 * (above == 0)).mean())
 
 
 def distinct(rows: Iterable[Sequence[int]], n: int) -> float | None:
-    """distinct-n: different n-grams over all n-grams, of token ids (Li et al., arXiv 1510.03055).
+    """distinct-n: distinct n-grams / all n-grams, of token ids (Li et al., arXiv 1510.03055).
 
-    It falls as texts become more, so only equal numbers of texts compare.
+    It falls as the number of texts grows, so compare only equal numbers of texts.
+
+    Args:
+        rows: the token ids of each text.
+        n: length of the n-grams.
 
     Returns:
-        0 to 1; None when no row has n tokens.
+        0 to 1; None if no text has n tokens.
     """
     ngrams = [tuple(row[i : i + n]) for row in rows for i in range(len(row) - n + 1)]
     return len(set(ngrams)) / len(ngrams) if ngrams else None
 
 
 def duplicates(texts: Sequence[str]) -> int:
-    """How many texts repeat an earlier one; spaces count as one."""
+    """Counts the texts that repeat an earlier one, up to white space."""
     return len(texts) - len({_plain(text) for text in texts})
 
 
 class Originals:
-    """Real texts, to find verbatim copies of them."""
+    """Index of real texts, to detect generated texts that copy one verbatim."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts = sorted({_plain(text) for text in texts})
 
     def has(self, text: str) -> bool:
-        """Whether it is a real text, or its beginning: a generator may be stopped on the way."""
+        """Whether the text is a real text or its beginning (generation may have been cut)."""
         text = _plain(text)
-        place = bisect_left(self._texts, text)
-        return place < len(self._texts) and self._texts[place].startswith(text)
+        position = bisect_left(self._texts, text)
+        return position < len(self._texts) and self._texts[position].startswith(text)
 
 
 def spread(texts: Sequence[str], count: int) -> list[str]:
-    """At most so many, evenly over all."""
+    """Selects at most `count` texts, evenly spaced."""
     step = max(1, len(texts) / count)
     return [texts[int(i * step)] for i in range(min(count, len(texts)))]
 
@@ -93,7 +100,10 @@ def _plain(text: str) -> str:
 
 
 def _features(text: str) -> Tensor:
-    """Roots of the shares of hashed character n-grams, (3 · 4096,); length 1 for each n."""
+    """Square roots of the relative frequencies of hashed character n-grams, (3 · 4096,).
+
+    The part of each n has Euclidean length 1.
+    """
     codes = torch.tensor([ord(c) for c in _plain(text)[:CHARACTERS]])
     parts = []
     for n in NGRAMS:
@@ -105,18 +115,21 @@ def _features(text: str) -> Tensor:
     return torch.cat(parts)
 
 
-def _ridge(gram: Tensor, target: Tensor, known: Tensor) -> Tensor:
-    """Scores of all texts by ridge regression on the known ones, in its dual form.
+def _ridge(gram: Tensor, target: Tensor, train: Tensor) -> Tensor:
+    """Scores all texts by ridge regression on the training texts, in its dual form.
 
     Args:
-        gram: products of the texts' features, (N, N).
-        target: what to predict, (N,).
-        known: which texts are learned from, (N,).
+        gram: inner products of the texts' features, (N, N).
+        target: +1 for generated and −1 for real texts, (N,).
+        train: True for the K training texts, (N,).
+
+    Returns:
+        (N,).
     """
-    rows = gram[:, known]
-    own = rows[known]
-    centred = rows - rows.mean(1, keepdim=True) - own.mean(0) + own.mean()
-    own = centred[known]
-    penalty = RIDGE * own.diagonal().mean().clamp(min=1e-6) * torch.eye(len(own))
-    weights = torch.linalg.solve(own + penalty, target[known] - target[known].mean())
+    kernel = gram[:, train]  # (N, K)
+    train_kernel = kernel[train]  # (K, K)
+    centred = kernel - kernel.mean(1, keepdim=True) - train_kernel.mean(0) + train_kernel.mean()
+    train_kernel = centred[train]
+    penalty = RIDGE * train_kernel.diagonal().mean().clamp(min=1e-6) * torch.eye(len(train_kernel))
+    weights = torch.linalg.solve(train_kernel + penalty, target[train] - target[train].mean())
     return (centred * weights).sum(1)

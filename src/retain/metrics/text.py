@@ -1,4 +1,4 @@
-"""Metrics of single answers: those of the Super-NaturalInstructions scorer, and a table of all."""
+"""Metrics of single answers: those of the Super-NaturalInstructions scorer, and the full table."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from retain.errors import RetainError
 from retain.metrics import trace
 
 Metric = Callable[[str, Sequence[str], str], float]
-"""Prediction, references and prompt → 0 to 1."""
+"""A function of prediction, references and prompt that returns a score from 0 to 1."""
 
 
 def normalise(text: str) -> str:
-    """Lower case, punctuation removed, white space folded; articles stay."""
+    """Lower-cases, removes ASCII punctuation, collapses white space; keeps articles."""
     kept = "".join(c for c in text.lower() if c not in string.punctuation)
     return " ".join(kept.split())
 
 
 def exact_match(prediction: str, references: Sequence[str], prompt: str) -> float:
-    """1 if the normalised prediction equals one of the normalised references, else 0.
+    """Returns 1 if the normalised prediction equals a normalised reference, else 0.
 
-    Normalised: in lower case and without punctuation, so "3.14" equals "314"; articles stay.
+    `normalise` removes case and punctuation, so "3.14" equals "314".
     """
     return float(any(normalise(prediction) == normalise(reference) for reference in references))
 
@@ -31,8 +31,8 @@ def exact_match(prediction: str, references: Sequence[str], prompt: str) -> floa
 def rouge_l(prediction: str, references: Sequence[str], prompt: str) -> float:
     """F-measure of the longest common subsequence of stemmed words, best over the references.
 
-    A word is a run of the letters a to z and digits, in lower case: any other letter, with an
-    accent say, parts words, and an answer in another script than Latin scores 0.
+    A word is a run of the letters a to z and digits, after lower-casing. Any other letter, such as
+    one with an accent, separates words, and an answer in a non-Latin script scores 0.
     """
     return max(
         _scorer().score(prediction=prediction, target=reference)["rougeL"].fmeasure
@@ -40,8 +40,8 @@ def rouge_l(prediction: str, references: Sequence[str], prompt: str) -> float:
     )
 
 
-def says_nothing(metric: str, reference: str) -> bool:
-    """Whether a reference is empty to the metric, so that an answer of nothing would be right."""
+def is_empty_reference(metric: str, reference: str) -> bool:
+    """Whether the metric sees an empty reference, under which an empty answer would be correct."""
     return metric == "exact_match" and not normalise(reference)
 
 
@@ -57,7 +57,7 @@ METRICS: dict[str, Metric] = {
 
 
 def check_metric(metric: str, where: str) -> None:
-    """Raises RetainError for a metric that does not exist."""
+    """Raises RetainError for a metric name that is not in METRICS; `where` starts the message."""
     if metric not in METRICS:
         raise RetainError(
             f"{where}: metric '{metric}' is unknown; choose one of {', '.join(METRICS)}"
@@ -70,7 +70,7 @@ def score(
     references: Sequence[Sequence[str]],
     prompts: Sequence[str],
 ) -> float:
-    """Mean of a metric over examples, 0 to 100."""
+    """Returns the mean of a metric over examples, 0 to 100."""
     examples = zip(predictions, references, prompts, strict=True)
     values = [METRICS[metric](*example) for example in examples]
     return 100.0 * sum(values) / len(values)

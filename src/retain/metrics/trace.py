@@ -1,7 +1,7 @@
 """Metrics of single answers, as the scorers of the TRACE benchmark (arXiv 2310.06762) compute them.
 
-Texts are compared as they stand, white space included. An empty answer scores 0, but in `sari`,
-which gives points for what it rightly leaves out.
+Texts are compared unchanged, white space included. An empty answer scores 0, except under `sari`,
+which gives points for correctly deleted words.
 """
 
 from __future__ import annotations
@@ -23,33 +23,35 @@ TASK_METRICS = {
     "NumGLUE-ds": "exact_answer",
     "20Minuten": "sari",
 }
-"""The metric of each task, by the name of its folder."""
+"""Metric of each task, by the name of the task's folder."""
 
 
 def first_letter(prediction: str, references: Sequence[str], prompt: str) -> float:
-    """1 if the prediction begins with the letter that a reference begins with, else 0."""
+    """Returns 1 if the prediction begins with the first letter of a reference, else 0."""
     first = prediction[:1]
     return float(first != "" and first in [reference[:1] for reference in references])
 
 
 def exact_answer(prediction: str, references: Sequence[str], prompt: str) -> float:
-    """1 if the prediction is one of the references, to the letter, else 0."""
+    """Returns 1 if the prediction equals one of the references exactly, else 0."""
     return float(prediction != "" and prediction in references)
 
 
 def rouge_l_union(prediction: str, references: Sequence[str], prompt: str) -> float:
-    """ROUGE-L of the package `rouge`, best over the references.
+    """ROUGE-L as the package `rouge` computes it, best over the references, 0 to 1.
 
-    Sentences end at a dot. F-measure of the different words in the union, over all pairs of a
-    sentence of the reference and one of the prediction, of their longest common subsequences.
+    A sentence ends at a dot. The longest common subsequence is taken for every pair of a reference
+    sentence and a predicted sentence. The score is the F-measure of the distinct words in the union
+    of these subsequences.
     """
     return max(_rouge_l(prediction, reference) for reference in references)
 
 
 def edit_similarity(prediction: str, references: Sequence[str], prompt: str) -> float:
-    """Similarity of two lines of code, best over the references, in whole hundredths.
+    """Similarity of two lines of code, best over the references, 0 to 1 in steps of 0.01.
 
-    1 − (insertions + deletions) / (both lengths), after CodeXGLUE's literals are written out.
+    It is 1 − (insertions + deletions) / (sum of both lengths), after CodeXGLUE's placeholders for
+    literals are replaced by their values.
     """
     from rapidfuzz import fuzz
 
@@ -59,11 +61,11 @@ def edit_similarity(prediction: str, references: Sequence[str], prompt: str) -> 
 
 
 def sari(prediction: str, references: Sequence[str], prompt: str) -> float:
-    """SARI of a simplification (Xu et al. 2016), against all references together.
+    """SARI of a simplified text (Xu et al. 2016), against all references together, 0 to 1.
 
-    Mean over n-grams of 1 to 4 words of (keep F1 + add F1 + delete precision) / 3, where an n-gram
-    of the prompt is to be kept, added or deleted as the references do it. Conventions of the
-    library `evaluate`.
+    It is the mean over n = 1 … 4 of (keep F1 + add F1 + delete precision) / 3. The references
+    decide which n-grams of the prompt should be kept, added or deleted. Details follow the library
+    `evaluate`.
     """
     source, answer = _words(prompt), _words(prediction)
     targets = [_words(reference) for reference in references]
@@ -71,13 +73,13 @@ def sari(prediction: str, references: Sequence[str], prompt: str) -> float:
 
 
 def _rouge_l(prediction: str, reference: str) -> float:
-    if not prediction.strip(".") or not reference.strip("."):  # no sentence: the package raises
+    if not prediction.strip(".") or not reference.strip("."):  # the package raises without sentence
         return 0.0
     limit = sys.getrecursionlimit()
-    # the package goes one call deeper with each word of a sentence
+    # The package recurses once per word of a sentence.
     sys.setrecursionlimit(limit + len(prediction.split()) + len(reference.split()))
     try:
-        # the published scorer has the reference first; ties make the order matter
+        # The published scorer passes the reference first. Ties make the order matter.
         return float(_rouge().get_scores(reference, prediction)[0]["rouge-l"]["f"])
     finally:
         sys.setrecursionlimit(limit)
@@ -91,10 +93,11 @@ def _rouge() -> Any:
 
 
 def _write_literals(code: str) -> str:
-    """`<STR_LIT:x>` → `x`; without a value `<NUM_LIT>` → `0`, the others vanish."""
-    for name, written in (("NUM", "0"), ("STR", ""), ("CHAR", "")):
-        code = code.replace(f"<{name}_LIT>", written)
-    # found first, then replaced: a literal within a literal comes out as in the published scorer
+    """Replaces `<STR_LIT:x>` by `x`, `<NUM_LIT>` by `0`, and removes other empty literals."""
+    for name, value in (("NUM", "0"), ("STR", ""), ("CHAR", "")):
+        code = code.replace(f"<{name}_LIT>", value)
+    # All matches are collected before any is replaced. So a literal within a literal gives the same
+    # text as in the published scorer.
     for name, value in re.findall("<(STR|NUM|CHAR)_LIT:(.*?)>", code, re.DOTALL):
         code = code.replace(f"<{name}_LIT:{value}>", value)
     return code
@@ -112,11 +115,11 @@ MTEVAL_13A = (
     (r"([.,])([^0-9])", r" \1 \2"),
     (r"([0-9])-", r"\1 - "),
 )
-"""Pattern and replacement, in order: what the tokenizer of NIST's mteval-v13a sets apart."""
+"""Patterns and replacements, in order, by which NIST's mteval-v13a separates symbols from words."""
 
 
 def _words(text: str) -> list[str]:
-    """Lower-cased words and symbols by mteval-v13a's rules, on which SARI is counted."""
+    """Splits a text into lower-case words and symbols by the rules of mteval-v13a, for SARI."""
     text = f" {text.lower()} "
     for pattern, replacement in MTEVAL_13A:
         text = re.sub(pattern, replacement, text)
@@ -124,24 +127,25 @@ def _words(text: str) -> list[str]:
 
 
 def _sari(source: list[str], answer: list[str], targets: list[list[str]], n: int) -> float:
-    """(keep F1 + add F1 + delete precision) / 3 of n-grams; 0 of 0 counts as 1.
+    """Returns (keep F1 + add F1 + delete precision) / 3 of n-grams; 0 / 0 counts as 1.
 
-    Source and answer are counted once for each reference, so that counts can be compared.
+    Counts of the source S and the answer A are multiplied by the number of references, so that they
+    compare with R, the counts over all references.
     """
     S, A = (_ngrams([words] * len(targets), n) for words in (source, answer))
     R = _ngrams(targets, n)
     kept, to_keep = S & A, S & R
-    rightly = kept & R
+    correctly_kept = kept & R
     keep = _f1(
-        _share(sum(rightly[gram] / kept[gram] for gram in kept), len(kept)),
-        _share(rightly.total(), to_keep.total()),
+        _share(sum(correctly_kept[gram] / kept[gram] for gram in kept), len(kept)),
+        _share(correctly_kept.total(), to_keep.total()),
     )
     added, to_add = A.keys() - S.keys(), R.keys() - S.keys()
-    right = len(added & to_add)
-    add = _f1(_share(right, len(added)), _share(right, len(to_add)))
+    correctly_added = len(added & to_add)
+    add = _f1(_share(correctly_added, len(added)), _share(correctly_added, len(to_add)))
     deleted = S - A
-    gone = deleted - R
-    delete = _share(sum(gone[gram] / deleted[gram] for gram in deleted), len(deleted))
+    correctly_deleted = deleted - R
+    delete = _share(sum(correctly_deleted[gram] / deleted[gram] for gram in deleted), len(deleted))
     return (keep + add + delete) / 3
 
 
