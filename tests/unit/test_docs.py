@@ -162,6 +162,15 @@ def test_broken_links_are_noticed(tmp_path: Path) -> None:
     assert broken_links(page) == ["none.md", "other.md#two", "#there", "/absolute.png"]
 
 
+FILE = re.compile(r"`((?:src|tests|benchmarks|demo|docs)/[\w./-]+\.py)`")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_named_files_exist(page: Path) -> None:
+    names = set(FILE.findall(page.read_text(encoding="utf-8")))
+    assert [name for name in sorted(names) if not (ROOT / name).is_file()] == []
+
+
 def test_log_lists_every_experiment() -> None:
     """docs/experiments/index.md links each page once, newest first."""
     index = (LOG / "index.md").read_text(encoding="utf-8")
