@@ -113,6 +113,6 @@ def test_jsonl_errors_name_the_line_of_the_file(tmp_path: Path) -> None:
 def test_weights_are_finite(tmp_path: Path, value: float) -> None:
     path = tmp_path / "a.safetensors"
     files.write_tensors(path, {"x": torch.tensor([1.0, value]), "y": torch.tensor([1])})
-    with pytest.raises(RetainError, match="'x' holds numbers that are not finite; restore it"):
+    with pytest.raises(RetainError, match="'x' has a NaN or an infinity; restore the file"):
         files.read_weights(path)
     assert files.read_tensors(path)["y"].item() == 1

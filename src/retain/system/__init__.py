@@ -1,1 +1,1 @@
-"""Files, processes and progress: what every other package stands on."""
+"""Files, processes and progress, used by every other package."""

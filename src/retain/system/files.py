@@ -1,7 +1,7 @@
-"""Files, read and written: atomically, and with errors that name the file.
+"""Atomic file writes, checked reads, and errors that name the file.
 
-A file is written under a temporary name, synced and renamed, so that a crash leaves the old file or
-the new one, never half of one.
+A file is written under a temporary name, synced and renamed. So a crash leaves the old file or the
+new one, never a partial one. With several processes only rank 0 writes; the others wait.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from retain.system import processes
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Whoever writes a file or folder does it in here.
+    """Turns OS write errors into a RetainError that names the path.
 
     Raises:
-        RetainError: when the disk refuses (full, read-only, a folder in the way).
+        RetainError: if the write fails (disk full, read-only, a folder has that name).
     """
     try:
         yield
     except (OSError, safetensors.SafetensorError) as error:
         cause = getattr(error, "strerror", None) or first_line(error)
         raise RetainError(
-            f"{path}: cannot be written ({cause}); free the place or choose another"
+            f"{path}: cannot be written ({cause}); correct that, or choose another path"
         ) from None
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary place to write; at the end `path` is replaced by it, or left as it was.
+    """Yields a temporary path to write; replaces `path` by it at the end, or leaves it unchanged.
 
     Raises:
         RetainError: as in `writing`.
@@ -61,7 +61,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file's content, or a folder's names, are on the disk."""
+    """Waits until the content of a file, or the entries of a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -70,14 +70,14 @@ def sync(path: Path) -> None:
 
 
 def _make_folder(path: Path) -> None:
-    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
-    for folder in new:
+    for folder in missing:
         sync(folder.parent)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replaces `path` by `content`, or leaves it as it was."""
+    """Writes bytes atomically."""
     with processes.first_alone() as writes:
         if writes:
             with replacing(path) as temporary:
@@ -95,22 +95,26 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
-    """Writes one JSON value a line, atomically."""
+    """Writes JSON Lines (one JSON value per line) atomically; NaN and infinity are refused."""
     lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     write_text(path, "".join(lines))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Writes named tensors as safetensors, atomically; those on the CPU are not copied."""
+    """Writes named tensors as safetensors, atomically; contiguous CPU tensors are not copied."""
     with processes.first_alone() as writes:
         if writes:
-            plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
             with replacing(path) as temporary:
-                safetensors.torch.save_file(plain, temporary)
+                safetensors.torch.save_file(on_cpu, temporary)
 
 
 def read_json(path: Path) -> Any:
-    """Reads one JSON value; raises RetainError naming the file when it is missing or no JSON."""
+    """Reads one JSON value.
+
+    Raises:
+        RetainError: if the file is missing or not JSON; it names the file.
+    """
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -123,7 +127,7 @@ def read_text(path: Path) -> str:
     """Reads UTF-8 text, with or without a byte order mark.
 
     Raises:
-        RetainError: naming the file, and the line that is not UTF-8.
+        RetainError: if the file cannot be read or a line is not UTF-8; it names file and line.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -137,22 +141,26 @@ def read_text(path: Path) -> str:
 
 
 def parse_yaml(text: str) -> Any:
-    """One YAML value; whatever is wrong with it is a YAMLError."""
+    """Parses one YAML value; every failure is raised as a YAMLError."""
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         raise
-    except Exception as error:  # of many kinds, such as for the date 2020-13-45
+    except Exception as error:  # PyYAML leaks others, such as ValueError for the date 2020-13-45
         raise yaml.YAMLError(first_line(error)) from None
 
 
 def read_jsonl(path: Path) -> list[Any]:
-    """Reads one JSON value a line; raises RetainError naming the file and the line."""
+    """Reads JSON Lines (one JSON value per line).
+
+    Raises:
+        RetainError: if the file cannot be read or a line is not JSON; it names file and line.
+    """
     return [row for _, row in numbered_jsonl(path)]
 
 
 def numbered_jsonl(path: Path) -> list[tuple[int, Any]]:
-    """As `read_jsonl`, each row with the number of its line; blank lines are skipped."""
+    """Reads JSON Lines as pairs of line number (from 1) and value; blank lines are skipped."""
     rows = []
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
@@ -166,7 +174,11 @@ def numbered_jsonl(path: Path) -> list[tuple[int, Any]]:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Reads a safetensors file onto the CPU; raises RetainError naming a missing or damaged one."""
+    """Reads a safetensors file onto the CPU.
+
+    Raises:
+        RetainError: if the file is missing or damaged; it names the file.
+    """
     try:
         return safetensors.torch.load_file(path)
     except FileNotFoundError:
@@ -176,24 +188,28 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """As `read_tensors`, for what computes answers: every number has to be finite."""
+    """Reads model weights with `read_tensors` and checks that every value is finite.
+
+    Raises:
+        RetainError: if the file is missing, damaged, or holds a NaN or an infinity.
+    """
     tensors = read_tensors(path)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise RetainError(
-                f"{path}: '{name}' holds numbers that are not finite; restore it from a copy"
+                f"{path}: tensor '{name}' has a NaN or an infinity; restore the file from a copy"
             )
     return tensors
 
 
 def remove_folders(*paths: Path) -> None:
-    """Deletes folders of unfinished work, those that are there; the first process's list counts."""
+    """Deletes folders of unfinished work where they exist; only rank 0's `paths` are used."""
     with processes.first_alone() as deletes:
         for path in paths if deletes else ():
             shutil.rmtree(path, ignore_errors=True)
 
 
 def checksum(path: Path) -> str:
-    """The sha256 of a file."""
+    """Returns the sha256 of a file in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

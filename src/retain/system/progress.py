@@ -1,4 +1,4 @@
-"""What a run tells while it works."""
+"""Progress of a run: messages, and the state of the current phase or evaluation."""
 
 from __future__ import annotations
 
@@ -11,32 +11,42 @@ from rich.progress import Progress as RichProgress
 
 
 class Progress:
-    """Receives a run's events. This one is silent.
+    """Receiver of a run's events; this base class prints nothing.
 
     Attributes:
-        stopping: set when the user asks for an end: the step at hand is finished and saved, and
-            then the work ends with a `StoppedError`.
+        stopping: set to True when the user asks to stop. The current step is finished and saved,
+            and then a `StoppedError` is raised.
     """
 
     stopping = False
 
     def message(self, text: str) -> None:
-        """One line of news."""
+        """Receives one line of text."""
 
     def start(self, label: str, total: int, unit: str) -> None:
-        """A stretch of work begins: a phase (in steps) or an evaluation (in examples)."""
+        """Begins a phase or an evaluation.
+
+        Args:
+            label: what is being done.
+            total: the number of units.
+            unit: what is counted, such as steps or examples.
+        """
 
     def update(self, done: int, parts: Mapping[str, float] | None = None) -> None:
-        """`done` of the total are done; `parts` are the loss parts of a training step."""
+        """Reports that `done` units of the total are done.
+
+        `parts` are the parts of a training step's loss, or the score of an evaluation, by name.
+        """
 
     def finish(self) -> None:
-        """The stretch ends."""
+        """Ends the phase or evaluation."""
 
 
 class ConsoleProgress(Progress):
-    """A bar with loss parts and time left; a few plain lines where there is no terminal."""
+    """Progress bar with loss parts and time left; plain lines if the console is no terminal."""
 
     INTERVAL = 10.0
+    """Seconds between two plain lines."""
 
     def __init__(self, console: Console, prefix: str = "") -> None:
         self.console = console
@@ -44,14 +54,14 @@ class ConsoleProgress(Progress):
         self._bar: RichProgress | None = None
 
     def message(self, text: str) -> None:
-        """Prints the line."""
+        """Prints one line of text."""
         self._print(f"{self.prefix}{text}")
 
     def start(self, label: str, total: int, unit: str) -> None:
-        """Shows the bar."""
+        """Shows an empty bar."""
         self._label, self._total, self._unit = f"{self.prefix}{label}", total, unit
-        self._began = self._shown = time.monotonic()
-        self._first: int | None = None
+        self._started = self._printed = time.monotonic()
+        self._first: int | None = None  # units that an interrupted run had already done
         self._line = ""
         if self.console.is_terminal:
             self._bar = RichProgress(
@@ -67,22 +77,22 @@ class ConsoleProgress(Progress):
 
     def update(self, done: int, parts: Mapping[str, float] | None = None) -> None:
         """Moves the bar, or prints a line every ten seconds."""
-        shown = " ".join(f"{name} {value:.3f}" for name, value in (parts or {}).items())
+        parts_text = " ".join(f"{name} {value:.3f}" for name, value in (parts or {}).items())
         now = time.monotonic()
         self._first = done if self._first is None else self._first
-        rate = (done - self._first) / (now - self._began) if done > self._first else 0.0
-        left = f"{(self._total - done) / rate:.0f} s left" if rate else ""
-        took = f"{now - self._began:.0f} s"
-        self._line = f"{self._label}: {done}/{self._total} {self._unit}  {shown}"
+        rate = (done - self._first) / (now - self._started) if done > self._first else 0.0
+        remaining = f"{(self._total - done) / rate:.0f} s left" if rate else ""
+        elapsed = f"{now - self._started:.0f} s"
+        self._line = f"{self._label}: {done}/{self._total} {self._unit}  {parts_text}"
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, parts=shown)
-        elif now - self._shown > self.INTERVAL and done < self._total:
-            self._shown = now
-            self._print(f"{self._line}  {left}".rstrip())
-        self._line = f"{self._line}  {took}"
+            self._bar.update(self._task, completed=done, parts=parts_text)
+        elif now - self._printed > self.INTERVAL and done < self._total:
+            self._printed = now
+            self._print(f"{self._line}  {remaining}".rstrip())
+        self._line = f"{self._line}  {elapsed}"
 
     def finish(self) -> None:
-        """Removes the bar and leaves its last line."""
+        """Stops the bar, or prints its last line if there is no terminal."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
