@@ -1,1 +1,1 @@
-"""Scores of one answer (`text`, `trace`), of a stream (`continual`), of generated texts."""
+"""Scores of an answer (`text`, `trace`), a stream (`continual`, `published`), generated texts."""

@@ -43,22 +43,6 @@ def forward_transfer(matrix: Matrix, single: Sequence[float | None]) -> float | 
     return _mean([_minus(matrix[j][j], single[j]) for j in range(len(matrix))])
 
 
-def backward_transfer_reference(matrix: Matrix) -> float | None:
-    """BWT as SAPT's and SEEKR's scripts have it: the same sum, divided by T instead of T−1."""
-    value = backward_transfer(matrix)
-    return None if value is None else value * (len(matrix) - 1) / len(matrix)
-
-
-SAPT_SINGLE = 50.94
-"""The constant that SAPT's script subtracts for FWT (its T5-large SuperNI single-task mean)."""
-
-
-def forward_transfer_reference(matrix: Matrix) -> float | None:
-    """FWT as SAPT's script has it: mean of the diagonal − 50.94."""
-    value = _mean([row[i] for i, row in enumerate(matrix)])
-    return None if value is None else value - SAPT_SINGLE
-
-
 def zero_shot_transfer(zero_shot: Sequence[float | None]) -> float | None:
     """Mean over j > 0 of the score on task j just before learning it."""
     return _mean(zero_shot[1:])
@@ -69,15 +53,13 @@ def summary(
     single: Sequence[float | None] | None = None,
     zero_shot: Sequence[float | None] = (),
 ) -> dict[str, float | None]:
-    """All of them by name; forward transfer is None until single-task scores are given."""
+    """The metrics of a run by name; forward transfer is None until single-task scores are given."""
     return {
         "average_performance": average_performance(matrix),
         "forgetting": forgetting(matrix),
         "forward_transfer": None if single is None else forward_transfer(matrix, single),
         "backward_transfer": backward_transfer(matrix),
         "zero_shot_transfer": zero_shot_transfer(zero_shot),
-        "backward_transfer_reference": backward_transfer_reference(matrix),
-        "forward_transfer_reference": forward_transfer_reference(matrix),
     }
 
 
