@@ -16,8 +16,7 @@ from typing import Any
 
 from retain.runs import results
 from retain.runs.directory import RunDirectory
-from retain.runs.records import predictions_file
-from retain.system.files import read_jsonl
+from retain.runs.records import Prediction, predictions_file, read_records
 
 
 def divergence(before: list[float], after: list[float]) -> float:
@@ -29,15 +28,15 @@ def divergence(before: list[float], after: list[float]) -> float:
 def alignment(run: RunDirectory) -> dict[str, float]:
     """Of each task but the last, by name."""
     folders = run.learned()
-    names = results.scores(run)["tasks"]
+    names = results.scores(run).tasks
     found = {}
     for j, name in enumerate(names[:-1]):
         first, last = (
-            read_jsonl(predictions_file(place, j))
+            read_records(Prediction, predictions_file(place, j))
             for place in (folders[j], folders[len(names) - 1])
         )
         found[name] = fmean(
-            divergence(whole(a["routing"]), whole(b["routing"]))
+            divergence(whole(a.routing or []), whole(b.routing or []))
             for a, b in zip(first, last, strict=True)
         )
     return found
@@ -61,14 +60,15 @@ def main() -> None:
     for folder in parser.parse_args().runs:
         run = results.open_run(folder)
         routed = run.learned() and predictions_file(run.learned()[-1], 0).exists()
-        if len(run.learned()) < 2 or not routed or results.rows(run)[-1]["routing"][0] is None:
+        if len(run.learned()) < 2 or not routed or results.rows(run)[-1].routing[0] is None:
             parser.error(f"{folder}: needs a run of a router with two tasks or more")
-        if unnormalised(results.settings(run)["method"]):
+        if unnormalised(results.experiment_values(run)["method"]):
             parser.error(f"{folder}: its gates (sigmoid) are no shares of 1; compare other runs")
         by_task = alignment(run)
-        score = results.scores(run)["metrics"]["average_performance"]
+        score = results.scores(run).metrics["average_performance"]
         each = " ".join(f"{value:.4f}" for value in by_task.values())
-        print(f"| {folder.name} | {score:.2f} | {fmean(by_task.values()):.4f} | {each} |")
+        shown = "–" if score is None else f"{score:.2f}"
+        print(f"| {folder.name} | {shown} | {fmean(by_task.values()):.4f} | {each} |")
 
 
 if __name__ == "__main__":

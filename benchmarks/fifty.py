@@ -21,8 +21,8 @@ import yaml
 
 from retain.report.plots import Curve, curves
 from retain.runs import results
-from retain.runs.records import predictions_file
-from retain.system.files import read_json, read_jsonl, write_jsonl, write_text
+from retain.runs.records import Prediction, predictions_file, read_records
+from retain.system.files import write_jsonl, write_text
 from retain.tasks import Example
 from retain.tasks.readers import read_long_sequence, read_superni
 
@@ -107,19 +107,19 @@ def read(folder: Path, picture: Path | None) -> None:
     """Prints how much of their attention the tasks so far have on their own block."""
     run = results.open_run(folder)
     folders = run.learned()
-    names = [read_json(path / "task.json")["name"] for path in folders]
+    names = [results.task_record(run, folder).name for folder in folders]
     own: list[tuple[float, float]] = []
     right: list[tuple[float, float]] = []
     print("| tasks | own block | prompts with most on their own block | lowest task |")
     print("|---|---|---|---|")
     for row in results.rows(run):
-        routing = row["routing"]
+        routing = [weights for weights in row.routing if weights is not None]
         count = len(routing)
         shares = [weights[i] for i, weights in enumerate(routing)]
         largest = [
-            asked["routing"][i] == max(asked["routing"])
+            asked.routing is not None and asked.routing[i] == max(asked.routing)
             for i in range(count)
-            for asked in read_jsonl(predictions_file(folders[count - 1], i))
+            for asked in read_records(Prediction, predictions_file(folders[count - 1], i))
         ]
         own.append((count, 100 * fmean(shares)))
         right.append((count, 100 * fmean(largest)))

@@ -55,7 +55,7 @@ def read(folder: Path) -> str:
     run = results.open_run(folder)
     scores = results.final_scores(run)
     paths = results.newest_predictions(run)
-    rows = [read_jsonl(paths[name]) for name in scores["tasks"] if name in TWINS]
+    rows = [read_jsonl(paths[name]) for name in scores.tasks if name in TWINS]
     if len(rows) != 2:
         raise RetainError(f"{folder}: not of these two streams, or not at its end; see --help")
     words = [{normalise(text) for row in task for text in row["references"]} for task in rows]
@@ -63,11 +63,9 @@ def read(folder: Path) -> str:
         100 * fmean(normalise(row["prediction"]) in words[1 - i] for row in task)
         for i, task in enumerate(rows)
     ]
-    end = scores["matrix"][-1]
+    end = scores.matrix[-1]
     cells = [f"{end[i]:.0f}" for i in range(len(end))] + [f"{share:.0f}" for share in strayed]
-    return (
-        f"| {folder.name} | {scores['metrics']['average_performance']:.1f} | {' | '.join(cells)} |"
-    )
+    return f"| {folder.name} | {scores.metrics['average_performance']:.1f} | {' | '.join(cells)} |"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

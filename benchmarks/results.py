@@ -42,8 +42,7 @@ from retain.metrics import continual
 from retain.metrics.text import score
 from retain.runs import results
 from retain.runs.directory import RunDirectory
-from retain.runs.records import CONFIG, GATES, Gates
-from retain.system.files import read_jsonl
+from retain.runs.records import CONFIG, GATES, Gates, Prediction, read_records
 from retain.system.progress import ConsoleProgress
 
 SHARED = (*LORA, "tune", "replay", "teacher", "generator")
@@ -183,7 +182,7 @@ def finished(experiment: ExperimentConfig) -> RunDirectory | None:
     if not RunDirectory(folder).exists:
         return None
     opened = results.open_run(folder)
-    stored, _ = stored_experiment(results.settings(opened), folder / CONFIG)
+    stored, _ = stored_experiment(results.experiment_values(opened), folder / CONFIG)
     refuse_changes(stored, experiment, folder, len(experiment.tasks))
     return opened if len(results.rows(opened)) == len(experiment.tasks) else None
 
@@ -195,16 +194,17 @@ def row(opened: RunDirectory, pertask: RunDirectory | None) -> dict[str, float |
     except RetainError as error:  # damaged, or this variant is tested in another way
         _say(f"FWT of {opened.path} is left out: {error}")
         single = None
-    line: dict[str, float | None] = dict(results.scores(opened, single)["metrics"])
-    routing = results.rows(opened)[-1]["routing"]
-    if routing[0] is not None and len(routing) == len(routing[0]):
-        line["own_block"] = statistics.mean(weights[i] for i, weights in enumerate(routing))
+    line: dict[str, float | None] = dict(results.scores(opened, single).metrics)
+    routing = results.rows(opened)[-1].routing
+    weights = [each for each in routing if each is not None]
+    if weights and len(weights) == len(routing) == len(weights[0]):
+        line["own_block"] = statistics.mean(each[i] for i, each in enumerate(weights))
     gates = results.read(opened, opened.learned()[-1] / GATES, Gates)
-    line["blocks"] = gates["effective"] if gates else None
+    line["blocks"] = gates.effective if gates else None
     costs = results.costs(opened)
-    line["parameters"] = max((cost.get("parameters", 0) for cost in costs), default=0) or None
-    line["minutes"] = sum(cost.get("seconds", 0) for cost in costs) / 60 or None
-    sizes = [cost["bytes"] / 1e6 for cost in costs]
+    line["parameters"] = max((cost.parameters for cost in costs), default=0) or None
+    line["minutes"] = sum(cost.seconds for cost in costs) / 60 or None
+    sizes = [cost.bytes / 1e6 for cost in costs]
     line["each"] = statistics.median(sizes)  # of whole weights only the newest task has some
     line["megabytes"] = sum(sizes)
     line["rouge_l"] = continual.average_performance([_rouge(opened)])
@@ -215,9 +215,9 @@ def _rouge(run: RunDirectory) -> list[float | None]:
     """ROUGE-L of the newest predictions on each task."""
     found: list[float | None] = []
     for path in results.newest_predictions(run).values():
-        rows = read_jsonl(path)
-        predictions = [row["prediction"] for row in rows]
-        references, prompts = [r["references"] for r in rows], [r["prompt"] for r in rows]
+        rows = read_records(Prediction, path)
+        predictions = [row.prediction for row in rows]
+        references, prompts = [row.references for row in rows], [row.prompt for row in rows]
         found.append(score("rouge_l", predictions, references, prompts))
     return found
 
@@ -245,7 +245,7 @@ def make(options: argparse.Namespace) -> int:
             opened = None if (variant, seed) in failed else finished(experiment)
             if opened:
                 line = row(opened, pertask.get(seed))
-                matrix = results.scores(opened)["matrix"]
+                matrix = results.scores(opened).matrix
                 matrices.append(f"{variant} | {seed} | {json.dumps(matrix)}")
         except RetainError as error:
             _say(f"error: {run_name(variant, seed)}: {error}")

@@ -270,7 +270,7 @@ def inspect(
     from retain.runs import results
 
     opened = results.open_run(run)
-    method = results.settings(opened)["method"]["name"]
+    method = results.settings(opened).method.name
     samples = pseudo_samples.read_samples(opened)
     if method == "seekr" and task is None:
         maps = heads.read_heads(opened)
@@ -350,7 +350,7 @@ def check(
     from retain.runs import results
 
     scores = results.final_scores(results.open_run(run))
-    lost = zip(scores["tasks"], points_lost(scores["matrix"]), strict=True)
+    lost = zip(scores.tasks, points_lost(scores.matrix), strict=True)
     worse = [(name, value) for name, value in lost if value is not None and value > points]
     for name, value in worse:
         _say(f"{name}: lost {value:.1f} points since it was learned")

@@ -65,7 +65,7 @@ def learned(method: str, folder: Path, examples: int = 12, **training: Any) -> P
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     """Changes the settings that a run keeps."""
     run = results.open_run(folder)
-    values = results.settings(run)
+    values = results.experiment_values(run)
     change(values)
     (folder / "config.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     run.commit([folder / "config.yaml"])

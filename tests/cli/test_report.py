@@ -31,6 +31,7 @@ from retain.report.pseudo_samples import Samples, TaskSamples, samples_table
 from retain.report.routing import Kind, LayerGates, Routing
 from retain.report.summary import Examined
 from retain.report.tables import cost_table, standings_table
+from retain.runs.results import TaskCost
 from tests.tiny import EVALUATION, TRAINING, make_backbone, make_task
 
 ODD = '<b>&"任务'
@@ -66,9 +67,9 @@ RUN = RunSummary(
         [Lost("tickets", "<u>Which</u> team?", ["billing"], "billing", "sales", 100.0)],
     ),
     costs=[
-        {"seconds": 90.0, "parameters": 1000, "bytes": 5000},
-        {"bytes": 7000},
-        {"seconds": 30.0, "parameters": 1000, "bytes": 5000},
+        TaskCost(parameters=1000, seconds=90.0, bytes=5000),
+        TaskCost(parameters=1000, seconds=60.0, bytes=7000),
+        TaskCost(parameters=1000, seconds=30.0, bytes=5000),
     ],
 )
 SINGLE = RunSummary("one", "plain", "tiny", ["only"], [[50.0]], {"average_performance": 50.0})
@@ -228,10 +229,10 @@ def test_standings() -> None:
     assert ["intents", "95.0", "95.0", "–", "–"] in rows
 
 
-def test_costs_of_an_earlier_version_are_not_summed() -> None:
+def test_costs_and_their_sum() -> None:
     rows = [re.split(r" {2,}", row.strip()) for row in shown(cost_table(RUN)).splitlines()]
     assert ["tickets", "1.5", "1,000", "5"] in rows
-    assert ["all", "–", "–", "17"] in rows
+    assert ["all", "3.0", "–", "17"] in rows
 
 
 def test_page_shows_answers_that_were_lost() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from retain import RetainError, load_stream
 from retain.backbone import Backbone
 from retain.learner import Learner
 from retain.runs import results
-from retain.system.files import read_json, read_jsonl, write_json
+from retain.system.files import read_json, read_jsonl
 from retain.tasks import Task
 from tests.command import call, settings, write_settings, write_tasks
 from tests.tiny import EVALUATION, TRAINING, make_backbone, make_learner, make_task, save_backbone
@@ -97,19 +96,6 @@ def test_an_own_length_is_for_the_task_s_own_cells(
     assert lengths == [USUAL, USUAL, own, USUAL]
     records = [read_json(path / "task.json")["max_new_tokens"] for path in loaded.run.learned()]
     assert records == [None, own, None]
-
-
-def test_a_run_of_an_earlier_version_has_no_own_lengths(tmp_path: Path) -> None:
-    learner = begun("seqlora", tmp_path / "run")
-    learner.learn(FIRST)
-    path = learner.run.learned()[0] / "task.json"
-    record = read_json(path)
-    del record["max_new_tokens"]
-    write_json(path, record)
-    results.open_run(tmp_path / "run").commit([path])
-    loaded = Learner.load(tmp_path / "run", backbone=make_backbone("llama"))
-    assert loaded.tasks[0].max_new_tokens is None
-    assert [json.loads(shared)[2] for *_, shared in results.scored(loaded.run)] == [USUAL]
 
 
 def test_scores_under_other_lengths_are_told_apart(tmp_path: Path) -> None:

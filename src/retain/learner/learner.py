@@ -129,7 +129,7 @@ class Learner:
         """
         path = Path(folder)
         run = results.open_run(path)
-        experiment, method = stored_experiment(results.settings(run), path / CONFIG)
+        experiment, method = stored_experiment(results.experiment_values(run), path / CONFIG)
         if experiment.backbone.trust_remote_code and backbone is None and not trust_remote_code:
             raise RetainError(
                 f"{path}: its backbone '{experiment.backbone.name}' runs code of its own; if you "
@@ -376,7 +376,7 @@ class Learner:
     @property
     def scores(self) -> dict[str, Any]:
         """What scores.json holds: task names, score matrix, AP, F.Ra, FWT, BWT."""
-        return results.scores(self.run)
+        return results.scores(self.run).model_dump()
 
     # -- inference
 
@@ -426,12 +426,12 @@ def _stored_task(run: RunDirectory, folder: Path) -> Task:
     path = folder / TEST
     test = [parse_row(row, str(path)) for row in read_jsonl(path)]
     return Task(
-        description["name"],
+        description.name,
         (),
         (),
         test,
-        description["metric"],
-        max_new_tokens=description.get("max_new_tokens"),  # an earlier version writes none
+        description.metric,
+        max_new_tokens=description.max_new_tokens,
     )
 
 

@@ -45,7 +45,7 @@ def score_row(
         if method.waiting:
             score, routing = None, None
         elif not method.forgets and j < len(tasks) - 1 and _unchanged(run, j, task, evaluate):
-            score, routing = before[-1]["scores"][j], before[-1]["routing"][j]
+            score, routing = before[-1].scores[j], before[-1].routing[j]
             copied += 1
         else:
             path = predictions_file(folder, j)

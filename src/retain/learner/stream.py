@@ -30,7 +30,7 @@ def learn_stream(
     folder = Path(experiment.output or "runs/run")
     if resume and RunDirectory(folder).exists:
         run = results.open_run(folder)
-        stored, method = stored_experiment(results.settings(run), run.path / CONFIG)
+        stored, method = stored_experiment(results.experiment_values(run), run.path / CONFIG)
         refuse_changes(stored, experiment, folder, len(run.learned()))
         results.check_tasks(run, method.latest_only, "task.json")
         for index, task in enumerate(tasks[: len(run.learned())]):
@@ -60,11 +60,11 @@ def roll_back(folder: Path, task: str) -> list[str]:
             kept is damaged.
     """
     run = results.open_run(folder)
-    _, method = stored_experiment(results.settings(run), run.path / CONFIG)
+    _, method = stored_experiment(results.experiment_values(run), run.path / CONFIG)
     learned = run.learned()
     names: list[str] = []
     for place in learned:
-        names.append(results.task_record(run, place)["name"])
+        names.append(results.task_record(run, place).name)
         run.check(f"{place.relative_to(folder).as_posix()}/")
         if names[-1] == task:
             break
@@ -85,13 +85,13 @@ def complaints(run: RunDirectory) -> list[str]:
     """
     if damaged := run.damaged():
         return damaged
-    _, method = stored_experiment(results.settings(run), run.path / CONFIG)
+    _, method = stored_experiment(results.experiment_values(run), run.path / CONFIG)
     return results.unlisted(run, method.latest_only)
 
 
 def _name(run: RunDirectory, place: Path) -> str:
     """A learned task's, or its folder's where that is damaged."""
     try:
-        return str(results.task_record(run, place)["name"])
+        return results.task_record(run, place).name
     except RetainError:
         return place.name

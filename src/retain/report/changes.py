@@ -52,25 +52,18 @@ def read_changes(run: RunDirectory) -> Changes:
     counts: dict[str, tuple[int, int]] = {}
     shown: list[Lost] = []
     for index, folder in enumerate(run.learned()[:-1]):
-        name = results.task_record(run, folder)["name"]
+        name = results.task_record(run, folder).name
         first = predictions_file(folder, index)
         if name not in newest or not results.holds(run, first):
             continue
-        both = [read_records(Prediction, path) for path in (first, newest[name])]
+        then, now = (read_records(Prediction, path) for path in (first, newest[name]))
         lost = [
-            Lost(
-                name,
-                then["prompt"],
-                then["references"],
-                then["prediction"],
-                now["prediction"],
-                then["score"] - now["score"],
-            )
-            for then, now in zip(*both, strict=False)
-            if then["score"] - now["score"] >= LOST
+            Lost(name, old.prompt, old.references, old.prediction, new.prediction, points)
+            for old, new in zip(then, now, strict=False)
+            if (points := old.score - new.score) >= LOST
         ]
-        counts[name] = (len(lost), len(both[0]))
-        shown += sorted(lost, key=lambda each: -each.points)[:SHOWN]
+        counts[name] = (len(lost), len(then))
+        shown += sorted(lost, key=lambda answer: -answer.points)[:SHOWN]
     return Changes(counts, shown)
 
 

@@ -126,32 +126,24 @@ def read_entry(folder: Path) -> Entry:
         RetainError: when its newest task has not been scored.
     """
     run = results.open_run(folder)
-    settings, scores = results.settings(run), results.final_scores(run)
+    values, scores = results.experiment_values(run), results.final_scores(run)
     examples = {
-        name: torch.tensor([float(row["score"]) for row in read_records(Prediction, path)])
+        name: torch.tensor([row.score for row in read_records(Prediction, path)])
         for name, path in results.newest_predictions(run).items()
     }
-    filled = _filled(settings, folder)
+    filled = _filled(values, folder)
     for part, field in SILENT:
         filled[part].pop(field, None)
     method = filled["method"].pop("name")
-    records = [results.task_record(run, own) for own in run.learned()]
-    own = {  # a run of an earlier version may have neither
-        record["name"]: {
-            "training": record.get("training", {}),
-            "max_new_tokens": record.get("max_new_tokens"),
-        }
-        for record in records
+    tasks = [results.task_record(run, place) for place in run.learned()]
+    by_task = {
+        task.name: {"training": task.training, "max_new_tokens": task.max_new_tokens}
+        for task in tasks
     }
-    options = dict(flat({**filled.pop("method"), **filled, "tasks": own}))
-    learned = {
-        record["name"]: record["fingerprints"]["train"] + record["fingerprints"]["dev"]
-        for record in records
-    }
+    options = dict(flat({**filled.pop("method"), **filled, "tasks": by_task}))
+    learned = {task.name: task.fingerprints.train + task.fingerprints.dev for task in tasks}
     tests = tuple(results.scored(run))
-    return Entry(
-        folder, method, options, settings["seed"], tests, learned, scores["metrics"], examples
-    )
+    return Entry(folder, method, options, values["seed"], tests, learned, scores.metrics, examples)
 
 
 def _filled(settings: Mapping[str, Any], folder: Path) -> dict[str, dict[str, Any]]:

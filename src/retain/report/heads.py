@@ -80,7 +80,7 @@ def read_heads(run: RunDirectory) -> HeadMaps:
     Raises:
         RetainError: when the run has no heads, or a file is damaged.
     """
-    method = results.settings(run)["method"]["name"]
+    method = results.settings(run).method.name
     learned = run.learned()
     if not learned or not all(run.commits(folder / HEADS) for folder in learned):
         remedy = " yet; let it finish a task" if method == "seekr" else "; give a run of seekr"
@@ -89,11 +89,11 @@ def read_heads(run: RunDirectory) -> HeadMaps:
     tasks: list[TaskHeads] = []
     examples = size = 0
     for folder in learned:
-        stored = results.read(run, folder / HEADS, Heads)
-        modules = stored["modules"]
-        selected = [[bool(value) for value in row] for row in stored["selected"]]
-        task = " ".join(results.task_record(run, folder)["name"].split())
-        tasks.append(TaskHeads(task, stored["score"], selected))
+        stored = results.read_required(run, folder / HEADS, Heads)
+        modules = stored.modules
+        selected = [[bool(value) for value in row] for row in stored.selected]
+        task = " ".join(results.task_record(run, folder).name.split())
+        tasks.append(TaskHeads(task, stored.score, selected))
         kept = [folder / MEMORY, *results.below(run, folder / TEACHER)]
         size += sum(path.stat().st_size for path in kept if results.holds(run, path))
         examples += len(read_jsonl(folder / MEMORY))

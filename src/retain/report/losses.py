@@ -15,12 +15,10 @@ from retain.runs import results
 from retain.runs.directory import RunDirectory
 from retain.runs.records import TRAINING, LogRow, read_records
 
-PART = "loss_"
-
 
 @dataclass(frozen=True)
 class PhaseLosses:
-    """The losses of one phase of a task: by part the (step, value) that were logged.
+    """The losses of one phase of a task: the logged (step, value) by part.
 
     `steps` is how many the phase had.
     """
@@ -32,30 +30,29 @@ class PhaseLosses:
 
 
 def read_losses(run: RunDirectory) -> list[PhaseLosses]:
-    """Of all learned tasks' phases, in the order trained.
+    """Reads the losses of all learned tasks' phases, in the order trained.
 
     Raises:
         RetainError: when a log is damaged.
     """
-    found: list[PhaseLosses] = []
+    phases: list[PhaseLosses] = []
     for folder in run.learned():
         if not results.holds(run, folder / TRAINING):
             continue
-        name = results.task_record(run, folder)["name"]
+        name = results.task_record(run, folder).name
         rows = read_records(LogRow, folder / TRAINING)
-        for phase in dict.fromkeys(row["phase"] for row in rows):
-            own = [row for row in rows if row["phase"] == phase]
+        for phase in dict.fromkeys(row.phase for row in rows):
+            logged = [row for row in rows if row.phase == phase]
             parts: dict[str, list[tuple[int, float]]] = {}
-            for row in own:
-                for key, value in row.items():
-                    if key.startswith(PART):
-                        parts.setdefault(key.removeprefix(PART), []).append((row["step"], value))
-            found.append(PhaseLosses(name, phase, own[-1]["step"], parts))
-    return found
+            for row in logged:
+                for part, value in row.loss_parts.items():
+                    parts.setdefault(part, []).append((row.step, value))
+            phases.append(PhaseLosses(name, phase, logged[-1].step, parts))
+    return phases
 
 
 def losses_svg(phases: Sequence[PhaseLosses]) -> str:
-    """A curve a part over the steps of the whole stream, broken between phases; log scale."""
+    """One curve per part over the steps of the whole stream, broken between phases; log scale."""
     lines: dict[str, list[tuple[float, float]]] = {}
     starts: dict[int, str] = {}
     before = 0
@@ -78,7 +75,7 @@ def losses_svg(phases: Sequence[PhaseLosses]) -> str:
 
 
 def losses_table(phases: Sequence[PhaseLosses]) -> Table:
-    """Of each task, phase and part the mean over the first and the last tenth of the steps."""
+    """Table of the mean over the first and the last tenth of the steps, by task, phase and part."""
     table = new_table("", ["phase", "part", "steps", "first tenth", "last tenth"])
     for phase in phases:
         for part, values in phase.parts.items():

@@ -12,7 +12,7 @@ from retain.metrics.continual import points_lost
 from retain.report.layout import change_text, new_table, short
 from retain.runs import results
 from retain.runs.directory import RunDirectory
-from retain.runs.records import PSEUDO
+from retain.runs.records import PSEUDO, QUALITY, Quality
 from retain.system.files import read_jsonl
 
 WORDS = (
@@ -52,20 +52,27 @@ def read_samples(run: RunDirectory) -> Samples | None:
     Raises:
         RetainError: when one of these files is damaged.
     """
-    lost = points_lost(results.scores(run)["matrix"])
+    lost = points_lost(results.scores(run).matrix)
     found = []
     for i, folder in enumerate(run.learned()):
         kept = results.holds(run, folder / PSEUDO)
-        quality = results.quality(run, folder)
+        quality = results.read(run, folder / QUALITY, Quality)
         if quality:
-            count = int(quality["count"] or 0)
+            count = quality.count
         elif kept:
             count = len(read_jsonl(folder / PSEUDO))
         else:
             continue
-        name = results.task_record(run, folder)["name"]
-        found.append(TaskSamples(name, count, quality, lost[i] if i < len(lost) else None))
-    method = results.settings(run)["method"]
+        name = results.task_record(run, folder).name
+        found.append(
+            TaskSamples(
+                name,
+                count,
+                quality.model_dump() if quality else {},
+                lost[i] if i < len(lost) else None,
+            )
+        )
+    method = results.experiment_values(run)["method"]
     real = method.get("reflection", {}).get("samples") == "real"
     return Samples(found, real) if found else None
 

@@ -1,12 +1,10 @@
-"""A run directory → what a report shows of it."""
+"""Reads what a report shows from a run directory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-from pydantic import BaseModel
 
 from retain.report.changes import read_changes
 from retain.report.heads import read_heads
@@ -15,40 +13,27 @@ from retain.report.pseudo_samples import read_samples
 from retain.report.routing import read_routing, routes
 from retain.report.summary import Examined, RunSummary
 from retain.runs import results
-from retain.runs.directory import RunDirectory
-from retain.runs.records import HEADS, SCORES, TASK, TaskRecord
-
-
-class Counts(BaseModel):
-    """How many examples a task had of each split."""
-
-    train: int
-    test: int
-
-
-class CountedTask(TaskRecord):
-    """`task.json`, with what only a report reads of it."""
-
-    examples: Counts
+from retain.runs.records import HEADS, SCORES, TaskRecord
 
 
 def summarise(folder: Path) -> RunSummary:
     """Reads one run's scores, routing and settings, without loading its model."""
     run = results.open_run(folder)
-    settings = results.settings(run)
+    values, settings = results.experiment_values(run), results.settings(run)
     run.check(SCORES)
     scores = results.scores(run)
     learned = run.learned()
+    tasks = [results.task_record(run, folder) for folder in learned]
     return RunSummary(
         label=folder.resolve().name,
-        method=settings["method"]["name"],
-        backbone=Path(settings["backbone"]["name"]).name,
+        method=settings.method.name,
+        backbone=Path(settings.backbone.name).name,
         folder=folder.resolve(),
-        examined=[_examined(run, folder, settings["evaluation"]["limit"]) for folder in learned],
-        tasks=[results.task_record(run, folder)["name"] for folder in learned],
-        matrix=scores["matrix"],
-        metrics=scores["metrics"],
-        settings=dict(flat({k: v for k, v in settings.items() if k != "tasks"})),
+        examined=[_examined(task, settings.evaluation.limit) for task in tasks],
+        tasks=[task.name for task in tasks],
+        matrix=scores.matrix,
+        metrics=scores.metrics,
+        settings=dict(flat({k: v for k, v in values.items() if k != "tasks"})),
         routing=read_routing(run) if routes(run) else None,
         heads=read_heads(run) if any(run.commits(own / HEADS) for own in learned) else None,
         samples=read_samples(run),
@@ -58,12 +43,10 @@ def summarise(folder: Path) -> RunSummary:
     )
 
 
-def _examined(run: RunDirectory, folder: Path, limit: int | None) -> Examined:
-    task = results.read(run, folder / TASK, CountedTask)
-    counts = task["examples"]
-    tested = counts["test"] if limit is None else min(limit, counts["test"])
-    fingerprint = task["fingerprints"]["test"]
-    return Examined(task["name"], task["metric"], tested, counts["train"], fingerprint)
+def _examined(task: TaskRecord, limit: int | None) -> Examined:
+    counts = task.examples
+    tested = counts.test if limit is None else min(limit, counts.test)
+    return Examined(task.name, task.metric, tested, counts.train, task.fingerprints.test)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Literal
 
 from rich.table import Table
 from rich.text import Text
@@ -76,7 +76,7 @@ class Routing:
 def routes(run: RunDirectory) -> bool:
     """Whether a run has weights over blocks to show: over all of them, on every task."""
     rows = results.rows(run)
-    last = rows[-1]["routing"] if rows else []
+    last = rows[-1].routing if rows else []
     return bool(last) and all(own is not None and len(own) == len(last) for own in last)
 
 
@@ -91,7 +91,7 @@ def read_routing(run: RunDirectory, task: str | None = None) -> Routing:
         RetainError: when its method does not route, there is no such task, or a file is damaged.
     """
     rows = results.rows(run)
-    method = results.settings(run)["method"]
+    method = results.experiment_values(run)["method"]
     if not rows:
         raise RetainError(f"{run.path}: nothing to inspect yet; let it finish a task")
     learned = run.learned()[: len(rows)]
@@ -103,7 +103,7 @@ def read_routing(run: RunDirectory, task: str | None = None) -> Routing:
             "of a pool (sapt, sapt-prompt, amlora)"
         )
     zero = method.get("selector", {}).get("gate") != "sigmoid"
-    names = [results.task_record(run, folder)["name"] for folder in learned]
+    names = [results.task_record(run, folder).name for folder in learned]
     tasks = [" ".join(name.split()) for name in names]
     by_layer = []
     for name, folder in zip(tasks, learned, strict=True):
@@ -112,20 +112,20 @@ def read_routing(run: RunDirectory, task: str | None = None) -> Routing:
             by_layer.append(_layer_gates(name, gates, zero))
     if task is not None and task not in names:
         raise RetainError(f"{run.path}: no task '{task}'; name one of {', '.join(names)}")
-    after = [row["routing"][i] for i, row in enumerate(rows)]
-    label, now = run.path.resolve().name, rows[-1]["routing"]
+    after = [row.routing[i] or [] for i, row in enumerate(rows)]
+    label, now = run.path.resolve().name, [weights or [] for weights in rows[-1].routing]
     gated: Kind = "gates with a zero block" if zero else "sigmoid gates"
     detailed = -1 if task is None else names.index(task)
     return Routing(label, tasks, after, now, by_layer, gated if by_layer else "attention", detailed)
 
 
-def _layer_gates(task: str, stored: dict[str, Any], zero: bool) -> LayerGates:
+def _layer_gates(task: str, stored: Gates, zero: bool) -> LayerGates:
     """Means over the adapted layers of a module, such as the q and v of one attention."""
     groups: dict[str, list[list[float]]] = {}
-    for name, gates in zip(stored["layers"], stored["gates"], strict=True):
+    for name, gates in zip(stored.layers, stored.gates, strict=True):
         groups.setdefault(name.rpartition(".")[0], []).append(gates if zero else gates[1:])
     means = [[fmean(column) for column in zip(*rows, strict=True)] for rows in groups.values()]
-    return LayerGates(task, short_names(list(groups)), means, stored["effective"])
+    return LayerGates(task, short_names(list(groups)), means, stored.effective)
 
 
 def tables(routing: Routing, most: int = TASKS_PER_TABLE) -> list[Table]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from retain.report.layout import score_text
 from retain.report.losses import PhaseLosses
 from retain.report.pseudo_samples import Samples
 from retain.report.routing import Routing
+from retain.runs.results import TaskCost
 
 METRIC_LABELS = {
     "average_performance": "AP: average score at the end (higher is better)",
@@ -57,7 +58,7 @@ class RunSummary:
     `folder` is where it is, absolute; `examined` has an entry per learned task.
     `routing` exists for pools only, `heads` for SEEKR, `samples` for
     methods that write pseudo-samples; `losses` are those of training, `changes`
-    the answers that were lost, and `costs` has a mapping per learned task, as `results.costs`.
+    the answers that were lost, and `costs` what each learned task took.
     """
 
     label: str
@@ -74,7 +75,7 @@ class RunSummary:
     samples: Samples | None = None
     losses: Sequence[PhaseLosses] = ()
     changes: Changes | None = None
-    costs: Sequence[Mapping[str, float]] = ()
+    costs: Sequence[TaskCost] = ()
 
     @property
     def row_labels(self) -> list[str]:

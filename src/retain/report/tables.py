@@ -19,6 +19,7 @@ from retain.report.summary import (
     sentence,
     told_apart,
 )
+from retain.runs.results import TaskCost
 
 
 def score_table(summary: RunSummary, columns: range | None = None) -> Table:
@@ -97,20 +98,18 @@ def standings_table(summary: RunSummary) -> Table:
 
 
 def cost_table(summary: RunSummary) -> Table:
-    """Of each task the minutes of training, the numbers that learned, the bytes that are kept."""
+    """Table of what each task took: minutes of training, trained parameters, kB that are kept."""
     table = new_table("", ["minutes of training", "parameters", "kB"])
 
-    def add(label: Text, seconds: float | None, parameters: float | None, size: float) -> None:
-        minutes = "–" if seconds is None else f"{seconds / 60:.1f}"
-        learned = "–" if parameters is None else f"{parameters:,.0f}"
-        table.add_row(label, minutes, learned, f"{size / 1e3:,.0f}")
+    def add(label: str, costs: Sequence[TaskCost], parameters: str) -> None:
+        minutes = sum(cost.seconds for cost in costs) / 60
+        size = sum(cost.bytes for cost in costs) / 1e3
+        table.add_row(Text(label), f"{minutes:.1f}", parameters, f"{size:,.0f}")
 
     for task, cost in zip(summary.tasks, summary.costs, strict=True):
-        add(Text(short(task)), cost.get("seconds"), cost.get("parameters"), cost["bytes"])
-    known = [cost["seconds"] for cost in summary.costs if "seconds" in cost]
-    total = sum(known) if len(known) == len(summary.costs) else None
+        add(short(task), [cost], f"{cost.parameters:,}")
     table.add_section()
-    add(Text("all"), total, None, sum(cost["bytes"] for cost in summary.costs))
+    add("all", summary.costs, "–")
     return table
 
 

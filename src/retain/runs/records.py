@@ -1,17 +1,20 @@
-"""What a run keeps in JSON: names of files, and their shapes, held to when they are read.
+"""The JSON files of a run: their names, and the types that they are read as.
 
 A checksum says that a file is as it was written, and not by whom: a run may come from elsewhere.
+So every value is checked when it is read.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter, ValidationError
 
 from retain.errors import RetainError
 from retain.system.files import read_json, read_jsonl
+
+Shape = TypeVar("Shape")
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
@@ -38,11 +41,17 @@ PSEUDO = "pseudo.jsonl"
 
 
 def predictions_file(folder: Path, index: int) -> Path:
-    """Where a task's folder has the predictions, made right after it, on task `index` (from 0)."""
+    """Path of the predictions on task `index` (from 0) that were made right after a task."""
     return folder / PREDICTIONS / f"{index + 1:02d}.jsonl"
 
 
-class Fingerprints(BaseModel):
+class Record(BaseModel):
+    """Base of the values that are read from a run's files; a field it does not name is ignored."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Fingerprints(Record):
     """sha256 of the examples of each split."""
 
     train: str
@@ -50,25 +59,60 @@ class Fingerprints(BaseModel):
     test: str
 
 
-class TaskRecord(BaseModel):
-    """`task.json`: what was learned."""
+class Counts(Record):
+    """Number of examples of each split."""
+
+    train: int
+    dev: int
+    test: int
+
+
+class TaskRecord(Record):
+    """`task.json`: what was learned; `training` and `max_new_tokens` are the task's own."""
 
     name: str
     metric: str
+    training: dict[str, Any]
+    max_new_tokens: PositiveInt | None
+    examples: Counts
     fingerprints: Fingerprints
-    training: dict[str, Any] = {}
-    max_new_tokens: PositiveInt | None = None
 
 
-class Row(BaseModel):
-    """`evaluation.json`: of every task so far its score, and mean weights over the blocks."""
+class Row(Record):
+    """`evaluation.json`: the score (0 to 100) of every task so far, and mean weights over blocks.
+
+    `routing[j]` holds the mean weight on each of the T blocks over the test prompts of task j, or
+    None where the method does not route.
+    """
 
     scores: list[float | None]
     routing: list[list[float] | None]
 
 
-class Quality(BaseModel):
-    """`quality.json`: what a task's pseudo-samples are worth; see `metrics.generated`."""
+class Scores(Record):
+    """`scores.json`: names, the score matrix, and the metrics computed from it.
+
+    `matrix[i][j]` is the score (0 to 100) on task j after learning task i. `single` are scores of
+    one model per task, which forward transfer compares with; `zero_shot` were taken just before
+    each task was learned. `metrics` is as in `continual.summary`.
+    """
+
+    tasks: list[str]
+    matrix: list[list[float | None]]
+    single: list[float] | None
+    zero_shot: list[float | None]
+    metrics: dict[str, float | None]
+
+
+class Cost(Record):
+    """`cost.json`: how many parameters were trained, and the seconds of learning."""
+
+    parameters: int
+    seconds: float
+
+
+class Quality(Record):
+    """`quality.json`: measures of a task's pseudo-samples; see `metrics.generated`."""
 
     count: int
     auc: float | None
@@ -79,16 +123,20 @@ class Quality(BaseModel):
     dropped: int
 
 
-class Prediction(BaseModel):
-    """A line of `predictions/<nn>.jsonl`: the answer to a test prompt, its score from 0 to 100."""
+class Prediction(Record):
+    """A line of `predictions/<nn>.jsonl`: the answer to a test prompt, its score from 0 to 100.
+
+    `routing` holds the weight on each of the T blocks, where the method routes.
+    """
 
     prompt: str
     references: list[str]
     prediction: str
     score: float
+    routing: list[float] | None = None
 
 
-class LogRow(BaseModel):
+class LogRow(Record):
     """A line of `training.jsonl`: a logged step of a phase, its `loss_<part>` and other numbers."""
 
     model_config = ConfigDict(extra="allow")
@@ -97,8 +145,15 @@ class LogRow(BaseModel):
     phase: str
     step: int
 
+    @property
+    def loss_parts(self) -> dict[str, float]:
+        """The weighted parts of the loss, by name."""
+        prefix = "loss_"
+        numbers = self.__pydantic_extra__.items()
+        return {k.removeprefix(prefix): value for k, value in numbers if k.startswith(prefix)}
 
-class Heads(BaseModel):
+
+class Heads(Record):
     """`heads.json`, of seekr: the attention modules, and of each its heads' scores and choice."""
 
     modules: list[str]
@@ -106,7 +161,7 @@ class Heads(BaseModel):
     selected: list[list[int]]
 
 
-class Gates(BaseModel):
+class Gates(Record):
     """`gates.json`, of amlora: by layer the mean gates; the mean effective number of blocks."""
 
     layers: list[str]
@@ -114,44 +169,38 @@ class Gates(BaseModel):
     effective: float
 
 
-class Named(BaseModel):
-    """A backbone beside its options."""
+class Named(Record):
+    """A backbone or a method beside its options."""
 
     name: str
 
 
-class MethodSettings(Named):
-    """A method beside its options; only SAPT's have a `reflection`."""
-
-    reflection: dict[str, Any] = {}
-
-
-class EvaluationSettings(BaseModel):
-    """What the scores of two runs have to share."""
+class EvaluationSettings(Record):
+    """The evaluation settings that two runs have to share for their scores to be compared."""
 
     limit: int | None
     max_new_tokens: int
 
 
-class Settings(BaseModel):
-    """What is read of `config.yaml` by whoever loads no model."""
+class Settings(Record):
+    """The part of `config.yaml` that is read without loading a model."""
 
     backbone: Named
-    method: MethodSettings
+    method: Named
     training: dict[str, Any]
     evaluation: EvaluationSettings
     prompt: dict[str, Any]
     seed: int
 
 
-def hold_to(shape: Any, value: Any, path: Path) -> None:
-    """Looks at a value that was read from `path`.
+def parse_record(shape: type[Shape], value: Any, path: Path) -> Shape:
+    """Returns a value that was read from `path` as a record, or any other type.
 
     Raises:
-        RetainError: with the first field that is of another kind.
+        RetainError: naming the first field of another type.
     """
     try:
-        TypeAdapter(shape).validate_python(value, strict=True)
+        return TypeAdapter(shape).validate_python(value, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
@@ -161,24 +210,20 @@ def hold_to(shape: Any, value: Any, path: Path) -> None:
         ) from None
 
 
-def read_record(shape: Any, path: Path) -> Any:
-    """As `read_json`, of a shape.
+def read_record(shape: type[Shape], path: Path) -> Shape:
+    """Reads one JSON value as a record, or any other type.
 
     Raises:
-        RetainError: naming a file that is missing, no JSON, or of another shape.
+        RetainError: naming a file that is missing, no JSON, or of another type.
     """
-    value = read_json(path)
-    hold_to(shape, value, path)
-    return value
+    return parse_record(shape, read_json(path), path)
 
 
-def read_records(shape: Any, path: Path) -> list[Any]:
-    """As `read_jsonl`, each row of a shape.
+def read_records(shape: type[Shape], path: Path) -> list[Shape]:
+    """Reads a record per line of a JSONL file.
 
     Raises:
         RetainError: naming a file that is missing, or has a line that is no JSON or of another
-            shape.
+            type.
     """
-    rows = read_jsonl(path)
-    hold_to(list[shape], rows, path)
-    return rows
+    return parse_record(list[shape], read_jsonl(path), path)  # type: ignore[valid-type]

@@ -1,10 +1,11 @@
-"""What a run directory says about its scores, read without loading a model."""
+"""What a run directory says of its settings, tasks and scores, read without loading a model."""
 
 from __future__ import annotations
 
 import json
 import shlex
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,13 @@ from retain.runs.records import (
     TRAINING,
     UNFINISHED,
     ZERO_SHOT,
-    Quality,
+    Cost,
     Row,
+    Scores,
     Settings,
+    Shape,
     TaskRecord,
-    hold_to,
+    parse_record,
     predictions_file,
     read_record,
 )
@@ -42,8 +45,24 @@ RECORDS = {EVALUATION, ZERO_SHOT, COST, QUALITY, TASK, TEST, TRAINING, PREDICTIO
 """What a task's folder holds beside what the method keeps of the task."""
 
 
+@dataclass(frozen=True)
+class TaskCost:
+    """What a task took.
+
+    Attributes:
+        parameters: how many were trained.
+        seconds: of learning it, without evaluation.
+        bytes: of the files that the method keeps of it, as they are now: a whole model is the
+            newest task's.
+    """
+
+    parameters: int
+    seconds: float
+    bytes: int
+
+
 def open_run(path: Path) -> RunDirectory:
-    """Reads a run's manifest.
+    """Opens a run and reads its manifest.
 
     Raises:
         RetainError: when the folder is no run.
@@ -51,6 +70,9 @@ def open_run(path: Path) -> RunDirectory:
     run = RunDirectory(path)
     run.load_manifest()
     return run
+
+
+# -- one file
 
 
 def holds(run: RunDirectory, path: Path) -> bool:
@@ -70,40 +92,78 @@ def below(run: RunDirectory, folder: Path) -> list[Path]:
     return [path for path in paths if path.is_relative_to(folder)]
 
 
-def read(run: RunDirectory, path: Path, shape: Any) -> Any:
-    """A committed JSON file, checked; None where there is none."""
+def require(run: RunDirectory, path: Path) -> None:
+    """Raises RetainError for a file that is damaged or not committed."""
+    if not holds(run, path):
+        raise RetainError(f"{path}: not listed in the run's manifest; restore the run from a copy")
+
+
+def read(run: RunDirectory, path: Path, shape: type[Shape]) -> Shape | None:
+    """Reads a committed JSON file, checked; None where there is none."""
     return read_record(shape, path) if holds(run, path) else None
 
 
-def settings(run: RunDirectory) -> dict[str, Any]:
-    """The run's resolved experiment, as plain values.
+def read_required(run: RunDirectory, path: Path, shape: type[Shape]) -> Shape:
+    """Reads a committed JSON file that every run has.
+
+    Raises:
+        RetainError: naming the file when it is damaged or not listed.
+    """
+    require(run, path)
+    return read_record(shape, path)
+
+
+# -- settings
+
+
+def experiment_values(run: RunDirectory) -> dict[str, Any]:
+    """The run's resolved experiment, as plain values for `ExperimentConfig`.
 
     Raises:
         RetainError: naming the file when it is damaged, or no experiment.
     """
+    values = _config(run)
+    parse_record(Settings, values, run.path / CONFIG)
+    return values
+
+
+def settings(run: RunDirectory) -> Settings:
+    """The settings that are read without loading a model.
+
+    Raises:
+        RetainError: naming the file when it is damaged, or no experiment.
+    """
+    return parse_record(Settings, _config(run), run.path / CONFIG)
+
+
+def method_options(run: RunDirectory, shape: type[Shape]) -> Shape:
+    """The options of the run's method, as a record of the method's own.
+
+    Raises:
+        RetainError: naming the file when it is damaged, or has other options.
+    """
+    return parse_record(shape, experiment_values(run)["method"], run.path / CONFIG)
+
+
+def _config(run: RunDirectory) -> Any:
     path = run.path / CONFIG
-    if not holds(run, path):
-        raise RetainError(f"{path}: not listed in the run's manifest; restore the run from a copy")
+    require(run, path)
     try:
-        values = parse_yaml(read_text(path))
+        return parse_yaml(read_text(path))
     except yaml.YAMLError:
         raise RetainError(f"{path}: not valid YAML; restore it from a copy") from None
-    hold_to(Settings, values, path)
-    found: dict[str, Any] = values
-    return found
 
 
 def environment(run: RunDirectory) -> dict[str, str]:
-    """What the run was made with.
+    """Versions of libraries, and fingerprints of the backbone, that the run was begun with.
 
     Raises:
         RetainError: naming the file when it is damaged, or not listed.
     """
-    path = run.path / ENVIRONMENT
-    found: dict[str, str] | None = read(run, path, dict[str, str])
-    if found is None:
-        raise RetainError(f"{path}: not listed in the run's manifest; restore the run from a copy")
-    return found
+    return read_required(run, run.path / ENVIRONMENT, dict[str, str])
+
+
+# -- damage
 
 
 def unlisted(run: RunDirectory, latest_only: Iterable[str]) -> list[str]:
@@ -129,12 +189,12 @@ def unlisted(run: RunDirectory, latest_only: Iterable[str]) -> list[str]:
 
 
 def check_tasks(run: RunDirectory, latest_only: Iterable[str], name: str = "") -> None:
-    """Looks for damage in what was learned, oldest task first.
+    """Checks the files of learned tasks, oldest task first.
 
     Args:
         run: an opened run.
         latest_only: which files its method keeps of the newest task only.
-        name: of the files that are looked at, in each task's folder; all by default.
+        name: of the files that are checked, in each task's folder; all by default.
 
     Raises:
         RetainError: naming the first damaged file, and the task that can be gone back to.
@@ -146,121 +206,117 @@ def check_tasks(run: RunDirectory, latest_only: Iterable[str], name: str = "") -
         except RetainError as error:
             if not index or run.superseded(index - 1, latest_only):
                 raise RetainError(f"{error}; no earlier state is kept") from None
-            earlier = shlex.quote(task_record(run, learned[index - 1])["name"])
+            earlier = shlex.quote(task_record(run, learned[index - 1]).name)
             command = f"retain rollback {shlex.quote(str(run.path))} --to {earlier}"
             raise RetainError(f"{error}, or learn on from an earlier task: {command}") from None
 
 
-def rows(run: RunDirectory) -> list[dict[str, Any]]:
-    """Per learned and evaluated task: `scores` and `routing` of every task so far."""
-    found = []
+# -- tasks and scores
+
+
+def rows(run: RunDirectory) -> list[Row]:
+    """Rows of the score matrix, one per learned and scored task, oldest first.
+
+    Raises:
+        RetainError: when a row is damaged, or is not one of as many tasks.
+    """
+    read_so_far: list[Row] = []
     for folder in run.learned():
         row = read(run, folder / EVALUATION, Row)
         if row is not None:
-            found.append(row)
-            if not len(row["scores"]) == len(row["routing"]) == len(found):
+            read_so_far.append(row)
+            if not len(row.scores) == len(row.routing) == len(read_so_far):
                 raise RetainError(
-                    f"{folder / EVALUATION}: not a row of {len(found)} tasks; restore it from a "
-                    "copy"
+                    f"{folder / EVALUATION}: not a row of {len(read_so_far)} tasks; restore it "
+                    "from a copy"
                 )
-    return found
+    return read_so_far
 
 
-def task_record(run: RunDirectory, folder: Path) -> dict[str, Any]:
-    """What a learned task's folder says of it."""
-    record: dict[str, Any] = read(run, folder / TASK, TaskRecord)
-    return record
+def task_record(run: RunDirectory, folder: Path) -> TaskRecord:
+    """The description of a learned task, by its folder."""
+    return read_required(run, folder / TASK, TaskRecord)
 
 
-def scores(run: RunDirectory, single: Sequence[float] | None = None) -> dict[str, Any]:
-    """What scores.json holds: task names, score matrix, and the metrics computed from it.
-
-    Beside them, as lists over tasks: the single-task scores that forward transfer compares with,
-    and the zero-shot scores, taken just before a task was learned.
+def scores(run: RunDirectory, single: Sequence[float] | None = None) -> Scores:
+    """Names, score matrix and metrics, computed from the tasks' own files: what scores.json holds.
 
     Args:
         run: an opened run.
         single: of each task the score of a model trained on it alone; None takes what was given
             to `write_scores` before.
     """
-    matrix = [row["scores"] for row in rows(run)]
+    matrix = [row.scores for row in rows(run)]
     learned = run.learned()[: len(matrix)]
     if single is None:
         single = read(run, run.path / SINGLE, list[float])
     if single is not None and len(single) != len(matrix):
         single = None  # given for a shorter stream
-    before = [read(run, folder / ZERO_SHOT, float) for folder in learned]
-    return {
-        "tasks": [task_record(run, folder)["name"] for folder in learned],
-        "matrix": matrix,
-        "single": single,
-        "zero_shot": before,
-        "metrics": continual.summary(matrix, single, before),
-    }
+    zero_shot = [read(run, folder / ZERO_SHOT, float) for folder in learned]
+    return Scores(
+        tasks=[task_record(run, folder).name for folder in learned],
+        matrix=matrix,
+        single=None if single is None else list(single),
+        zero_shot=zero_shot,
+        metrics=continual.summary(matrix, single, zero_shot),
+    )
 
 
-def costs(run: RunDirectory) -> list[dict[str, float]]:
-    """Per learned task: `parameters` that learned it, `seconds` of learning, `bytes` it left.
-
-    Bytes are of the files that the method keeps, as they are now: whole models are the newest
-    task's.
-    """
-    found = []
-    for folder in run.learned():
-        # A run of an earlier version has none.
-        cost = read(run, folder / COST, dict[str, float]) or {}
-        own = below(run, folder)
-        kept = [path for path in own if path.relative_to(folder).parts[0] not in RECORDS]
-        found.append({**cost, "bytes": sum(path.stat().st_size for path in kept)})
-    return found
-
-
-def quality(run: RunDirectory, folder: Path) -> dict[str, float | None]:
-    """What was measured of a task's pseudo-samples; empty where nothing was."""
-    return read(run, folder / QUALITY, Quality) or {}
-
-
-def final_scores(run: RunDirectory) -> dict[str, Any]:
+def final_scores(run: RunDirectory) -> Scores:
     """As `scores`, of all that was learned.
 
     Raises:
         RetainError: when the newest task is not scored yet.
     """
-    found = scores(run)
-    if not found["matrix"] or len(found["matrix"]) < len(run.learned()):
+    all_scores = scores(run)
+    if not all_scores.matrix or len(all_scores.matrix) < len(run.learned()):
         raise RetainError(
             f"{run.path}: its newest task is not scored yet; go on with retain run --resume, or "
             "with the same retain learn"
         )
-    return found
+    return all_scores
 
 
 def write_scores(run: RunDirectory, single: Sequence[float] | None = None) -> None:
-    """Renews scores.json, and keeps new single-task scores; the caller holds the run's lock."""
+    """Writes scores.json, and new single-task scores; the caller holds the run's lock."""
     if single is not None:
         write_json(run.path / SINGLE, single)
         run.commit([run.path / SINGLE])
     path = run.path / SCORES
-    write_json(path, scores(run))
+    write_json(path, scores(run).model_dump())
     run.commit([path])
 
 
+def costs(run: RunDirectory) -> list[TaskCost]:
+    """What each learned task took, oldest first."""
+    return [_cost(run, folder) for folder in run.learned()]
+
+
+def _cost(run: RunDirectory, folder: Path) -> TaskCost:
+    cost = read_required(run, folder / COST, Cost)
+    kept = [p for p in below(run, folder) if p.relative_to(folder).parts[0] not in RECORDS]
+    return TaskCost(cost.parameters, cost.seconds, sum(path.stat().st_size for path in kept))
+
+
 def newest_predictions(run: RunDirectory) -> dict[str, Path]:
-    """By task the file of its newest predictions; one that cannot be forgotten is decoded once."""
+    """Files of the newest predictions by task; one that cannot be forgotten is decoded once."""
     folders = run.learned()
-    found = {}
-    for j, own in enumerate(folders):
-        paths = [predictions_file(folder, j) for folder in folders[j:]]
-        known = [path for path in paths if run.commits(path)]
-        if known and holds(run, known[-1]):
-            found[task_record(run, own)["name"]] = known[-1]
-    return found
+    newest = {}
+    for j, folder in enumerate(folders):
+        paths = [predictions_file(later, j) for later in folders[j:]]
+        committed = [path for path in paths if run.commits(path)]
+        if committed and holds(run, committed[-1]):
+            newest[task_record(run, folder).name] = committed[-1]
+    return newest
 
 
 def same_task(run: RunDirectory, index: int, task: Task) -> bool:
     """Whether the run's task `index` was learned from, and is tested on, exactly these examples."""
     stored = task_record(run, run.learned()[index])
-    return (stored["name"], stored["fingerprints"]) == (task.name, task.fingerprints())
+    return stored.name == task.name and stored.fingerprints.model_dump() == task.fingerprints()
+
+
+# -- comparing runs
 
 
 def single_scores(run: RunDirectory, pertask: Path) -> list[float]:
@@ -270,30 +326,30 @@ def single_scores(run: RunDirectory, pertask: Path) -> list[float]:
         RetainError: when that run is of another method, or lacks a task on the same test data.
     """
     other = open_run(pertask)
-    method = settings(other)["method"]["name"]
+    method = settings(other).method.name
     if method != "pertask":
         raise RetainError(f"{pertask}: its method is {method}; give a run of pertask")
     known = dict(zip(scored(other), rows(other), strict=False))
-    found = []
+    single: list[float] = []
     for key in scored(run):
-        if key not in known:
+        score = known[key].scores[-1] if key in known else None
+        if score is None:
             raise RetainError(
                 f"{pertask}: has no task '{key[0]}' with the same test data, metric, prompt, "
                 "generation length and backbone; learn it there first"
             )
-        found.append(float(known[key]["scores"][-1]))
-    return found
+        single.append(score)
+    return single
 
 
 def scored(run: RunDirectory) -> list[tuple[str, ...]]:
     """What two runs must share, task by task, for their scores to compare; the name comes first."""
     values = settings(run)
-    usual = values["evaluation"]["max_new_tokens"]
-    found: list[tuple[str, ...]] = []
+    keys: list[tuple[str, ...]] = []
     for folder in run.learned():
         task = task_record(run, folder)
-        length = task.get("max_new_tokens") or usual
-        how = [values["evaluation"]["limit"], length, values["prompt"]]
-        shared = json.dumps([values["backbone"]["name"], *how], sort_keys=True)
-        found.append((task["name"], task["fingerprints"]["test"], task["metric"], shared))
-    return found
+        length = task.max_new_tokens or values.evaluation.max_new_tokens
+        how = [values.backbone.name, values.evaluation.limit, length, values.prompt]
+        shared = json.dumps(how, sort_keys=True)
+        keys.append((task.name, task.fingerprints.test, task.metric, shared))
+    return keys
