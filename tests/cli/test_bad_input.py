@@ -113,7 +113,7 @@ pytestmark = pytest.mark.usefixtures("place")
         ("backbone.dtype", "int1", ["'backbone.dtype'", "'float32'"]),
         ("backbone.name", "nothing.gguf", ["nothing.gguf: no such file; check the path"]),
         ("backbone.name", "copy.jsonl", ["copy.jsonl: neither a model folder nor a .gguf file"]),
-        ("backbone.name", "run", ["run: this folder is no model", "name a folder saved by"]),
+        ("backbone.name", "run", ["run: this folder is not a model", "name a folder saved by"]),
         ("output", ..., ["no field 'output'; add it, or name a folder with --output"]),
         ("output", "", ["'output'", "at least 1 character"]),
         ("output", 5, ["'output'", "valid string"]),

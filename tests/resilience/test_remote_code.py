@@ -50,7 +50,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_code_runs_where_it_is_permitted(place: Path) -> None:
     ran = place / "ran"
     untrusted = ("run", "exp.yaml", "--set", "backbone.trust_remote_code=false")
-    check(call(*untrusted), ["backbone 'own': wants to run code", "trust_remote_code: true"])
+    check(call(*untrusted), ["backbone 'own': needs to run code", "trust_remote_code: true"])
     assert not ran.exists()
     done = call("run", "exp.yaml")
     assert done.status == 0, done.err

@@ -69,9 +69,9 @@ def test_the_window_is_the_one_that_the_model_names(kind: str, window: int | Non
 def test_an_encoder_and_its_decoder_have_a_window_each() -> None:
     backbone = make_backbone("bart")
     backbone.refuse_longer(1024, 1024, "here")
-    with pytest.raises(RetainError, match="here: 1025 tokens of a prompt"):
+    with pytest.raises(RetainError, match="here: 1025 prompt tokens"):
         backbone.refuse_longer(1025, 1, "here")
-    with pytest.raises(RetainError, match="1025 of its answer"):
+    with pytest.raises(RetainError, match="1025 answer tokens"):
         backbone.refuse_longer(1, 1025, "here")
 
 
@@ -79,7 +79,7 @@ def test_a_tokenizer_of_another_model_is_refused() -> None:
     backbone = make_backbone("llama")
     backbone.model.resize_token_embeddings(20)
     with pytest.raises(
-        RetainError, match=r"'x': its tokenizer has the token \d+, and the model 20"
+        RetainError, match=r"'x': its tokenizer has token id \d+, but the model has only 20"
     ):
         Backbone(backbone.model, backbone.tokenizer, "x")
 
@@ -91,6 +91,6 @@ def test_a_chat_template_that_refuses(template: str) -> None:
     backbone = make_backbone("llama")
     backbone.tokenizer.chat_template = template
     backbone.prompt = PromptConfig(chat_template=True)
-    says = r"the chat template of backbone 'tiny-llama' refuses the conversation that begins 'copy"
+    says = r"the chat template of backbone 'tiny-llama' rejects the conversation that starts with"
     with pytest.raises(RetainError, match=says):
         backbone.encode(TASK.train[0])

@@ -1,4 +1,4 @@
-"""The pretrained model: loading, prompts to tokens, answer loss, generation."""
+"""The pretrained model: loading, tokenization, answer loss, generation."""
 
 from retain.backbone.backbone import Backbone, BackboneConfig, Batch, Features, PromptConfig
 from retain.backbone.loading import load_backbone

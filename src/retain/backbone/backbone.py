@@ -1,8 +1,11 @@
-"""A pretrained model with its tokenizer, on one interface for decoder-only and encoder-decoder.
+"""A pretrained model and its tokenizer, with one interface for decoder-only and encoder-decoder.
 
-A decoder-only model reads prompt and answer as one sequence, an encoder-decoder reads the prompt
-and writes the answer; both are padded so that answers can be cut out with one slice, and the
+A decoder-only model reads prompt and answer as one sequence. An encoder-decoder reads the prompt
+and writes the answer. Batches of both are padded so that one slice has all answers, and the
 vocabulary projection is computed at answer positions only.
+
+In shapes, B is the number of examples in a batch, S the sequence length, K the number of answer
+positions, V the vocabulary, d the width of the token embeddings.
 """
 
 from __future__ import annotations
@@ -22,29 +25,29 @@ from retain.errors import RetainError, first_line
 from retain.tasks import Example
 
 Features = dict[str, list[int]]
-"""Token ids of one example: `input_ids`, `labels` (the answer's, −100 elsewhere), `route_ids`.
+"""Token ids of one example: `input_ids`, `labels` (−100 outside the answer), `route_ids`.
 
 A row of a memory, or with signals on disk, also has its `number` there (a list of one). Where rows
 of the task have one beside those of a memory (lfpt5), theirs are below zero.
 """
 
 Batch = dict[str, Tensor]
-"""Padded features: each (B, S), with `attention_mask` and `route_mask` (1 = a token).
+"""Padded features, each (B, S), with `attention_mask` and `route_mask` (1 = token, 0 = padding).
 
 `number` is (B, 1), in batches of numbered rows.
 """
 
 IGNORED = -100
 PROMPT_KEYS = ("input_ids", "attention_mask")
-SHOWN = 40
-"""How many characters of a text an error shows."""
+EXCERPT = 40
+"""Number of characters of a text that an error message shows."""
 
 
 class BackboneConfig(BaseModel):
-    """Which pretrained model, and how it is loaded. Remote code runs only when asked for.
+    """Which pretrained model to load, and how. Remote code runs only if it is enabled here.
 
-    `device: null` is the first GPU, or the CPU where there is none; `attention` is transformers'
-    `attn_implementation`, such as flash_attention_2, and null its own choice.
+    `device: null` is the first GPU, or the CPU if there is none. `attention` is transformers'
+    `attn_implementation`, such as flash_attention_2; null leaves the choice to transformers.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -58,7 +61,7 @@ class BackboneConfig(BaseModel):
 
 
 class PromptConfig(BaseModel):
-    """How a prompt becomes tokens. A longer prompt keeps its head and tail and loses its middle."""
+    """How a prompt becomes tokens. A prompt that is too long loses its middle."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -68,14 +71,21 @@ class PromptConfig(BaseModel):
 
 
 class Backbone:
-    """Model, tokenizer and prompt format.
+    """A frozen model, its tokenizer and the prompt format.
+
+    Args:
+        model: is frozen and set to evaluation mode.
+        tokenizer: of the model.
+        source: how the model was loaded, or its name.
+        prompt: how prompts become tokens.
 
     Attributes:
-        window: how many positions the model has; None where nothing bounds them (T5).
+        window: number of positions of the model; None if there is no limit (T5).
+        virtual_tokens: number of soft-prompt tokens, with ids −1, −2, …, before each prompt.
 
     Raises:
-        RetainError: when a chat template is wanted and the tokenizer has none, or the tokenizer is
-            not the model's.
+        RetainError: if a chat template is wanted and the tokenizer has none, or the tokenizer does
+            not fit the model.
     """
 
     def __init__(
@@ -91,55 +101,59 @@ class Backbone:
         self.name = name = self.source.name
         self.prompt = prompt or PromptConfig()
         self.is_encoder_decoder: bool = model.config.is_encoder_decoder
-        own_config = model.config.get_text_config()
-        self.window: int | None = getattr(own_config, "max_position_embeddings", None)
-        self.virtual_tokens = 0  # ids −1, −2, … before each prompt, for a soft prompt
+        text_config = model.config.get_text_config()
+        self.window: int | None = getattr(text_config, "max_position_embeddings", None)
+        self.virtual_tokens = 0
         if self.prompt.chat_template and not tokenizer.chat_template:
             raise RetainError(
                 f"backbone '{name}': its tokenizer has no chat template; "
                 "set prompt.chat_template: false"
             )
         if tokenizer.eos_token_id is None:
-            raise RetainError(f"backbone '{name}': its tokenizer has no end token (eos_token)")
-        if (last := max(tokenizer.get_vocab().values())) >= self.embedding.num_embeddings:
             raise RetainError(
-                f"backbone '{name}': its tokenizer has the token {last}, and the model "
-                f"{self.embedding.num_embeddings} embeddings; give it its own tokenizer"
+                f"backbone '{name}': its tokenizer has no end token; set eos_token in "
+                "tokenizer_config.json"
+            )
+        if (largest := max(tokenizer.get_vocab().values())) >= self.embedding.num_embeddings:
+            raise RetainError(
+                f"backbone '{name}': its tokenizer has token id {largest}, but the model has only "
+                f"{self.embedding.num_embeddings} embeddings; use the tokenizer of this model"
             )
         self.pad_id: int = (
             tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         )
-        own = model.generation_config
-        ends = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
-        # `generate` fills what a call leaves open from here: keep the tokens, and not the penalties
-        # and temperatures of a model card, which would shape every score and sample.
+        defaults = model.generation_config
+        ends = defaults.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
+        # `generate` takes every option that a call leaves out from here. Keep only the tokens: a
+        # model card's penalties and temperatures would change every score and sample.
         model.generation_config = GenerationConfig(
             pad_token_id=self.pad_id,
             eos_token_id=sorted({*ends, tokenizer.eos_token_id} - {None}),
-            decoder_start_token_id=own.decoder_start_token_id,
-            forced_bos_token_id=own.forced_bos_token_id,
+            decoder_start_token_id=defaults.decoder_start_token_id,
+            forced_bos_token_id=defaults.forced_bos_token_id,
         )
-        # Not every decoder can leave positions out of its vocabulary projection.
+        # Not every decoder can compute the vocabulary projection at some positions only.
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
-        # A strided input, as a slice of the last position, would be multiplied sample by sample,
-        # with a copy of the head for each: half of the time of a prompt.
+        # A strided input, such as a slice of the last position, would be multiplied example by
+        # example, with a copy of the head for each. That took half of a prompt's time.
         if (head := model.get_output_embeddings()) is not None:
             head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return self.embedding.weight.device
 
     @property
     def end_ids(self) -> list[int]:
-        """The tokens that end an answer."""
+        """Ids of the tokens that end an answer."""
         return self.model.generation_config.eos_token_id
 
     @property
     def embedding(self) -> nn.Embedding:
-        """The (frozen) token embedding, (vocabulary, width)."""
+        """The frozen token embedding, with weights (V, d)."""
         return self.model.get_input_embeddings()
 
     @property
@@ -152,14 +166,17 @@ class Backbone:
     def encode(
         self, example: Example, with_answer: bool = True, answer_limit: int | None = None
     ) -> Features:
-        """Tokens of one example; with `with_answer`, of its first reference too.
+        """Tokenizes one example's prompt and, if `with_answer`, its first reference.
 
-        `route_ids` are the user's own words, without template and special tokens: what a router
-        pools. An answer over `answer_limit` (default: the configured one) is cut, and then has no
-        end token, so that nobody learns to stop there.
+        `route_ids` are the tokens of the user's text, without template and special tokens. Routers
+        pool them. An answer longer than `answer_limit` (default: `prompt.max_answer_tokens`) is cut
+        and gets no end token, so that the model does not learn to stop there.
+
+        Raises:
+            RetainError: if prompt and answer do not fit in the window.
         """
         prompt = self._prompt_text(example)
-        special = not self.prompt.chat_template  # a template writes its own
+        special = not self.prompt.chat_template  # a template writes special tokens itself
         ids = self._shorten(self._ids(prompt, special=special))
         ids = [*range(-1, -1 - self.virtual_tokens, -1), *ids]
         route_ids = self._shorten(self._ids(example.prompt))
@@ -168,44 +185,44 @@ class Backbone:
             return features
         answer = self._answer_ids(example, prompt)
         answer = answer[: 1 + (answer_limit or self.prompt.max_answer_tokens)]
-        self.refuse_longer(len(ids), len(answer), f"prompt {example.prompt[:SHOWN]!r}")
+        self.refuse_longer(len(ids), len(answer), f"prompt {example.prompt[:EXCERPT]!r}")
         if self.is_encoder_decoder:
             return {**features, "labels": answer}
         labels = [IGNORED] * len(ids) + answer
         return {**features, "input_ids": ids + answer, "labels": labels}
 
     def lengths(self, example: Example) -> tuple[int, int]:
-        """Tokens of an example's prompt and of its first reference, before anything is cut."""
+        """Counts the tokens of an example's prompt and first reference, before anything is cut."""
         prompt = self._prompt_text(example)
-        words = self._ids(prompt, special=not self.prompt.chat_template)
-        return len(words), len(self._answer_ids(example, prompt)) - 1
+        ids = self._ids(prompt, special=not self.prompt.chat_template)
+        return len(ids), len(self._answer_ids(example, prompt)) - 1
 
     def refuse_longer(
         self, prompt: int, answer: int, where: str, limit: str = "prompt.max_answer_tokens"
     ) -> None:
-        """Raises RetainError when a prompt and its answer do not fit in the model's window.
+        """Raises RetainError if a prompt and its answer do not fit in the model's window.
 
         Args:
-            prompt: its tokens, virtual ones included.
-            answer: its tokens, with the end.
-            where: whose they are, for the error.
-            limit: the setting that cuts such an answer, for the error.
+            prompt: number of the prompt's tokens, including virtual ones.
+            answer: number of the answer's tokens, including the end token.
+            where: start of the error message.
+            limit: the setting that limits the answer's length, for the error message.
         """
-        # An encoder and its decoder count on their own.
-        together = 0 if self.is_encoder_decoder else answer
-        if self.window is None or max(prompt + together, answer) <= self.window:
+        # An encoder and its decoder have a window each.
+        answer_in_sequence = 0 if self.is_encoder_decoder else answer
+        if self.window is None or max(prompt + answer_in_sequence, answer) <= self.window:
             return
-        left = self.window - together - self.virtual_tokens
+        left = self.window - answer_in_sequence - self.virtual_tokens
         if left <= 0 and self.virtual_tokens:
             limit = f"the length of the method's prompts, {self.virtual_tokens} in all"
         advice = f"prompt.max_prompt_tokens to {left}" if left > 0 else limit
         raise RetainError(
-            f"{where}: {prompt} tokens of a prompt and {answer} of its answer do not fit in the "
+            f"{where}: {prompt} prompt tokens and {answer} answer tokens do not fit in the "
             f"{self.window} positions of the backbone; lower {advice}"
         )
 
     def collate(self, rows: Sequence[Features]) -> Batch:
-        """Pads features into a batch; decoder-only sequences are padded on the left."""
+        """Pads examples to a batch on the model's device; decoder-only sequences on the left."""
         left = not self.is_encoder_decoder
         batch: Batch = {}
         for key, filler in (
@@ -222,7 +239,7 @@ class Backbone:
         return {key: value.to(self.device) for key, value in batch.items()}
 
     def prompts(self, batch: Batch) -> list[str]:
-        """The user's words of each row."""
+        """Decodes the user's text of each example."""
         rows = zip(batch["route_ids"], batch["route_mask"], strict=True)
         return [self.tokenizer.decode(ids[mask.bool()]).strip() for ids, mask in rows]
 
@@ -233,15 +250,15 @@ class Backbone:
         return "\n".join(turn["content"] for turn in example.messages) or example.prompt
 
     def _answer_ids(self, example: Example, prompt: str) -> list[int]:
-        """The first reference's tokens with their end, as they follow the prompt."""
+        """Tokens of the first reference and the end token, as they continue the prompt."""
         answer = example.references[0].strip()
         if self.prompt.chat_template:
             turns = list(example.messages) or [{"role": "user", "content": example.prompt}]
-            whole = self._templated([*turns, {"role": "assistant", "content": answer}])
-            if whole.startswith(prompt):  # the template ends a turn in its own way
-                ids = self._ids(whole[len(prompt) :].rstrip())
-                stops = ids[-1] in self.end_ids
-                return ids if stops else [*ids, self.tokenizer.eos_token_id]
+            conversation = self._templated([*turns, {"role": "assistant", "content": answer}])
+            if conversation.startswith(prompt):  # then the template itself ends the answer's turn
+                ids = self._ids(conversation[len(prompt) :].rstrip())
+                has_end = ids[-1] in self.end_ids
+                return ids if has_end else [*ids, self.tokenizer.eos_token_id]
         elif not self.is_encoder_decoder and not prompt[-1:].isspace():
             answer = f" {answer}"
         return [*self._ids(answer), self.tokenizer.eos_token_id]
@@ -250,10 +267,10 @@ class Backbone:
         try:
             return self.tokenizer.apply_chat_template(turns, tokenize=False, **options)
         except TemplateError as error:
-            begins = turns[0]["content"][:SHOWN]
+            start = turns[0]["content"][:EXCERPT]
             raise RetainError(
-                f"the chat template of backbone '{self.name}' refuses the conversation that begins "
-                f"{begins!r} ({first_line(error)}); change the conversation, or set "
+                f"the chat template of backbone '{self.name}' rejects the conversation that starts "
+                f"with {start!r} ({first_line(error)}); change the conversation, or set "
                 "prompt.chat_template: false"
             ) from None
 
@@ -267,34 +284,35 @@ class Backbone:
         head = limit // 2
         return ids[:head] + ids[len(ids) - (limit - head) :]
 
-    # -- batches → numbers
+    # -- batches → logits, losses, answers
 
     def answer_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits (B, K, V) and their targets (B, K), −100 where there is none.
+        """Computes logits (B, K, V) and their targets (B, K), −100 where there is none.
 
-        K spans the batch's answers: a decoder-only model's last K positions, or all of a decoder's.
+        K covers all answers of the batch. These are the last K positions of a decoder-only model,
+        and all positions of an encoder-decoder's decoder.
         """
         logits, targets = self.logits_and_targets(batch)
         return logits[:, : targets.shape[1]], targets
 
     def logits_and_targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """As `answer_logits`, with the logits at a decoder-only model's last position too.
+        """Computes logits as `answer_logits`, and those at a decoder-only model's last position.
 
-        Its logits are (B, K + 1, V): the first K predict the targets, the last K stand where the
-        targets stand. An encoder-decoder's are (B, K, V), and do both.
+        Logits of a decoder-only model are (B, K + 1, V). The first K predict the targets; the last
+        K are at the targets' positions. Logits of an encoder-decoder are (B, K, V) and are both.
         """
         if self.is_encoder_decoder:
             inputs = {key: batch[key] for key in PROMPT_KEYS}
-            # Each architecture shifts answers in its own way (T5 and mBART differ).
+            # How labels are shifted depends on the architecture (T5 and mBART differ).
             shifted = self.model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
             logits = self.model(**inputs, decoder_input_ids=shifted, use_cache=False).logits
             return logits, batch["labels"]
-        labelled = (batch["labels"] != IGNORED).any(0).nonzero()
-        k = batch["labels"].shape[1] - int(labelled[0]) if len(labelled) else 1
+        answer_columns = (batch["labels"] != IGNORED).any(0).nonzero()  # (·, 1)
+        k = batch["labels"].shape[1] - int(answer_columns[0]) if len(answer_columns) else 1
         return self._last_logits(batch, k + 1), batch["labels"][:, -k:]
 
     def _last_logits(self, batch: Batch, count: int) -> Tensor:
-        """A decoder-only model's logits at the last positions, (B, count, V)."""
+        """Computes a decoder-only model's logits at the last positions, (B, count, V)."""
         inputs = {key: batch[key] for key in PROMPT_KEYS}
         if self._takes_positions:
             inputs["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
@@ -305,50 +323,52 @@ class Backbone:
         return logits[:, -count:]
 
     def read(self, batch: Batch) -> None:
-        """A forward over the batch's `input_ids`, for what layers see on the way."""
+        """Runs the model over `input_ids`, for layers that record what they see."""
         if self.is_encoder_decoder:
             self.model.get_encoder()(**{key: batch[key] for key in PROMPT_KEYS})
         else:
             self._last_logits(batch, 1)
 
     def answer_loss(self, batch: Batch) -> Tensor:
-        """Mean cross-entropy over the batch's answer tokens, a scalar."""
+        """Computes the mean cross-entropy over the batch's answer tokens, a scalar."""
         return cross_entropy(*self.answer_logits(batch))
 
     def pooled_embedding(self, batch: Batch) -> Tensor:
-        """e (B, d): the maximum over the prompt's frozen token embeddings (SAPT, section 3.2).
+        """Computes e (B, d), the maximum over the frozen token embeddings of the user's text.
 
-        Padding is masked out, so a sample's e does not depend on its batch.
+        This is SAPT's section 3.2 (arXiv 2401.08295). Padding is masked, so the e of an example
+        does not depend on its batch.
         """
         with torch.no_grad():
             tokens = F.embedding(batch["route_ids"], self.embedding.weight)  # (B, S, d)
-            hidden = batch["route_mask"][:, :, None] == 0
-            return tokens.float().masked_fill(hidden, float("-inf")).amax(1)
+            padding = batch["route_mask"][:, :, None] == 0  # (B, S, 1)
+            return tokens.float().masked_fill(padding, float("-inf")).amax(1)
 
     @torch.no_grad()
     def generate(self, batch: Batch, max_new_tokens: int, **options: Any) -> list[str]:
-        """Answers to a batch of prompts; greedy unless `options` of `generate` say otherwise."""
+        """Generates an answer to each prompt, greedily unless `options` for `generate` differ."""
         self.model.eval()
         inputs = {key: batch[key] for key in PROMPT_KEYS}
         options = {"do_sample": False, "max_new_tokens": max_new_tokens, **options}
-        longest = batch["input_ids"].shape[1]
-        self.refuse_longer(longest, max_new_tokens, "generation", "max_new_tokens")
+        prompt_tokens = batch["input_ids"].shape[1]
+        self.refuse_longer(prompt_tokens, max_new_tokens, "generation", "max_new_tokens")
         output = self.model.generate(**inputs, **options)
         if not self.is_encoder_decoder:
-            output = output[:, batch["input_ids"].shape[1] :]
+            output = output[:, prompt_tokens:]
         return [self.decode(ids) for ids in output.tolist()]
 
     def decode(self, ids: list[int]) -> str:
-        """The answer that tokens write: without special ones, and without space around it."""
+        """Decodes an answer's token ids, without special tokens and surrounding white space."""
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Of logits (B, K, V) and targets (B, K), the mean over all that are not −100."""
+    """Mean cross-entropy of logits (B, K, V) over the targets (B, K) that are not −100."""
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
 
 
 def _pad(rows: list[list[int]], filler: int, left: bool) -> Tensor:
+    """Pads lists of ids to (number of lists, longest length)."""
     width = max(map(len, rows))
     pads = [[filler] * (width - len(row)) for row in rows]
     return torch.tensor([p + r if left else r + p for r, p in zip(rows, pads, strict=True)])

@@ -15,10 +15,10 @@ from retain.system import processes
 
 
 def load_backbone(config: BackboneConfig, prompt: PromptConfig | None = None) -> Backbone:
-    """Loads model and tokenizer, frozen and in evaluation mode.
+    """Loads a model, frozen and in evaluation mode, and its tokenizer.
 
     Raises:
-        RetainError: when the name is no model, or the file is damaged or lacks weights, which
+        RetainError: if there is no such model, a file is damaged, or weights are missing, which
             transformers would fill with random ones.
     """
     path = Path(config.name).expanduser()
@@ -31,12 +31,14 @@ def load_backbone(config: BackboneConfig, prompt: PromptConfig | None = None) ->
     elif path.is_dir():
         if not (path / "config.json").is_file():
             raise RetainError(
-                f"backbone {path}: this folder is no model (it has no config.json); "
+                f"backbone {path}: this folder is not a model (it has no config.json); "
                 "name a folder saved by transformers, a GGUF file or a hub id"
             )
         source = str(path)
     elif path.exists():
-        raise RetainError(f"backbone {path}: neither a model folder nor a .gguf file")
+        raise RetainError(
+            f"backbone {path}: neither a model folder nor a .gguf file; name one of these"
+        )
     else:
         source, options["revision"] = config.name, config.revision
     verbosity = transformers.logging.get_verbosity()
@@ -54,11 +56,11 @@ def load_backbone(config: BackboneConfig, prompt: PromptConfig | None = None) ->
             output_loading_info=True,
             **options,
         )
-    except Exception as error:  # transformers raises many kinds for a missing or damaged model
+    except Exception as error:  # transformers raises many types for a missing or damaged model
         if "trust_remote_code" in str(error) and not config.trust_remote_code:
             raise RetainError(
-                f"backbone '{config.name}': wants to run code of its own; if you trust it, set "
-                "backbone.trust_remote_code: true"
+                f"backbone '{config.name}': needs to run code from its repository; if you trust "
+                "it, set backbone.trust_remote_code: true"
             ) from None
         raise RetainError(
             f"backbone '{config.name}': cannot be loaded ({first_line(error)}); "

@@ -1,4 +1,4 @@
-"""A lack of memory, told as one line that says what to change."""
+"""Advice for out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import torch
 from retain.errors import RetainError
 
 NO_MEMORY = "can't allocate memory"
-"""What torch says on a CPU."""
+"""Part of torch's error message on a CPU, which has no exception type for it."""
 
 
 @contextmanager
 def memory_advice(where: str, advice: str) -> Iterator[None]:
-    """Whoever lets the model compute does it in here.
+    """Turns out-of-memory errors of the enclosed code into a RetainError with advice.
 
     Args:
-        where: what is being done, for the error.
-        advice: the setting that makes it take less, and a value for it.
+        where: what is being done; starts the error message.
+        advice: the setting that needs less memory, with a value; ends the error message.
 
     Raises:
-        RetainError: when memory does not suffice.
+        RetainError: if the CPU or the GPU runs out of memory.
     """
     try:
         yield

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from retain.backbone import Backbone
-from retain.backbone.backbone import SHOWN
+from retain.backbone.backbone import EXCERPT
 from retain.errors import RetainError
 from retain.evaluation.answers import EvaluationConfig
 from retain.metrics.text import is_empty_reference
@@ -67,7 +67,7 @@ def check_examples(
         for text in example.references:
             if is_empty_reference(task.metric, text):
                 raise RetainError(
-                    f"task '{task.name}': the test answer {text!r} to {example.prompt[:SHOWN]!r} "
+                    f"task '{task.name}': the test answer {text!r} to {example.prompt[:EXCERPT]!r} "
                     f"is empty to {task.metric}, which leaves punctuation out; correct it, or "
                     "take the metric exact_answer"
                 )
