@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pandas
 import pyarrow
 import pytest
 import torch
@@ -21,6 +23,7 @@ from retain.experiment.stream import load_stream, read_task
 from retain.tasks import Example, Task
 from retain.tasks.readers import (
     parse_row,
+    read_dataset,
     read_hub,
     read_long_sequence,
     read_rows,
@@ -88,7 +91,7 @@ def test_columns_are_mapped(tmp_path: Path) -> None:
         ("a.csv", "prompt,answer\n", "the task is empty"),
         ("a.csv", "", "the task is empty"),
         ("a.parquet", "PAR1", "not readable as Parquet"),
-        ("a.txt", "p a", "unknown ending; use .jsonl, .csv or .parquet"),
+        ("a.txt", "p a", "unknown suffix; use .jsonl, .csv or .parquet"),
         ("a.jsonl", '{"prompt": "p", "answer": "a"}\n\n{"prompt": "p"}', "line 3: no field 'ans"),
     ],
 )
@@ -124,6 +127,85 @@ def test_hub_rows_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: rows())
     with pytest.raises(RetainError, match=r"'some/set', split 'train': .*\(no such image\)"):
         read_hub("some/set", "train", None)
+
+
+# -- datasets
+
+COLOURS = ["red", "green"]
+LABELLED = datasets.Features(
+    {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=COLOURS)}
+)
+
+
+def labelled(*labels: int | None) -> datasets.Dataset:
+    rows = [{"text": f"p{number}", "label": label} for number, label in enumerate(labels)]
+    return datasets.Dataset.from_list(rows, features=LABELLED)
+
+
+def test_rows_from_python_are_those_of_a_file(tmp_path: Path) -> None:
+    expected = Task.from_jsonl(write_jsonl(tmp_path / "a.jsonl", ROWS), "t")
+    for data in (ROWS, iter(ROWS), pandas.DataFrame(ROWS), datasets.Dataset.from_list(ROWS)):
+        assert Task.from_dataset(data, "t") == expected
+
+    test = pandas.DataFrame({"question": ["q"], "label": [7]})
+    train = [{"question": f"p{i}", "label": i} for i in range(3)]
+    options = {"metric": "rouge_l", "training": {"max_steps": 2}, "max_new_tokens": 4}
+    task = Task.from_dataset(train, "t", prompt="question", answer="label", test=test, **options)
+    assert task.test == [Example("q", ("7",))]
+    assert {example.references for example in (*task.train, *task.dev)} == {("0",), ("1",), ("2",)}
+    assert (task.metric, task.training, task.max_new_tokens) == tuple(options.values())
+
+
+def test_class_labels_are_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = labelled(0, 1, 1)
+    columns = {"prompt": "text", "answer": "label"}
+    expected = [Example(f"p{i}", (name,)) for i, name in enumerate(("red", "green", "green"))]
+    assert read_dataset(data, "t", columns) == expected
+    assert read_dataset(data.with_format("numpy"), "t", columns) == expected
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: data)
+    assert read_hub("some/set", "train", None, columns) == expected
+    several = datasets.Dataset.from_dict(
+        {"text": ["p"], "label": [[1, 0]]},
+        features=datasets.Features(
+            {"text": datasets.Value("string"), "label": datasets.List(LABELLED["label"])}
+        ),
+    )
+    assert read_dataset(several, "t", columns) == [Example("p", ("green", "red"))]
+    # What only looks like a class number is the answer itself.
+    assert read_dataset(data.to_list(), "t", columns)[1].references == ("1",)
+
+
+def test_arrays_in_a_data_frame_are_lists(tmp_path: Path) -> None:
+    rows = [{"messages": [USER, REPLY]}, {"messages": [SYSTEM, USER, REPLY]}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    frame = pandas.read_parquet(tmp_path / "a.parquet")
+    assert read_dataset(frame, "t") == [parse_row(row, "") for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (labelled(0, -1), "task 't', row 2: field 'label' is -1, which is no class"),
+        (labelled(0, None), "task 't', row 2: no field 'label' for the answer"),
+        (pandas.DataFrame({"text": ["p", None], "label": ["a", "b"]}), "row 2: no field 'text'"),
+        (pandas.DataFrame({"text": ["p"], "label": [float("nan")]}), "row 1: no field 'label'"),
+        ([{"text": "p", "label": "a"}, {"text": "q"}], "row 2: .* answer= in Task.from_dataset"),
+        ([{"text": "p", "label": "a"}, "q"], "task 't', row 2: expected an object"),
+        (datasets.DatasetDict(train=labelled(0)), r"not a DatasetDict; .* data\['train'\]"),
+        ("tickets.jsonl", "task 't': expected a datasets.Dataset, .* and not a str"),
+        (3, "and not a int"),
+        ([], "task 't': no training examples"),
+    ],
+)
+def test_a_data_set_that_is_no_task(data: Any, message: str) -> None:
+    with pytest.raises(RetainError, match=message) as refusal:
+        Task.from_dataset(data, "t", prompt="text", answer="label")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_bad_test_row_is_named() -> None:
+    with pytest.raises(RetainError, match="task 't', test, row 1: no field 'prompt'"):
+        Task.from_dataset(ROWS, "t", test=[{}])
 
 
 # -- chats

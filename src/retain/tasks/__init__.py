@@ -1,4 +1,4 @@
-"""Tasks and their readers."""
+"""Tasks, their examples, and the readers that make them."""
 
 from retain.tasks.example import Example, user_text
 from retain.tasks.task import Task

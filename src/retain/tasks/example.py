@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 def user_text(messages: Iterable[Mapping[str, str]]) -> str:
-    """What the user says in a conversation: the prompt of an example that comes as a chat."""
+    """Joins the user's turns of a conversation: the prompt of an example that comes as a chat."""
     return "\n".join(turn["content"] for turn in messages if turn["role"] == "user")
 
 
@@ -16,7 +16,7 @@ class Example:
     """One prompt and the answers that count as right.
 
     Attributes:
-        prompt: the user's text, as plain text.
+        prompt: the user's text, without a chat template.
         references: right answers; training uses the first, scoring takes the best over all.
         messages: the conversation before the answer, `{"role", "content"}` each, when the example
             came as a chat; empty otherwise.
@@ -27,7 +27,7 @@ class Example:
     messages: tuple[dict[str, str], ...] = ()
 
     def as_row(self) -> dict[str, object]:
-        """The JSON object that `readers.parse_row` turns back into this example."""
+        """Returns the JSON object that `readers.parse_row` turns back into this example."""
         row: dict[str, object] = {"prompt": self.prompt, "answer": list(self.references)}
         if self.messages:
             row["messages"] = list(self.messages)

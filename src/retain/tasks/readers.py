@@ -1,4 +1,4 @@
-"""Readers: files and hub datasets → examples.
+"""Readers: files, datasets and hub datasets to examples.
 
 JSONL and CSV are read so that an error can name the line, and every CSV cell is text: an answer
 `None` or `007` stays as it is. The benchmark layouts are those of their official releases.
@@ -11,7 +11,7 @@ import io
 import math
 import os
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,15 @@ COLUMNS = {"prompt": "prompt", "answer": "answer"}
 
 
 def parse_row(row: Any, where: str, columns: Mapping[str, str] = COLUMNS) -> Example:
-    """One row of `prompt` and `answer` (a string or a list of references), or of `messages`.
+    """Parses a row of `prompt` and `answer` (a text or a list of references), or of `messages`.
 
     Args:
         row: the row as read.
         where: file and line, for the error.
-        columns: which keys hold the prompt and the answer.
+        columns: the keys that hold the prompt and the answer.
 
     Raises:
-        RetainError: naming the place and the field.
+        RetainError: names the place and the field.
     """
     if not isinstance(row, dict):
         raise RetainError(f"{where}: expected an object with 'prompt' and 'answer'")
@@ -48,10 +48,10 @@ def parse_row(row: Any, where: str, columns: Mapping[str, str] = COLUMNS) -> Exa
     else:
         for role, key in columns.items():
             if row.get(key) is None:
-                found = ", ".join(map(str, row)) or "none"
+                present = ", ".join(map(str, row)) or "none"
                 raise RetainError(
-                    f"{where}: no field '{key}' for the {role} (fields: {found}); "
-                    "add it, or map another with 'columns' of the task"
+                    f"{where}: no field '{key}' for the {role} (fields: {present}); add it, or "
+                    f"name another ('columns' of the task, {role}= in Task.from_dataset)"
                 )
         prompt, answer = row[columns["prompt"]], row[columns["answer"]]
     references = answer if isinstance(answer, list) else [answer]
@@ -71,10 +71,10 @@ def parse_row(row: Any, where: str, columns: Mapping[str, str] = COLUMNS) -> Exa
 
 
 def given_row(row: Any, where: str, columns: Mapping[str, str] = COLUMNS) -> Example:
-    """As `parse_row`, for what a user gives: each of its texts says something.
+    """Parses a row that a user gives: as `parse_row`, and no text in it may look empty.
 
     Raises:
-        RetainError: naming the place and the field.
+        RetainError: names the place and the field.
     """
     example = parse_row(row, where, columns)
     texts = [(columns["answer"], text) for text in example.references]
@@ -85,16 +85,16 @@ def given_row(row: Any, where: str, columns: Mapping[str, str] = COLUMNS) -> Exa
 
 
 def read_rows(path: Path, columns: Mapping[str, str] = COLUMNS) -> list[Example]:
-    """Reads a `.jsonl`, `.csv` or `.parquet` file, by its ending.
+    """Reads a `.jsonl`, `.csv` or `.parquet` file, by its suffix.
 
     Raises:
-        RetainError: naming the file, and the line or row.
+        RetainError: names the file, and the line or row.
     """
     if not os.path.isfile(path):  # Path's own raises where the name is too long
         raise RetainError(f"{path}: no such file; check the path")
     read = {".jsonl": numbered_jsonl, ".json": numbered_jsonl, ".csv": _csv, ".parquet": _parquet}
     if path.suffix not in read:
-        raise RetainError(f"{path}: unknown ending; use .jsonl, .csv or .parquet")
+        raise RetainError(f"{path}: unknown suffix; use .jsonl, .csv or .parquet")
     unit = "row" if path.suffix == ".parquet" else "line"
     examples = [
         given_row(row, f"{path}, {unit} {number}", columns)
@@ -105,17 +105,40 @@ def read_rows(path: Path, columns: Mapping[str, str] = COLUMNS) -> list[Example]
     return examples
 
 
+def read_dataset(data: Any, where: str, columns: Mapping[str, str] = COLUMNS) -> list[Example]:
+    """Reads a `datasets.Dataset`, a pandas DataFrame, or rows as dicts.
+
+    Args:
+        data: rows of `prompt` and `answer`, or of `messages`, as in a file.
+        where: what the rows are called in an error; their number, from 1, follows.
+        columns: the columns that hold the prompt and the answer. The class numbers of a dataset's
+            `ClassLabel` become the names of the classes.
+
+    Raises:
+        RetainError: names the row and the column, or says that this is no table of rows.
+    """
+    rows = data
+    if hasattr(data, "columns") and hasattr(data, "to_dict"):  # pandas, which is not imported here
+        rows = data.astype(object).where(data.notna(), None).to_dict("records")
+    elif isinstance(data, str | bytes | Mapping) or not isinstance(data, Iterable):
+        raise RetainError(
+            f"{where}: expected a datasets.Dataset, a DataFrame or a list of dicts, and not a "
+            f"{type(data).__name__}; of a DatasetDict give one split, such as data['train']"
+        )
+    return _parse_all(rows, where, columns, getattr(data, "features", None))
+
+
 def read_superni(folder: Path, split: str) -> list[Example]:
-    """Super-NaturalInstructions: `Definition` (a list), `Instances` of `input` and `output`.
+    """Reads Super-NaturalInstructions: `Definition` (a list), `Instances` of `input`, `output`.
 
     The prompt is the definition, the input, and the cue `Output:`. Empty answers are left out, and
-    instances that have no other; the benchmark has six, in task511.
+    so are instances without any other; the benchmark has six, in task511.
     """
     return _read_instances(folder / f"{split}.json", "{definition}\n\nInput: {input}\nOutput:")
 
 
 def read_long_sequence(folder: Path, split: str) -> list[Example]:
-    """Long Sequence benchmark: the same layout, with `labels.json` as the list of options."""
+    """Reads the Long Sequence benchmark: as SuperNI, with the list of options in `labels.json`."""
     labels = read_json(folder / "labels.json")
     if not isinstance(labels, list):
         raise RetainError(f"{folder / 'labels.json'}: must be a list of the answers; correct it")
@@ -127,7 +150,7 @@ def read_long_sequence(folder: Path, split: str) -> list[Example]:
 
 
 def read_trace(folder: Path, split: str) -> list[Example]:
-    """TRACE: a list of `prompt` and `answer`; the prompt stands as it is."""
+    """Reads TRACE: a list of `prompt` and `answer`; the prompt is used as it is."""
     path = folder / f"{split}.json"
     rows = read_json(path)
     if not isinstance(rows, list):
@@ -140,21 +163,66 @@ def read_trace(folder: Path, split: str) -> list[Example]:
 def read_hub(
     name: str, split: str, subset: str | None, columns: Mapping[str, str] = COLUMNS
 ) -> list[Example]:
-    """A dataset of the hub (or of its local cache), by its id."""
+    """Reads a dataset of the hub (or of its local cache) by its id."""
     import datasets
 
     try:
-        rows = list(datasets.load_dataset(name, subset, split=split))
+        data = datasets.load_dataset(name, subset, split=split)
+        rows = list(data)
     except Exception as error:  # network, missing id, missing split: one line for each of them
         raise RetainError(
             f"dataset '{name}', split '{split}': cannot be loaded ({first_line(error)}); "
             "check the id and the connection"
         ) from None
-    return [given_row(row, f"{name}/{split}, row {n}", columns) for n, row in enumerate(rows, 1)]
+    return _parse_all(rows, f"{name}/{split}", columns, getattr(data, "features", None))
+
+
+def _parse_all(
+    rows: Iterable[Any], where: str, columns: Mapping[str, str], features: Mapping[str, Any] | None
+) -> list[Example]:
+    """Parses rows of Python, NumPy or pandas values.
+
+    Args:
+        rows: a mapping each.
+        where: what the rows are called in an error.
+        columns: the keys that hold the prompt and the answer.
+        features: of a `datasets.Dataset`, the type of each column.
+    """
+    classes = {}
+    for column in columns.values():
+        feature = (features or {}).get(column)
+        feature = getattr(feature, "feature", feature)  # a list's, of its entries
+        if names := getattr(feature, "names", None):
+            classes[column] = names
+    examples = []
+    for number, row in enumerate(rows, 1):
+        place = f"{where}, row {number}"
+        if isinstance(row, Mapping):
+            row = {key: _plain(value) for key, value in row.items()}
+            for column, names in classes.items():
+                row[column] = _class_names(row.get(column), names, f"{place}: field '{column}'")
+        examples.append(given_row(row, place, columns))
+    return examples
+
+
+def _plain(value: Any) -> Any:
+    """Turns a NumPy array or number, or a tensor, into a list or a number of Python's."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _class_names(value: Any, names: Sequence[str], where: str) -> Any:
+    """Returns the names of one class number, or of a list of them."""
+    if isinstance(value, list):
+        return [_class_names(each, names, where) for each in value]
+    if not isinstance(value, int):
+        return value
+    if not 0 <= value < len(names):  # −1 stands for a label that is not published
+        raise RetainError(f"{where} is {value}, which is no class; leave such rows out")
+    return names[value]
 
 
 def _csv(path: Path) -> Iterable[tuple[int, dict[str, str]]]:
-    """Rows by the header's names, each with the number of its last line."""
+    """Yields the number of a row's last line, and the row by the header's names."""
     rows = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
         yield from ((rows.line_num, row) for row in rows)
@@ -199,14 +267,14 @@ def _read_instances(path: Path, template: str) -> list[Example]:
 
 
 def _has_text(value: Any) -> bool:
-    """Whether a text or a number is what a reference may be."""
+    """Whether a value can be a reference: a text, or a finite number."""
     if isinstance(value, int | float):
         return not isinstance(value, bool) and math.isfinite(value)
     return isinstance(value, str)
 
 
 def _is_empty(text: str) -> bool:
-    """Whether nothing of a text is seen: white space, and characters without a width."""
+    """Whether a text shows nothing: white space, and characters without a width."""
     return all(c.isspace() or unicodedata.category(c) == "Cf" for c in text)
 
 

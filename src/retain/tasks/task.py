@@ -13,7 +13,7 @@ from typing import Any
 from retain.errors import RetainError
 from retain.metrics.text import check_metric
 from retain.tasks.example import Example
-from retain.tasks.readers import read_rows
+from retain.tasks.readers import read_dataset, read_rows
 
 DEV_SHARE, DEV_LIMIT = 0.1, 50
 TEST_SHARE, TEST_LIMIT = 0.2, 200
@@ -21,11 +21,19 @@ TEST_SHARE, TEST_LIMIT = 0.2, 200
 
 @dataclass(frozen=True)
 class Task:
-    """A name, train/dev/test examples, and a metric (one of `retain.metrics.text.METRICS`).
+    """What is learned at once: training, development and test examples under a name.
 
-    The test examples are read by evaluation only; methods that need held-out inputs use `dev`.
-    `training` has settings of its own for this task, by `TrainingConfig`'s names, and
-    `max_new_tokens` is how long its answers may be, in tokens; the run's are for all others.
+    Attributes:
+        name: unique in its run.
+        train: the examples that are learned.
+        dev: held-out examples, for methods that need such inputs.
+        test: the examples that evaluation alone reads.
+        metric: one of `retain.metrics.text.METRICS`.
+        training: settings of this task over those of the run, by `TrainingConfig`'s names.
+        max_new_tokens: how long its answers may be, in tokens; None is the run's setting.
+
+    Raises:
+        RetainError: when the name, the metric, the test examples or the length are not valid.
     """
 
     name: str
@@ -65,10 +73,17 @@ class Task:
         max_new_tokens: int | None = None,
         seed: int = 0,
     ) -> Task:
-        """Carves what is missing off the training examples, fixed by `seed`.
+        """Makes a task, with the splits that are missing taken from the training examples.
 
-        A tenth of train (at most 50) becomes the development split; without `test`, a fifth (at
-        most 200) becomes the test split first.
+        Args:
+            name: the task's.
+            train: the examples; a tenth of them (at most 50) becomes the development split.
+            test: the test examples; without them a fifth of train (at most 200), taken first.
+            metric: one of `retain.metrics.text.METRICS`.
+            train_limit: how many training examples are kept after that.
+            training: settings of this task over those of the run, by `TrainingConfig`'s names.
+            max_new_tokens: how long its answers may be, in tokens; None is the run's setting.
+            seed: fixes which examples go into which split.
 
         Raises:
             RetainError: when train is too small to be split, or test is empty.
@@ -97,11 +112,20 @@ class Task:
         max_new_tokens: int | None = None,
         seed: int = 0,
     ) -> Task:
-        """Reads rows of `prompt` and `answer`, or chat `messages`; see `retain.tasks.readers`."""
-        train = read_rows(Path(path))
+        """Reads a file of `prompt` and `answer`, or of chat `messages`; then as `split`.
+
+        Args:
+            path: a `.jsonl`, `.csv` or `.parquet` file.
+            name: the task's; that of the file by default.
+            test: a file of test examples.
+            metric, training, max_new_tokens, seed: as in `split`.
+
+        Raises:
+            RetainError: names the file and the line.
+        """
         return cls.split(
             name or Path(path).stem,
-            train,
+            read_rows(Path(path)),
             None if test is None else read_rows(Path(test)),
             metric,
             training=training,
@@ -109,10 +133,49 @@ class Task:
             seed=seed,
         )
 
+    @classmethod
+    def from_dataset(
+        cls,
+        data: Any,
+        name: str,
+        *,
+        prompt: str = "prompt",
+        answer: str = "answer",
+        test: Any = None,
+        metric: str = "exact_match",
+        training: Mapping[str, Any] | None = None,
+        max_new_tokens: int | None = None,
+        seed: int = 0,
+    ) -> Task:
+        """Reads a `datasets.Dataset`, a pandas DataFrame or a list of dicts; then as `split`.
+
+        Args:
+            data: rows of a prompt and an answer (a text or a list of texts), or of `messages`.
+            name: the task's.
+            prompt: the column with the prompt.
+            answer: the column with the answer. The class numbers of a dataset's `ClassLabel`
+                become the names of the classes.
+            test: test rows, in any of these forms.
+            metric, training, max_new_tokens, seed: as in `split`.
+
+        Raises:
+            RetainError: names the row and the column.
+        """
+        columns = {"prompt": prompt, "answer": answer}
+        return cls.split(
+            name,
+            read_dataset(data, f"task '{name}'", columns),
+            None if test is None else read_dataset(test, f"task '{name}', test", columns),
+            metric,
+            training=training,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+        )
+
     def fingerprints(self) -> dict[str, str]:
-        """sha256 over each split's examples, to tell whether two runs saw the same data."""
-        found = {}
+        """Returns a sha256 of each split's examples, which shows whether two runs saw the same."""
+        sums = {}
         for split in ("train", "dev", "test"):
             rows = [example.as_row() for example in getattr(self, split)]
-            found[split] = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
-        return found
+            sums[split] = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+        return sums
