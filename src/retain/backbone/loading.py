@@ -1,13 +1,20 @@
-"""Loading a backbone: a hub id, a local folder, or a GGUF file."""
+"""Loading a backbone: a hub id, a local folder, a GGUF file, or a model that is loaded already."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from retain.backbone.backbone import Backbone, BackboneConfig, PromptConfig
 from retain.errors import RetainError, first_line
@@ -74,7 +81,49 @@ def load_backbone(config: BackboneConfig, prompt: PromptConfig | None = None) ->
             f"backbone '{config.name}': has no weights for {min(loaded['missing_keys'])}; "
             "restore its files"
         )
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    _place(model, config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Backbone(model, tokenizer, config, prompt or PromptConfig())
+
+
+LoadedModel = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+"""A model of transformers with its tokenizer."""
+
+
+def wrap_loaded(
+    loaded: LoadedModel, prompt: PromptConfig | None = None, source: BackboneConfig | None = None
+) -> Backbone:
+    """Makes a backbone of a model that is loaded already; the model is changed in place.
+
+    Args:
+        loaded: the model, where it is to be used, and its tokenizer.
+        prompt: how prompts become tokens.
+        source: what a run has recorded of it. By default the name that the model was loaded by
+            (`model.name_or_path`, which may be empty) and its dtype.
+
+    Raises:
+        RetainError: when this is no such pair, or the model carries layers of retain already.
+    """
+    kinds = [type(part).__name__ for part in loaded]
+    if len(loaded) != 2 or not (
+        isinstance(loaded[0], PreTrainedModel) and isinstance(loaded[1], PreTrainedTokenizerBase)
+    ):
+        raise RetainError(
+            f"backbone: expected a transformers model and its tokenizer, got ({', '.join(kinds)})"
+        )
+    model, tokenizer = loaded
+    if any(type(part).__module__.startswith("retain.") for part in model.modules()):
+        raise RetainError("backbone: this model carries a Learner's layers; load a fresh one")
+    dtype = str(model.dtype).removeprefix("torch.")
+    if dtype not in (dtypes := get_args(BackboneConfig.model_fields["dtype"].annotation)):
+        raise RetainError(f"backbone: the model is in {dtype}; load it in {', '.join(dtypes)}")
+    _place(model, str(model.device))
+    own_code = type(model).__module__.startswith("transformers_modules.")
+    named = BackboneConfig(name=model.name_or_path, dtype=dtype, trust_remote_code=own_code)
+    return Backbone(model, tokenizer, source or named, prompt or PromptConfig())
+
+
+def _place(model: PreTrainedModel, device: str) -> None:
+    """Moves a model to its device, or to this process's one where several run."""
     if device.partition(":")[2] not in ("", "0"):
         raise RetainError(
             f"backbone.device '{device}': training takes the first visible device; "
@@ -82,7 +131,6 @@ def load_backbone(config: BackboneConfig, prompt: PromptConfig | None = None) ->
         )
     device = processes.connect(device == "cpu") or device
     try:
-        model = model.to(device)
+        model.to(device)
     except RuntimeError as error:
         raise RetainError(f"backbone.device '{device}': {first_line(error)}") from None
-    return Backbone(model, tokenizer, config, prompt or PromptConfig())

@@ -7,10 +7,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 import yaml
+from torch import Tensor
+from transformers import PreTrainedModel, TrainerCallback
 
-from retain.backbone import Backbone, BackboneConfig, PromptConfig, load_backbone
+from retain.backbone import (
+    Backbone,
+    BackboneConfig,
+    LoadedModel,
+    PromptConfig,
+    load_backbone,
+    wrap_loaded,
+)
 from retain.errors import RetainError
 from retain.evaluation.answers import Evaluation, EvaluationConfig, answer, evaluate
 from retain.evaluation.streaming import Reply
@@ -44,6 +54,7 @@ from retain.tasks.readers import parse_row
 from retain.training.config import TrainingConfig
 from retain.training.fit import as_trained
 from retain.training.trackers import refuse_missing
+from retain.training.trainer import check_callbacks
 
 
 @dataclass(frozen=True)
@@ -59,14 +70,24 @@ class Learner:
     """A model that learns one task after another.
 
     Args:
-        backbone: hub id, model folder, GGUF file, or a loaded `Backbone`.
+        backbone: hub id, model folder, GGUF file, a loaded model of transformers with its tokenizer
+            (a tuple of both; the model is changed in place), or a `Backbone`.
         method: a name of `list_methods()`, or `{"name": …, options}`.
         output: the run's folder; it is created when the first task is learned.
         training: names of `TrainingConfig`, which are those of transformers.TrainingArguments.
         evaluation: names of `EvaluationConfig`.
         prompt: names of `PromptConfig`; ignored for a loaded `Backbone`, which has its own.
         seed: fixes everything random.
-        progress: is told what happens; silent by default.
+        progress: receives what happens; silent by default.
+        callbacks: instances of transformers.TrainerCallback, for Trainer in every phase. They are
+            no part of the run. A run that is continued has the numbers of one that was never
+            interrupted only if they change nothing of the training; one that ends training stops
+            the run, as Ctrl-C does.
+
+    Attributes:
+        backbone: the `Backbone`: prompts to tokens, losses, generation.
+        method: the `Method`, with all that it has learned.
+        tasks: the learned tasks in order, without their training examples.
 
     Raises:
         RetainError: for bad input, before anything is trained or written.
@@ -74,7 +95,7 @@ class Learner:
 
     def __init__(
         self,
-        backbone: str | Path | BackboneConfig | Backbone,
+        backbone: str | Path | BackboneConfig | Backbone | LoadedModel,
         method: str | Mapping[str, Any] = "sapt",
         output: str | Path = "runs/run",
         *,
@@ -83,12 +104,11 @@ class Learner:
         prompt: PromptConfig | Mapping[str, Any] | None = None,
         seed: int = 0,
         progress: Progress | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
-        loaded = backbone if isinstance(backbone, Backbone) else None
-        if loaded is not None and prompt is not None:
-            raise RetainError("Learner: a loaded Backbone has its own prompt; leave 'prompt' out")
+        loaded, source = _loaded(backbone, prompt)
         values = {
-            "backbone": loaded.source if loaded else _named(backbone),
+            "backbone": source,
             "method": method if isinstance(method, str) else dict(method),
             "training": training or {},
             "evaluation": evaluation or {},
@@ -96,13 +116,18 @@ class Learner:
             "seed": seed,
             "output": str(output),
         }
-        self._begin(check(ExperimentConfig, values, "Learner"), progress, loaded)
+        self._begin(check(ExperimentConfig, values, "Learner"), progress, loaded, callbacks)
 
     @classmethod
-    def from_config(cls, experiment: ExperimentConfig, progress: Progress | None = None) -> Learner:
-        """A new learner as an experiment describes it; its tasks are not learned yet."""
+    def from_config(
+        cls,
+        experiment: ExperimentConfig,
+        progress: Progress | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> Learner:
+        """Returns a new learner as an experiment describes it, which has learned no task yet."""
         learner = cls.__new__(cls)
-        learner._begin(experiment, progress, None)
+        learner._begin(experiment, progress, None, callbacks)
         return learner
 
     @classmethod
@@ -110,18 +135,20 @@ class Learner:
         cls,
         folder: str | Path,
         progress: Progress | None = None,
-        backbone: Backbone | None = None,
+        backbone: Backbone | LoadedModel | None = None,
         trust_remote_code: bool = False,
+        callbacks: Sequence[TrainerCallback] = (),
     ) -> Learner:
         """Restores a run with everything it has learned.
 
         Args:
             folder: the run directory.
-            progress: is told what happens.
-            backbone: a freshly loaded one to use instead of loading the run's own; it takes on the
-                run's prompt format.
+            progress: receives what happens.
+            backbone: the run's own, freshly loaded, instead of loading it here: a model with its
+                tokenizer, or a `Backbone`. It takes on the run's prompt format.
             trust_remote_code: lets a backbone run code of its own; that the run says so is not
                 enough, as it may come from elsewhere.
+            callbacks: as of `Learner`.
 
         Raises:
             RetainError: when the folder is no run, one of its files is damaged, or its backbone
@@ -130,6 +157,11 @@ class Learner:
         path = Path(folder)
         run = results.open_run(path)
         experiment, method = stored_experiment(results.experiment_values(run), path / CONFIG)
+        if not experiment.backbone.name and backbone is None:
+            raise RetainError(
+                f"{path}: its backbone was given as a loaded model without a name; give it again: "
+                "Learner.load(folder, backbone=(model, tokenizer))"
+            )
         if experiment.backbone.trust_remote_code and backbone is None and not trust_remote_code:
             raise RetainError(
                 f"{path}: its backbone '{experiment.backbone.name}' runs code of its own; if you "
@@ -140,16 +172,22 @@ class Learner:
             raise RetainError(complaint)
         results.rows(run)
         learner = cls.__new__(cls)
-        if backbone is not None:
+        if isinstance(backbone, tuple):
+            backbone = wrap_loaded(backbone, experiment.prompt, experiment.backbone)
+        elif backbone is not None:
             backbone.prompt = experiment.prompt
-        learner._set_up(experiment, run, progress, backbone)
+        learner._set_up(experiment, run, progress, backbone, callbacks)
         for task_folder in run.learned():
             learner.tasks.append(_stored_task(run, task_folder))
             learner.method.load(task_folder)
         return learner
 
     def _begin(
-        self, experiment: ExperimentConfig, progress: Progress | None, backbone: Backbone | None
+        self,
+        experiment: ExperimentConfig,
+        progress: Progress | None,
+        backbone: Backbone | None,
+        callbacks: Sequence[TrainerCallback],
     ) -> None:
         run = RunDirectory(Path(experiment.output or "runs/run"))
         if run.exists:
@@ -158,7 +196,7 @@ class Learner:
                 "Python), or name another folder with --output"
             )
         run.refuse_foreign()
-        self._set_up(experiment, run, progress, backbone)
+        self._set_up(experiment, run, progress, backbone, callbacks)
 
     def _set_up(
         self,
@@ -166,11 +204,13 @@ class Learner:
         run: RunDirectory,
         progress: Progress | None,
         backbone: Backbone | None,
+        callbacks: Sequence[TrainerCallback],
     ) -> None:
         name, options = check_method(experiment.method, "method")
         self.experiment = resolved(experiment)
         self.run = run
         self.progress = progress or Progress()
+        self._callbacks = check_callbacks(callbacks)
         self.tasks: list[Task] = []
         self._checked: list[Task] = []
         self._news: dict[str, list[str]] = {}  # to be told, by task; what is of all tasks under ""
@@ -326,7 +366,15 @@ class Learner:
         seeds = Seeds(self.experiment.seed, len(self.tasks))
         unfinished = folder / UNFINISHED
         lesson = learn_phases(
-            self.method, self.backbone, config, task, folder, unfinished, seeds, self.progress
+            self.method,
+            self.backbone,
+            config,
+            task,
+            folder,
+            unfinished,
+            seeds,
+            self.progress,
+            self._callbacks,
         )
         with lesson.timed(), as_trained(self.backbone, config):
             self.method.finish(task, folder)
@@ -380,45 +428,105 @@ class Learner:
 
     # -- inference
 
+    @property
+    def model(self) -> PreTrainedModel:
+        """The transformers model with the method's layers, which use the weights of `route`."""
+        return self.backbone.model
+
+    def route(
+        self, prompts: Sequence[str | Example], task: str | None = None
+    ) -> list[dict[str, float]] | None:
+        """Routes prompts, so that a loop of one's own can use `model` on them.
+
+        The weights over blocks stay set until the next call that routes or answers. A forward or
+        generation must have one row a prompt, in this order.
+
+        Args:
+            prompts: texts, or examples for whole conversations.
+            task: its name, for methods that need it.
+
+        Returns:
+            Per prompt the weights over blocks, by the names of their tasks; None for a method
+            that does not route.
+
+        Raises:
+            RetainError: when nothing is learned yet, or the method writes its prompts into the
+                input, where tokens of one's own would lack them.
+        """
+        self.refuse_unready()
+        if self.backbone.virtual_tokens:
+            raise RetainError(
+                f"Learner.route: method '{self.experiment.method['name']}' adds prompts to the "
+                "input, which tokens of your own would lack; use answers"
+            )
+        if not prompts:
+            raise RetainError("Learner.route: no prompts; give it at least one")
+        rows = [self.backbone.encode(_example(p), with_answer=False) for p in prompts]
+        batch = self.backbone.collate(rows)
+        with torch.no_grad():
+            self.method.route(batch, task)
+            self.backbone.read(batch)  # some methods know their weights only after a forward
+            weights = self.method.routing()
+            self.method.route(batch, task)
+        return None if weights is None else self._by_task(weights)
+
+    def _by_task(self, weights: Tensor) -> list[dict[str, float]]:
+        """Names the weights over blocks (N, T) by their tasks."""
+        names = [task.name for task in self.tasks]
+        return [dict(zip(names, row, strict=True)) for row in weights.tolist()]
+
     def answers(
         self,
         prompts: Sequence[str | Example],
         task: str | None = None,
         replies: Sequence[Reply] | None = None,
     ) -> list[Answer]:
-        """Greedy answers with their routing, as long as those of the task with the longest may be.
+        """Answers prompts greedily, each at most as long as the longest answer of any task may be.
 
         Args:
             prompts: texts, or examples for whole conversations (their references do not count).
             task: its name, for methods that need it.
-            replies: one a prompt, told of its answer while it is written.
+            replies: one per prompt, which receives the answer while it is written.
+
+        Raises:
+            RetainError: when nothing is learned yet, or the method needs the task's name.
         """
         self.refuse_unready()
-        examples = [p if isinstance(p, Example) else Example(p, ("",)) for p in prompts]
-        # Whose task a prompt is of, nobody says.
+        examples = [_example(prompt) for prompt in prompts]
+        # The prompt's task is unknown, so the longest answer of any task is allowed.
         usual = self.experiment.evaluation
         longest = max(usual.max_new_tokens, *(known.max_new_tokens or 0 for known in self.tasks))
         config = usual.model_copy(update={"max_new_tokens": longest})
         outputs, weights = answer(
             self.backbone, self.method, task, examples, config, Progress(), replies
         )
-        names = [known.name for known in self.tasks]
+        routing = [None] * len(outputs) if weights is None else self._by_task(weights)
         return [
-            Answer(
-                example.prompt,
-                output,
-                None if weights is None else dict(zip(names, weights[i].tolist(), strict=True)),
-            )
-            for i, (example, output) in enumerate(zip(examples, outputs, strict=True))
+            Answer(example.prompt, output, row)
+            for example, output, row in zip(examples, outputs, routing, strict=True)
         ]
 
     def generate(self, prompts: Sequence[str], task: str | None = None) -> list[str]:
-        """Greedy answers to prompts of any learned task."""
+        """Answers prompts of any learned task greedily."""
         return [answer.output for answer in self.answers(prompts, task)]
 
 
-def _named(backbone: str | Path | BackboneConfig | Backbone) -> BackboneConfig | str:
-    return backbone if isinstance(backbone, BackboneConfig) else str(backbone)
+def _loaded(
+    backbone: str | Path | BackboneConfig | Backbone | LoadedModel,
+    prompt: PromptConfig | Mapping[str, Any] | None,
+) -> tuple[Backbone | None, BackboneConfig | str]:
+    """Returns the backbone, if it is loaded already, and what the run records of it."""
+    if isinstance(backbone, tuple):
+        backbone = wrap_loaded(backbone, check(PromptConfig, prompt or {}, "Learner", "prompt."))
+    elif isinstance(backbone, Backbone) and prompt is not None:
+        raise RetainError("Learner: a loaded Backbone has its own prompt; leave 'prompt' out")
+    if isinstance(backbone, Backbone):
+        return backbone, backbone.source
+    return None, backbone if isinstance(backbone, BackboneConfig) else str(backbone)
+
+
+def _example(prompt: str | Example) -> Example:
+    return prompt if isinstance(prompt, Example) else Example(prompt, ("",))
 
 
 def _stored_task(run: RunDirectory, folder: Path) -> Task:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import transformers
+from transformers import TrainerCallback
 
 from retain.backbone import Backbone
 from retain.methods import Method
@@ -88,6 +89,7 @@ def learn_phases(
     unfinished: Path,
     seeds: Seeds,
     progress: Progress,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Lesson:
     """Trains a method's phases of a task; those that ended before a crash are restored.
 
@@ -100,6 +102,7 @@ def learn_phases(
         unfinished: the folder of what a later sitting would need.
         seeds: the task's.
         progress: is told of each step.
+        callbacks: of the user, for Trainer.
     """
     lesson = Lesson()
     seeds(0)
@@ -130,7 +133,7 @@ def learn_phases(
             progress.start(label, order.steps, "steps")
             try:
                 tracked = TrackedPhase(folder.parents[1], f"{folder.name}/{place.name}")
-                ended = _fit(phase, backbone, config, place, seed, progress, tracked)
+                ended = _fit(phase, backbone, config, place, seed, progress, tracked, callbacks)
             finally:
                 progress.finish()
         lesson.log += [{"phase": phase.name, **row} for row in ended["log"]]
@@ -181,10 +184,11 @@ def _fit(
     seed: int,
     progress: Progress,
     tracked: TrackedPhase,
+    callbacks: Sequence[TrainerCallback],
 ) -> dict[str, Any]:
     """Trains a phase and leaves its result beside `place`."""
     began = time.monotonic()
-    log = fit(backbone, phase, config, place, seed, progress, tracked)
+    log = fit(backbone, phase, config, place, seed, progress, tracked, callbacks)
     ended = {"log": log, "seconds": time.monotonic() - began}
     result = _result(place)
     write_json(result / LOG, ended)

@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from retain.training.extra import check_scheduler, checked_extra
 from retain.training.phase import MOST, Amount, Count
 from retain.training.trackers import Tracker
 
@@ -22,7 +23,10 @@ POLYNOMIAL_END = 1e-7
 
 
 class TrainingConfig(BaseModel):
-    """How a task is trained: names and meanings are those of transformers.TrainingArguments."""
+    """How a task is trained: names and meanings are those of transformers.TrainingArguments.
+
+    `extra` passes further names of it on to Trainer, those of `retain.training.extra.PASSED_ON`.
+    """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -44,6 +48,7 @@ class TrainingConfig(BaseModel):
     save_steps: Count = 100
     logging_steps: Count = 1
     report_to: list[Tracker] = []
+    extra: dict[str, Any] = {}
 
     @field_validator("report_to", mode="before")
     @classmethod
@@ -51,6 +56,11 @@ class TrainingConfig(BaseModel):
         if isinstance(value, str):
             return [] if value == "none" else [value]
         return value
+
+    @field_validator("extra")
+    @classmethod
+    def _passed_on(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return checked_extra(value, cls.model_fields)
 
     @field_validator("max_steps")
     @classmethod
@@ -66,4 +76,6 @@ class TrainingConfig(BaseModel):
                 f"learning_rate ({self.learning_rate}) has to be above {POLYNOMIAL_END}, where "
                 "lr_scheduler_type: polynomial ends; raise it, or take linear"
             )
+        if options := self.extra.get("lr_scheduler_kwargs"):
+            check_scheduler(self.lr_scheduler_type, self.learning_rate, options)
         return self

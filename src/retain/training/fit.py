@@ -1,22 +1,20 @@
-"""fit(phase): one optimisation, from the checkpoint in its folder if there is one."""
+"""One optimisation by Trainer, resumed from the checkpoint in its folder if there is one."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from torch import nn
-from torch._dynamo.exc import TorchDynamoException
 from torch.utils.data import DataLoader
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from retain.backbone import Backbone, memory_advice
-from retain.errors import RetainError, StoppedError
+from retain.errors import StoppedError
 from retain.runs.checkpoints import keep_only, last_checkpoint
 from retain.system import processes
 from retain.system.files import writing
@@ -33,12 +31,14 @@ from retain.training.trainer import (
     PhaseTrainer,
     Report,
     Stop,
+    compiled,
     learn_anew,
+    train_on_one_gpu,
 )
 
 
 def batches(config: TrainingConfig, phase: Phase, seed: int) -> Batches:
-    """The rows of each batch of a phase, and with them its number of optimizer steps."""
+    """Lays out the batches of a phase, which also gives its number of optimizer steps."""
     return Batches(
         phase,
         config.per_device_train_batch_size,
@@ -57,6 +57,7 @@ def fit(
     seed: int,
     progress: Progress,
     tracked: TrackedPhase,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> list[dict[str, float]]:
     """Trains the phase's groups on its rows, from the checkpoint in `folder` if there is one.
 
@@ -66,17 +67,24 @@ def fit(
         config: the task's training settings.
         folder: where Trainer keeps its checkpoints, every `save_steps`.
         seed: of the order of rows and of dropout.
-        progress: is told of each logged step.
-        tracked: what trackers call the phase.
+        progress: receives each logged step.
+        tracked: the phase's name in trackers.
+        callbacks: of the user, for Trainer.
 
     Returns:
         The log: per logged step its number, loss, `loss_<part>`, gradient norm, learning rate.
+
+    Raises:
+        StoppedError: when the user, or a callback, ends training before the last step.
+        RetainError: when memory does not suffice, or a loss is not finite.
     """
     release(backbone.model, phase)
     order = batches(config, phase, seed)
     if config.gradient_checkpointing:
         backbone.model.activation_checkpointing_enable({"use_reentrant": False})
-    options = config.model_dump(exclude={"max_steps", "gradient_checkpointing", "torch_compile"})
+    options = config.model_dump(
+        exclude={"max_steps", "gradient_checkpointing", "torch_compile", "extra"}
+    )
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=order.steps,
@@ -93,8 +101,9 @@ def fit(
         ddp_broadcast_buffers=False,  # frozen blocks: all have the same, and they are many
         ddp_backend=processes.backend(backbone.device.type == "cpu"),
         **options,
+        **config.extra,
     )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # more than one GPU is for accelerate launch
+    train_on_one_gpu(arguments)
     rows: Any = [*phase.data, *(phase.replay.rows if phase.replay else ())]
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +115,14 @@ def fit(
             model=PhaseModule(backbone.model, phase),
             args=arguments,
             train_dataset=rows,
-            callbacks=[Intervals(), Report(progress), Stop(progress), NoLastCheckpoint()],
+            # The last one has the last word on whether a step is saved.
+            callbacks=[
+                Intervals(),
+                Report(progress),
+                *callbacks,
+                Stop(progress),
+                NoLastCheckpoint(),
+            ],
         )
         trainer.remove_callback(transformers.PrinterCallback)
         checkpoint = processes.broadcast(last_checkpoint(folder))
@@ -115,7 +131,7 @@ def fit(
         with (
             memory_advice(where, _advice(config, folder)),
             tracking(trainer, tracked),
-            _compiled(backbone.model, config.torch_compile),
+            compiled(backbone.model, config.torch_compile),
         ):
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if trainer.state.global_step < order.steps:
@@ -129,7 +145,7 @@ def fit(
 
 
 def _advice(config: TrainingConfig, folder: Path) -> str:
-    """What makes training take less memory."""
+    """Returns the advice for training in less memory."""
     rows = config.per_device_train_batch_size
     if not config.gradient_checkpointing:
         return "go on with --resume --set training.gradient_checkpointing=true"
@@ -143,35 +159,8 @@ def _advice(config: TrainingConfig, folder: Path) -> str:
 
 
 @contextmanager
-def _compiled(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """The model's forward and backward go through torch.compile in here, if wanted.
-
-    Each phase has its own number of blocks, for which torch would compile anew eight times and then
-    run eagerly without a word; so no phase inherits graphs.
-
-    Raises:
-        RetainError: when torch cannot compile it, for want of a C++ compiler, say.
-    """
-    if not wanted:
-        yield
-        return
-    torch.compiler.reset()
-    model.compile()
-    try:
-        yield
-    except TorchDynamoException as error:
-        what = " ".join(str(error).strip().splitlines()[:2])
-        raise RetainError(
-            f"training.torch_compile: torch cannot compile this model here ({what}); "
-            "go on with --resume --set training.torch_compile=false"
-        ) from error
-    finally:
-        model._compiled_call_impl = None  # as before: nn.Module has no word for it
-
-
-@contextmanager
 def as_trained(backbone: Backbone, config: TrainingConfig) -> Iterator[None]:
-    """A method's own forward passes, outside of `fit`, in the precision of those in it.
+    """Runs a method's own forward passes, outside of `fit`, in the precision of those in it.
 
     Raises:
         RetainError: when memory does not suffice; it says what to change.
@@ -187,14 +176,14 @@ def as_trained(backbone: Backbone, config: TrainingConfig) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences the libraries' own notes, which speak of things the user did not set."""
+    """Silences warnings of libraries about settings that are not the user's."""
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
         with warnings.catch_warnings():
-            # accelerate always gives it, and torch has another name for it since 2.13
+            # accelerate always passes it, and torch has renamed it in 2.13
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
-            # torch.compile looks at it itself
+            # torch.compile reads it itself
             warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
             yield
     finally:

@@ -1,20 +1,24 @@
 """Everything that retain overrides in transformers' Trainer. It knows phases, and no method.
 
-Trainer's own methods with an underscore may change with any release of transformers: whatever
-depends on them stands in this module, and pyproject.toml bounds the version.
+Names with an underscore may change with any release of transformers or torch. All that training
+uses of them stands in this module. `PRIVATE` lists those of transformers: a test looks for them,
+and pyproject.toml bounds the version.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from retain.backbone import Backbone, Batch
 from retain.backbone.backbone import IGNORED
@@ -27,6 +31,8 @@ from retain.training.phase import UNITS, Phase, Unit
 
 NAMED = 3
 """How many of a batch's examples an error names."""
+PRIVATE = {Trainer: ("_save_checkpoint", "_get_grad_norm"), TrainingArguments: ("_n_gpu",)}
+"""The names with an underscore that this module overrides or sets, by their class."""
 
 
 class PhaseModule(nn.Module):
@@ -61,15 +67,16 @@ class PhaseTrainer(Trainer):
         super().__init__(**kwargs)
         self.phase = phase
         self._backbone = backbone
-        self._inputs: list[Batch] = []  # of the step
+        self._inputs: list[Batch] = []  # the step's micro-batches so far, for errors
         self._data = data
-        self.model_accepts_loss_kwargs = False  # it divides the loss by the micro-batches
-        self._micro_batches = 1  # of the coming step
-        self._sizes: dict[Unit, int] = {}  # of all of them
-        self._seen: dict[str, list[float]] = {}  # of each part, since the last log
+        # Trainer then divides the loss by the number of micro-batches.
+        self.model_accepts_loss_kwargs = False
+        self._micro_batches = 1  # of the coming step, over all processes
+        self._sizes: dict[Unit, int] = {}  # of the coming step, summed over its micro-batches
+        self._losses: dict[str, list[float]] = {}  # each part's values since the last log
 
     def get_train_dataloader(self) -> Any:
-        """The phase's batches; to Trainer all of them are one epoch."""
+        """Returns the phase's batches; to Trainer all of them are one epoch."""
         return self.accelerator.prepare(self._data)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -78,7 +85,7 @@ class PhaseTrainer(Trainer):
         decay, rate = self.args.weight_decay, self.args.learning_rate
         groups = []
         for group in self.phase.groups:
-            for decays in (True, False):  # norms, biases and keys do not, as in Trainer
+            for decays in (True, False):  # norms, biases and keys do not decay, as in Trainer
                 members = [p for p in group.parameters if (p.ndim > 1) == decays]
                 weight_decay = decay if decays else 0.0
                 settings = {"lr": rate * group.rate, "weight_decay": weight_decay}
@@ -88,16 +95,16 @@ class PhaseTrainer(Trainer):
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Also measures the micro-batches of the coming step."""
-        found, items = super().get_batch_samples(*args, **kwargs)
-        own = [{unit: _size(batch, unit) for unit in UNITS} for batch in found]
-        sizes = processes.gather(own)
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        local = [{unit: _size(batch, unit) for unit in UNITS} for batch in batches]
+        sizes = processes.gather(local)
         self._inputs = []
         self._micro_batches = len(sizes)
         self._sizes = {unit: sum(size[unit] for size in sizes) for unit in UNITS}
-        return found, items
+        return batches, items
 
     def _weights(self, batch: Batch) -> dict[Unit, float]:
-        """Of a micro-batch among those of its step, for a part over each unit; their mean is 1."""
+        """Returns a micro-batch's weight in its step for each unit; the weights' mean is 1."""
         count = self._micro_batches
         if count == 1:
             return dict.fromkeys(UNITS, 1.0)
@@ -115,14 +122,14 @@ class PhaseTrainer(Trainer):
             number = value.item()
             if not math.isfinite(number):
                 self._stop(f"the loss '{name}' is {number}", self.state.global_step + 1)
-            self._seen.setdefault(name, []).append(number)
+            self._losses.setdefault(name, []).append(number)
         return torch.stack(list(parts.values())).sum()
 
     def check_result(self) -> None:
-        """Stops where the step that was made left trained parameters that are not finite."""
+        """Stops when the last step left trained parameters that are not finite."""
         tensors = trained_tensors(self.model).values()
         finite = torch.stack([torch.isfinite(tensor).all() for tensor in tensors])
-        if not finite.all():  # one look for all of them
+        if not finite.all():  # one read from the GPU for all of them
             self._stop("trained parameters are no longer finite", self.state.global_step)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
@@ -137,7 +144,7 @@ class PhaseTrainer(Trainer):
         return norm
 
     def _stop(self, what: str, step: int) -> NoReturn:
-        """Refuses a step before anything of it is kept; says which, and on what."""
+        """Raises the error that names a step and its examples, before anything of it is kept."""
         texts = [text for batch in self._inputs for text in self._backbone.prompts(batch)]
         shown = ", ".join(repr(text[:40]) for text in texts[:NAMED])
         more = f" and {len(texts) - NAMED} more" if len(texts) > NAMED else ""
@@ -152,10 +159,10 @@ class PhaseTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the mean of each loss part since the last log."""
         if "loss" in logs:
-            seen = processes.gather([(k, x) for k, own in self._seen.items() for x in own])
-            means = {name: fmean(x for key, x in seen if key == name) for name in self._seen}
+            seen = processes.gather([(k, x) for k, values in self._losses.items() for x in values])
+            means = {name: fmean(x for key, x in seen if key == name) for name in self._losses}
             logs = {**logs, **{f"loss_{name}": mean for name, mean in means.items()}}
-            self._seen = {}
+            self._losses = {}
         super().log(logs, *args, **kwargs)
 
 
@@ -179,7 +186,7 @@ class Report(TrainerCallback):
 
 
 class Intervals(TrainerCallback):
-    """Saves and logs as often as the settings say now; a checkpoint has those it was made under."""
+    """Saves and logs at the intervals of the current settings, and not of the checkpoint's."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Replaces the checkpoint's intervals by the current settings'."""
@@ -187,7 +194,7 @@ class Intervals(TrainerCallback):
 
 
 class Stop(TrainerCallback):
-    """Saves and ends after the step in which the user asks for it."""
+    """Saves and ends training after the step in which the user asks for it."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
@@ -199,7 +206,10 @@ class Stop(TrainerCallback):
 
 
 class NoLastCheckpoint(TrainerCallback):
-    """The phase's result comes in its place, and Trainer would resume it with one step too many."""
+    """Skips the final checkpoint: the phase's result replaces it.
+
+    Trainer would make one step too many when it resumes from it.
+    """
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Cancels the save of the last step."""
@@ -208,10 +218,58 @@ class NoLastCheckpoint(TrainerCallback):
 
 
 def learn_anew(folder: Path, settings: str) -> str:
-    """How the task whose phase has this folder is learned with other settings, and no task before.
+    """Returns the advice for learning one task again, with other settings, and none before it.
 
     Args:
-        folder: of the phase's checkpoints.
-        settings: in words.
+        folder: of the checkpoints of one of the task's phases.
+        settings: the other settings in words.
     """
     return f"delete {folder.parents[1]} and learn the task anew with {settings} in its 'training'"
+
+
+def train_on_one_gpu(arguments: TrainingArguments) -> None:
+    """Keeps Trainer from using DataParallel; several GPUs are for accelerate launch."""
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+
+
+@contextmanager
+def compiled(model: nn.Module, wanted: bool) -> Iterator[None]:
+    """Compiles the model's forward and backward with torch.compile in here, if wanted.
+
+    Each phase has its own number of blocks, for which torch would compile anew eight times and then
+    run eagerly without a warning; so no phase inherits graphs.
+
+    Raises:
+        RetainError: when torch cannot compile it, for want of a C++ compiler, say.
+    """
+    if not wanted:
+        yield
+        return
+    torch.compiler.reset()
+    model.compile()
+    try:
+        yield
+    except TorchDynamoException as error:
+        what = " ".join(str(error).strip().splitlines()[:2])
+        raise RetainError(
+            f"training.torch_compile: torch cannot compile this model here ({what}); "
+            "go on with --resume --set training.torch_compile=false"
+        ) from error
+    finally:
+        model._compiled_call_impl = None  # nn.Module has no method that undoes compile()
+
+
+def check_callbacks(callbacks: Iterable[Any]) -> tuple[TrainerCallback, ...]:
+    """Returns a user's callbacks for Trainer.
+
+    Raises:
+        RetainError: when one is no instance of `transformers.TrainerCallback`.
+    """
+    checked = tuple(callbacks)
+    for callback in checked:
+        if not isinstance(callback, TrainerCallback):
+            kind = f"the class {callback.__name__}" if isinstance(callback, type) else callback
+            raise RetainError(
+                f"callbacks: {kind!r:.80} is no transformers.TrainerCallback; give an instance"
+            )
+    return checked
