@@ -118,8 +118,9 @@ def wrap_loaded(
         raise RetainError(f"backbone: the model is in {dtype}; load it in {', '.join(dtypes)}")
     _place(model, str(model.device))
     own_code = type(model).__module__.startswith("transformers_modules.")
-    named = BackboneConfig(name=model.name_or_path, dtype=dtype, trust_remote_code=own_code)
-    return Backbone(model, tokenizer, source or named, prompt or PromptConfig())
+    named = {"name": model.name_or_path, "dtype": dtype, "trust_remote_code": own_code}
+    source = source or BackboneConfig.model_validate(named)
+    return Backbone(model, tokenizer, source, prompt or PromptConfig())
 
 
 def _place(model: PreTrainedModel, device: str) -> None:
