@@ -477,7 +477,7 @@ def test_a_reply_that_is_left_takes_no_more() -> None:
 
     def leave(piece: str) -> None:
         pieces.append(piece)
-        left.stopping = True
+        left.cancelled = True
 
     left = Reply(leave)
     left.add(5, learner_backbone, last=False)

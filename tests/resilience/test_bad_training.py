@@ -107,7 +107,7 @@ def test_out_of_memory_says_what_to_change(
 @pytest.mark.parametrize(
     ("variant", "says"),
     [
-        ("seqlora", "evaluation at 3 rows a batch: .* --resume --set evaluation.batch_size=1$"),
+        ("seqlora", "evaluation with batch size 3: .* --resume --set evaluation.batch_size=1$"),
         ("sapt", "between phases: out of memory; .* with prompt.max_prompt_tokens=256$"),
     ],
 )

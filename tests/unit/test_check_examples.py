@@ -57,7 +57,7 @@ def test_answers_of_which_none_can_be_given_are_refused(backbone: Backbone) -> N
 
 def test_a_task_s_own_length_has_to_fit_in_the_window(narrow: Backbone) -> None:
     says = (
-        "^task 'copy': .* and 250 of its answer do not fit .* lower prompt.max_prompt_tokens to 6"
+        "^task 'copy': .* and 250 answer tokens do not fit .* lower prompt.max_prompt_tokens to 6"
     )
     with pytest.raises(RetainError, match=says):
         check_examples(replace(TASK, max_new_tokens=250), narrow, EvaluationConfig())
@@ -134,11 +134,12 @@ def test_a_prompt_beyond_the_window(
 
 
 @pytest.mark.parametrize(("split", "prompt"), [("train", 253), ("test", 224)])
-def test_virtual_tokens_take_room_in_the_window(split: str, prompt: int, narrow: Backbone) -> None:
+def test_virtual_tokens_count_in_the_window(split: str, prompt: int, narrow: Backbone) -> None:
     task = longer(TASK, split, prompt)
     check_examples(task, narrow, EvaluationConfig())
     narrow.virtual_tokens = 1
-    says = f"^task 'copy': {prompt + 1} tokens .* lower prompt.max_prompt_tokens to {prompt - 1}"
+    limit = f"lower prompt.max_prompt_tokens to {prompt - 1}"
+    says = f"^task 'copy': {prompt + 1} prompt tokens .* {limit}"
     with pytest.raises(RetainError, match=says):
         check_examples(task, narrow, EvaluationConfig())
 

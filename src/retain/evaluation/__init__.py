@@ -1,1 +1,1 @@
-"""Answers to prompts, whole or streamed, and their scores."""
+"""Answers to prompts, complete or streamed, and their scores."""

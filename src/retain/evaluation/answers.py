@@ -1,4 +1,4 @@
-"""Batched generation → predictions → scores."""
+"""Batched answers to prompts, and scores of a task's test examples."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from retain.tasks import Example, Task
 class EvaluationConfig(BaseModel):
     """How test examples are answered.
 
-    `max_new_tokens` is for the tasks that have none of their own; `limit` takes the first so many
-    of each test split; `zero_shot` also scores each task just before it is learned.
+    `max_new_tokens` applies to tasks without a `max_new_tokens` of their own. `limit` is the number
+    of examples used from the start of each test split. `zero_shot` also scores each task just
+    before it is learned.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -34,10 +35,10 @@ class EvaluationConfig(BaseModel):
     limit: PositiveInt | None = None
     zero_shot: bool = False
 
-    def of(self, task: Task) -> EvaluationConfig:
-        """The same, with the task's own `max_new_tokens` if it has one."""
-        own = task.max_new_tokens
-        return self if own is None else self.model_copy(update={"max_new_tokens": own})
+    def for_task(self, task: Task) -> EvaluationConfig:
+        """Returns these settings with the task's `max_new_tokens`, if it has one."""
+        limit = task.max_new_tokens
+        return self if limit is None else self.model_copy(update={"max_new_tokens": limit})
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class Evaluation:
 
     Attributes:
         score: mean of the task's metric, 0 to 100.
-        rows: per example its prompt, references, prediction, score and routing.
-        routing: mean weights over the blocks, or None for a method that does not route.
+        rows: one mapping per example, with its prompt, references, prediction, score and routing.
+        routing: mean weights over the T blocks; None if the method does not route.
     """
 
     score: float
@@ -55,12 +56,12 @@ class Evaluation:
     routing: list[float] | None
 
     @classmethod
-    def of(cls, metric: str, rows: list[dict[str, Any]]) -> Evaluation:
-        """From its rows alone, so that one which is read again is the same."""
+    def from_rows(cls, metric: str, rows: list[dict[str, Any]]) -> Evaluation:
+        """Builds an evaluation from its rows; the rows stored in a run give the same one again."""
         predictions, references, prompts = (
             [row[key] for row in rows] for key in ("prediction", "references", "prompt")
         )
-        weights = [row["routing"] for row in rows if "routing" in row]
+        weights = [row["routing"] for row in rows if "routing" in row]  # (N, T)
         return cls(
             text.score(metric, predictions, references, prompts),
             rows,
@@ -77,70 +78,90 @@ def answer(
     progress: Progress,
     replies: Sequence[Reply] | None = None,
 ) -> tuple[list[str], torch.Tensor | None]:
-    """Greedy answers in the order of the examples, and the weights (N, T) they were routed with.
+    """Generates greedy answers to examples.
 
-    Batches are formed by length, so that little is padded; several processes share them. `replies`
-    are told of the answers, one each, while they are written; `task` is a name for methods that
-    need it.
+    Batches have prompts of similar length, so that there is little padding. Several processes share
+    the batches.
+
+    Args:
+        backbone: with the method's layers installed.
+        method: routes each batch.
+        task: the task's name, for methods that need it.
+        examples: N prompts.
+        config: batch size and length of answers.
+        progress: receives the number of answered examples.
+        replies: one per example; each receives its answer while it is generated.
+
+    Returns:
+        The answers in the order of the examples, and their weights over blocks (N, T), or None if
+        the method does not route.
+
+    Raises:
+        RetainError: if memory does not suffice or a prompt does not fit in the model's window.
+        StoppedError: if the user asked to stop.
     """
     features = [backbone.encode(example, with_answer=False) for example in examples]
     order = sorted(range(len(features)), key=lambda i: -len(features[i]["input_ids"]))
-    size = min(config.batch_size, -(-len(order) // processes.count()) or 1)  # none stands idle
+    # Smaller batches if one process would otherwise have nothing to do.
+    size = min(config.batch_size, -(-len(order) // processes.count()) or 1)
     starts = range(0, len(order), size)
-    found: list[tuple[int, str, list[float] | None]] = []
+    answered: list[tuple[int, str, list[float] | None]] = []  # index, answer, weights (T,)
     for start in starts[processes.rank() :: processes.count()]:
-        if progress.stopping and processes.count() == 1:  # others would wait for this one
+        # With several processes, the others would wait for this one for ever.
+        if progress.stopping and processes.count() == 1:
             raise StoppedError("while it answered test examples")
         chosen = order[start : start + size]
         batch = backbone.collate([features[i] for i in chosen])
         with torch.no_grad():
             method.route(batch, task)
-        listening = {}
+        options = {}
         if replies is not None:
-            heard = [replies[i] for i in chosen]
-            listening["stopping_criteria"] = StoppingCriteriaList(
-                [Listener(backbone, heard, config.max_new_tokens)]
-            )
-        with memory_advice(f"evaluation at {len(chosen)} rows a batch", _fewer(len(chosen))):
-            answers = backbone.generate(batch, config.max_new_tokens, **listening)
-        routing = method.routing()
-        # As numbers: each row of a tensor would be sent with the whole of it.
-        rows = [None] * len(chosen) if routing is None else routing.tolist()
-        found += zip(chosen, answers, rows, strict=True)
-        progress.update(min(len(order), len(found) * processes.count()))
-    found = sorted(processes.gather(found), key=lambda row: row[0])
-    weights = [row for _, _, row in found if row is not None]
-    return [answer for _, answer, _ in found], torch.tensor(weights) if weights else None
+            listener = Listener(backbone, [replies[i] for i in chosen], config.max_new_tokens)
+            options["stopping_criteria"] = StoppingCriteriaList([listener])
+        with memory_advice(f"evaluation with batch size {len(chosen)}", _advice(len(chosen))):
+            answers = backbone.generate(batch, config.max_new_tokens, **options)
+        routing = method.routing()  # (B, T)
+        # As lists: a pickled row of a tensor carries the storage of the full tensor.
+        weights = [None] * len(chosen) if routing is None else routing.tolist()
+        answered += zip(chosen, answers, weights, strict=True)
+        progress.update(min(len(order), len(answered) * processes.count()))
+    answered = sorted(processes.gather(answered), key=lambda row: row[0])
+    table = [weights for _, _, weights in answered if weights is not None]
+    return [answer for _, answer, _ in answered], torch.tensor(table) if table else None
 
 
-def _fewer(rows: int) -> str:
-    """What makes answering take less memory."""
-    if rows == 1:
-        return "take a smaller backbone, or lower max_new_tokens"
-    return f"go on with --resume --set evaluation.batch_size={rows // 2}"
+def _advice(batch_size: int) -> str:
+    """Returns how to answer with less memory."""
+    if batch_size == 1:
+        return "use a smaller backbone, or lower max_new_tokens"
+    return f"continue with --resume --set evaluation.batch_size={batch_size // 2}"
 
 
 def evaluate(
     backbone: Backbone, method: Method, task: Task, config: EvaluationConfig, progress: Progress
 ) -> Evaluation:
     """Answers a task's test examples and scores them with its metric."""
-    config = config.of(task)
+    config = config.for_task(task)
     examples = task.test[: config.limit]
     progress.start(f"evaluates {task.name}", len(examples), "examples")
     try:
         predictions, weights = answer(backbone, method, task.name, examples, config, progress)
-        rows = [_row(task.metric, *one) for one in zip(examples, predictions, strict=True)]
+        rows = [
+            _row(task.metric, example, prediction)
+            for example, prediction in zip(examples, predictions, strict=True)
+        ]
         if weights is not None:
-            for row, own in zip(rows, weights.tolist(), strict=True):
-                row["routing"] = [round(weight, 6) for weight in own]
-        found = Evaluation.of(task.metric, rows)
-        progress.update(len(examples), {"score": found.score})
+            for row, row_weights in zip(rows, weights.tolist(), strict=True):
+                row["routing"] = [round(weight, 6) for weight in row_weights]
+        evaluation = Evaluation.from_rows(task.metric, rows)
+        progress.update(len(examples), {"score": evaluation.score})
     finally:
         progress.finish()
-    return found
+    return evaluation
 
 
 def _row(metric: str, example: Example, prediction: str) -> dict[str, Any]:
+    """Returns what a run stores of one answered test example."""
     prompt, references = example.prompt, list(example.references)
     score = text.score(metric, [prediction], [references], [prompt])
     return {"prompt": prompt, "references": references, "prediction": prediction, "score": score}

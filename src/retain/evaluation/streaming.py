@@ -1,4 +1,4 @@
-"""Answers that are told while they are written, and may be ended early."""
+"""Streaming of answers: pieces of text while an answer is generated, and early ends."""
 
 from __future__ import annotations
 
@@ -13,68 +13,76 @@ from retain.backbone import Backbone
 
 
 class Reply:
-    """One answer as it grows. What is told of it is, put together, the answer itself.
+    """A streaming answer; the concatenated pieces equal the final text.
 
-    A piece of text is told when one more token has left it as it was: bytes of a character that is
-    not whole yet, spaces that may be the last, and what a tokenizer cleans up all wait.
+    A piece of text is sent when one more token has left it unchanged. This holds back incomplete
+    UTF-8 characters, white space that may be the answer's end, and text that the tokenizer may
+    still clean up.
 
     Args:
-        tell: receives each piece of text, in the thread that generates; None tells nothing.
-        limit: the most tokens, if fewer than the others of its batch may have.
+        send: receives each piece of text, in the thread that generates; None if nothing is to be
+            sent before the end.
+        limit: maximum number of tokens, if lower than that of the batch.
 
     Attributes:
-        tokens: the answer's ids so far, with its end token.
-        ended: whether the end token came; if not, the answer was cut.
-        stopping: set by who does not listen any more; the answer ends with its next token.
+        tokens: ids of the answer so far, including its end token.
+        ended: whether the end token was generated; if not, the answer was cut.
+        cancelled: set to True by a reader who has left; the answer ends after its next token.
     """
 
-    def __init__(self, tell: Callable[[str], None] | None = None, limit: int | None = None) -> None:
-        self._tell = tell
+    def __init__(self, send: Callable[[str], None] | None = None, limit: int | None = None) -> None:
+        self._send = send
         self._limit = limit
-        self._text = ""  # as it was one token ago
-        self._told = 0
+        self._text = ""  # the text before the last token
+        self._sent = 0  # number of characters sent
         self.tokens: list[int] = []
         self.ended = False
-        self.stopping = False
+        self.cancelled = False
 
     @property
     def done(self) -> bool:
-        """Whether no further token belongs to it."""
-        return self.ended or self.stopping or len(self.tokens) == self._limit
+        """Whether the answer gets no further token."""
+        return self.ended or self.cancelled or len(self.tokens) == self._limit
 
     def add(self, token: int, backbone: Backbone, last: bool) -> None:
-        """Takes the next token; `last` when generation ends here."""
+        """Adds the next token and sends the text that is final; `last` if generation ends here."""
         self.tokens.append(token)
         self.ended = token in backbone.end_ids
-        if self._tell is None:
+        if self._send is None:
             return
         text = backbone.decode(self.tokens)
         if last or self.done:
-            sure = text
+            final = text
         else:
             text = text.rstrip("\ufffd").rstrip()
-            sure = self._text if text.startswith(self._text) else ""
+            final = self._text if text.startswith(self._text) else ""
             self._text = text
-        if len(sure) > self._told:
-            self._tell(sure[self._told :])
-            self._told = len(sure)
+        if len(final) > self._sent:
+            self._send(final[self._sent :])
+            self._sent = len(final)
 
 
 class Listener(StoppingCriteria):
-    """Hands a batch's tokens to its replies, and ends the rows that are done.
+    """Stopping criterion that passes a batch's tokens to its replies and ends those that are done.
 
-    `generate` asks a stopping criterion after each token, about every row; that is all it needs.
+    `generate` calls a stopping criterion after each token, with all sequences of the batch.
+    transformers' streamers take one sequence only and cannot end it.
+
+    Args:
+        backbone: decodes the tokens.
+        replies: one per example of the batch.
+        max_new_tokens: of the batch.
     """
 
     def __init__(self, backbone: Backbone, replies: Sequence[Reply], max_new_tokens: int) -> None:
         self.backbone = backbone
         self.replies = replies
-        self.left = max_new_tokens
+        self.tokens_left = max_new_tokens
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        """Of a batch (B, S) that has got its next token, which rows are done, (B,)."""
-        self.left -= 1
+        """Takes ids (B, S) with one more token; returns which sequences are done, (B,)."""
+        self.tokens_left -= 1
         for reply, token in zip(self.replies, input_ids[:, -1].tolist(), strict=True):
             if not reply.done:
-                reply.add(token, self.backbone, last=self.left == 0)
+                reply.add(token, self.backbone, last=self.tokens_left == 0)
         return torch.tensor([reply.done for reply in self.replies], device=input_ids.device)

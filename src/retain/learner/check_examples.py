@@ -39,7 +39,7 @@ def check_examples(
             would mean nothing: no test answer can be given whole, one is empty to the metric, or
             most test examples are among those that are learned from.
     """
-    test, most_new = task.test[: evaluation.limit], evaluation.of(task).max_new_tokens
+    test, most_new = task.test[: evaluation.limit], evaluation.for_task(task).max_new_tokens
     most_prompt, most_answer = backbone.prompt.max_prompt_tokens, backbone.prompt.max_answer_tokens
     train = [backbone.lengths(example) for example in task.train]
     tested = [

@@ -180,7 +180,7 @@ async def _events(job: Job, completion: Completion) -> AsyncIterator[str | Answe
     async for told in job.events():
         yield told if isinstance(told, Answer) else completion.piece(told)
         if completion.stopped:
-            job.reply.stopping = True
+            job.reply.cancelled = True
 
 
 async def _stream(job: Job, completion: Completion) -> AsyncIterator[str]:

@@ -59,7 +59,7 @@ class Job:
                 if isinstance(event, Answer):
                     return
         finally:
-            self.reply.stopping = True
+            self.reply.cancelled = True
 
 
 class Batcher:
@@ -104,7 +104,7 @@ class Batcher:
         with self._changed:
             self._closing = True
             for job in self._running:
-                job.reply.stopping = True
+                job.reply.cancelled = True
             self._changed.notify()
         self._thread.join()
 
@@ -122,7 +122,7 @@ class Batcher:
 
     def _wanted(self) -> list[Job]:
         """The waiting requests that somebody still listens to."""
-        return [job for job in self.waiting if not job.reply.stopping]
+        return [job for job in self.waiting if not job.reply.cancelled]
 
     def _next(self) -> list[Job]:
         """The longest waiting request, and what may go with it."""
