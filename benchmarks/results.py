@@ -37,12 +37,13 @@ from retain.experiment.config import (
 )
 from retain.learner.stream import learn_stream
 from retain.methods import METHODS
+from retain.methods.amlora.diagnostics import GATES, Gates
 from retain.methods.shared.sequential import LORA
 from retain.metrics import continual
 from retain.metrics.text import score
 from retain.runs import results
 from retain.runs.directory import RunDirectory
-from retain.runs.records import CONFIG, GATES, Gates, Prediction, read_records
+from retain.runs.records import CONFIG, Prediction, read_records
 from retain.system.progress import ConsoleProgress
 
 SHARED = (*LORA, "tune", "replay", "teacher", "generator")

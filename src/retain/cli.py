@@ -260,37 +260,24 @@ def report(
 @app.command()
 def inspect(
     run: Run,
-    picture: Annotated[Path | None, typer.Option(help="Also write it as a PNG.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Also write the pictures as a PNG.")] = None,
     task: Annotated[
-        str | None, typer.Option(help="Whose gates by layer (amlora); the newest task's.")
+        str | None,
+        typer.Option(help="Task to show in detail (AM-LoRA: by layer); default: the newest."),
     ] = None,
 ) -> None:
-    """Show what a method looks at: blocks or attention heads; and its pseudo-samples."""
-    from retain.report import heads, pseudo_samples, routing
-    from retain.runs import results
+    """Show what the run's method attends to, such as blocks or heads, and its pseudo-samples."""
+    from retain.report.sections import require_sections, section_tables, write_png
+    from retain.runs.results import open_run
 
-    opened = results.open_run(run)
-    method = results.settings(opened).method.name
-    samples = pseudo_samples.read_samples(opened)
-    if method == "seekr" and task is None:
-        maps = heads.read_heads(opened)
-        if picture is not None:
-            heads.heads_png(maps, picture)
-        console.print(*heads.tables(maps))
-        _say(heads.depth_sentence(maps))
-        _say(heads.memory_sentence(maps))
-    elif samples is None or task is not None or routing.routes(opened):
-        found = routing.read_routing(opened, task)
-        if picture is not None:
-            routing.routing_png(found, picture)
-        console.print(*routing.tables(found))
-    elif picture is not None:
-        raise RetainError(f"inspect: method '{method}' has no picture; leave --picture out")
-    if samples is not None:
-        console.print(pseudo_samples.samples_table(samples))
-        if not samples.real:
-            _say(pseudo_samples.WORDS)
-        _say(pseudo_samples.privacy_sentence(samples))
+    sections = require_sections(open_run(run), task)
+    if picture is not None:
+        write_png(sections, picture)
+    for section in sections:
+        for table in section_tables(section):
+            console.print(table)
+        for sentence in section.sentences:
+            _say(sentence)
     if picture is not None:
         _say(f"wrote {picture}")
 

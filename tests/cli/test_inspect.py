@@ -10,14 +10,23 @@ import struct
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 from rich.console import Console, Group, RenderableType
+from rich.table import Table
 
-from retain.experiment.config import ExperimentConfig
-from retain.report import heads, routing
-from retain.report.heads import HeadMaps, TaskHeads
+from retain.experiment.config import ExperimentConfig, resolved
+from retain.methods import METHODS
+from retain.methods.amlora import diagnostics as gates
+from retain.methods.seekr import diagnostics as heads
+from retain.methods.seekr.diagnostics import HeadMaps, TaskHeads
+from retain.methods.shared import routing_diagnostics as routing
+from retain.methods.shared.module_names import short_names
+from retain.report.plots import _figure
+from retain.report.sections import drawings, grid_tables, missing_method, section_tables, write_png
 from retain.runs.directory import RunDirectory
-from retain.runs.results import open_run
+from retain.runs.results import open_run, read_required
+from retain.runs.sections import Grid
 from retain.system.files import write_json
 from tests.command import call, refused
 from tests.tiny import make_backbone, make_learner, make_task
@@ -70,6 +79,17 @@ def cells(renderable: RenderableType) -> list[list[str]]:
     return [re.split(r" {2,}", line.strip()) for line in lines if line.strip()]
 
 
+def only(grid: Grid) -> Table:
+    """The one table of a narrow grid."""
+    (table,) = grid_tables(grid)
+    return table
+
+
+def figure(maps: HeadMaps) -> Figure:
+    """The picture of head maps."""
+    return _figure(list(drawings([heads.heads_section(maps)])))
+
+
 def size_of(picture: Path) -> tuple[int, int]:
     """Width and height of a PNG, in pixels."""
     content = picture.read_bytes()
@@ -96,7 +116,7 @@ def place(learned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 def test_heads_per_module_and_share() -> None:
-    title, head, _, *rows = cells(heads.heads_table(MAPS))
+    title, head, _, *rows = cells(only(heads.heads_grid(MAPS)))
     assert title == ["Heads chosen in each attention module, of 3"]
     assert head == ["[red]a", "b", "c", "share of score"]
     share = "12.5%"  # 3 of 24: layer 0 has 9, each of the others 3
@@ -113,12 +133,12 @@ def test_heads_per_module_and_share() -> None:
 
 def test_a_model_that_did_not_move_has_no_shares() -> None:
     still = TaskHeads("a", [[0.0, 0.0]] * 2, [[True, False], [False, False]])
-    rows = cells(heads.heads_table(HeadMaps("run", DECODER[:2], [still], 1, 1)))[-3:]
+    rows = cells(only(heads.heads_grid(HeadMaps("run", DECODER[:2], [still], 1, 1))))[-3:]
     assert rows == [["layer 0", "1", "0.0%"], ["layer 1", "0", "0.0%"], ["all", "1", "0.0%"]]
 
 
 def test_overlap() -> None:
-    _, head, _, *rows = cells(heads.overlap_table(MAPS))
+    _, head, _, *rows = cells(only(heads.overlap_grid(MAPS)))
     assert head == ["1", "2", "3"]
     assert rows == [
         ["1 [red]a", "1.00", "0.40", "0.00"],  # 2 heads of both, 5 of either
@@ -157,11 +177,11 @@ def test_thirds(count: int, expected: list[int]) -> None:
     ],
 )
 def test_short_names(modules: list[str], expected: list[str]) -> None:
-    assert heads.short_names(modules) == expected
+    assert short_names(modules) == expected
 
 
 def test_many_modules_share_rows() -> None:
-    title, _, _, *rows = cells(heads.heads_table(many(layers=41, count=1)))
+    title, _, _, *rows = cells(only(heads.heads_grid(many(layers=41, count=1))))
     assert title == ["Heads chosen in 2 attention modules a row, of 2 each"]
     assert len(rows) == 21 + 1
     assert rows[0] == ["layer 0 +1", "2", "4.9%"]
@@ -169,10 +189,11 @@ def test_many_modules_share_rows() -> None:
 
 
 def test_many_tasks_are_cut_into_tables() -> None:
-    rows = cells(Group(*heads.tables(many(layers=2, count=7))))
+    rows = cells(Group(*section_tables(heads.heads_section(many(layers=2, count=7)))))
     assert [len(row) - 1 for row in rows if row[0] == "layer 0"] == [6, 2]  # the share comes last
     assert [len(row) - 1 for row in rows if row[0] == "7 task 6"] == [6, 1]
-    assert [len(table.columns) - 1 for table in heads.tables(many(2, 7), 7)] == [8, 7]
+    whole = section_tables(heads.heads_section(many(2, 7)), 7)
+    assert [len(table.columns) - 1 for table in whole] == [8, 7]
 
 
 def test_reading_agrees_with_the_files(learned: Path) -> None:
@@ -200,11 +221,11 @@ def test_command(place: Path) -> None:
     *_, depth, memory, wrote = done.out.splitlines()
     assert "Heads chosen in each attention module, of 4" in done.out
     assert "Overlap of the chosen heads (Jaccard)" in done.out
-    assert heads.WORDS in " ".join(done.out.split())
+    assert heads.SCORE in " ".join(done.out.split())
     assert depth == heads.depth_sentence(maps)
     assert wrote == "wrote pictures/heads.png"
     assert memory == (
-        f"Memory: 4 examples, {maps.size:,} bytes with the model's signals on them; "
+        f"Memory: 4 examples, {maps.size:,} bytes with the teacher's outputs on them; "
         "this is user data, to be treated like the training data."
     )
     assert min(size_of(place / "pictures/heads.png")) > 300
@@ -213,7 +234,7 @@ def test_command(place: Path) -> None:
 
 
 def test_picture_shows_the_last_eight_tasks() -> None:
-    eight, nine = heads._figure(many(3, 8)), heads._figure(many(3, 9))
+    eight, nine = figure(many(3, 8)), figure(many(3, 9))
     assert tuple(eight.get_size_inches()) == tuple(nine.get_size_inches())
     texts = [text.get_text() for text in nine.findobj(Text)]
     assert "run: attention heads, last 8 of 9 tasks" in texts
@@ -222,17 +243,17 @@ def test_picture_shows_the_last_eight_tasks() -> None:
 
 
 def test_picture_of_thirty_layers(tmp_path: Path) -> None:
-    heads.heads_png(many(layers=30, count=3), tmp_path / "heads.png")
+    write_png([heads.heads_section(many(layers=30, count=3))], tmp_path / "heads.png")
     width, height = size_of(tmp_path / "heads.png")
     assert 1000 < width < 3000
     assert 1000 < height < 1500
 
 
 def test_picture_outlines_the_chosen_heads() -> None:
-    figure = heads._figure(MAPS)
-    outlines = figure.axes[0].collections
+    drawn = figure(MAPS)
+    outlines = drawn.axes[0].collections
     assert [len(each.get_paths()) for each in outlines] == [3, 4, 3]
-    maps = [image.get_array() for image in figure.axes[0].images[:3]]
+    maps = [image.get_array() for image in drawn.axes[0].images[:3]]
     assert [values.shape for values in maps] == [(6, 3)] * 3
     assert maps[2].max() == 1
     assert maps[2].min() == pytest.approx(1 / 3)
@@ -243,22 +264,14 @@ def test_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(*PICTURE, says=["run: no such run folder; check the path"])
 
 
-@pytest.mark.parametrize(
-    ("method", "says"),
-    [
-        ("seqlora", "nothing to inspect yet"),
-        ("seekr", "nothing to inspect for method 'seekr' yet"),
-    ],
-)
-def test_run_without_heads(
-    method: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("method", ["seqlora", "seekr", "sapt"])
+def test_run_without_a_task(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = RunDirectory(Path("run"))
-    values = ExperimentConfig(backbone="tiny", method={"name": method}).model_dump(mode="json")
-    write_json(run.path / "config.yaml", values)
+    values = resolved(ExperimentConfig(backbone="tiny", method={"name": method}))
+    write_json(run.path / "config.yaml", values.model_dump(mode="json"))
     run.commit([run.path / "config.yaml"])
-    refused(*PICTURE, says=[f"run: {says}; let it finish a task"])
+    refused(*PICTURE, says=["run: nothing to inspect yet; let it finish a task"])
 
 
 def test_a_method_that_never_shows_anything(
@@ -266,8 +279,9 @@ def test_a_method_that_never_shows_anything(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     make_learner("seqlora", make_backbone("llama"), Path("run")).learn(make_task("copy"))
-    says = "run: nothing to inspect for method 'seqlora'; give a run of seekr or of a pool (sapt, "
-    refused(*PICTURE, says=[f"{says}sapt-prompt, amlora)"])
+    says = "run: method 'seqlora' has nothing to inspect; retain report shows its scores"
+    refused(*PICTURE, says=[says])
+    refused("inspect", "run", "--task", "copy", says=[says])
 
 
 @pytest.mark.parametrize("name", ["heads.json", "memory.jsonl", "teacher/0001.safetensors"])
@@ -291,6 +305,29 @@ def test_heads_of_another_shape(place: Path, content: str) -> None:
     assert done.err.startswith(f"error: {path}: not as retain writes it (")
 
 
+def by_layer(folder: Path, has_zero: bool) -> list[gates.LayerGates]:
+    """The gates that an AM-LoRA run keeps of each task."""
+    run = open_run(folder)
+    return [
+        gates._layer_gates(
+            place.name, read_required(run, place / gates.GATES, gates.Gates), has_zero
+        )
+        for place in run.learned()
+    ]
+
+
+def test_a_method_that_is_not_installed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but what the method itself shows is there."""
+    monkeypatch.delitem(METHODS, "seekr")
+    done = call("inspect", "run")
+    assert done.status == 0, done.err
+    assert done.out == f"{missing_method('seekr')}\n"
+    done = call("report", "run")
+    assert done.status == 0, done.err
+    assert "AP: average score" in done.out
+    assert "Method &#39;seekr&#39; is not installed" in (place / "run/report.html").read_text()
+
+
 @pytest.mark.parametrize("method", ["sapt", "amlora", "amlora-instance"])
 def test_a_pools_attention(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Right after learning and now, as evaluation saw it; by layer for AM-LoRA."""
@@ -299,6 +336,7 @@ def test_a_pools_attention(method: str, tmp_path: Path, monkeypatch: pytest.Monk
     for name in ("copy", "letter"):
         learner.learn(make_task(name))
     found = routing.read_routing(open_run(tmp_path / "run"))
+    assert found is not None
     assert found.tasks == ["copy", "letter"]
     assert [len(row) for row in found.after] == [1, 2]
     assert [len(row) for row in found.now] == [2, 2]
@@ -312,15 +350,15 @@ def test_a_pools_attention(method: str, tmp_path: Path, monkeypatch: pytest.Monk
     assert f"{found.now[0][1]:.2f}" in done.out
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
     assert (method == "sapt") == ("user data" in done.out)
-    kinds: dict[str, routing.Kind] = {
-        "sapt": "attention",
-        "amlora": "sigmoid gates",
-        "amlora-instance": "gates with a zero block",
+    numbers = {
+        "sapt": routing.SHARES,
+        "amlora": gates.SIGMOID,
+        "amlora-instance": gates.SOFTMAX,
     }
-    assert routing.WORDS[kinds[method]] in " ".join(done.out.split())
+    assert numbers[method] in " ".join(done.out.split())
     if method != "sapt":
-        last = found.by_layer[-1]
         softmax = method == "amlora-instance"  # with a zero block, which sigmoids do not have
+        first, last = by_layer(tmp_path / "run", softmax)
         assert last.layers == ["layer 0", "layer 1"]
         assert [len(row) for row in last.gates] == [2 + softmax] * 2
         sums = [sum(row) for row in last.gates]
@@ -331,13 +369,13 @@ def test_a_pools_attention(method: str, tmp_path: Path, monkeypatch: pytest.Monk
             assert last.effective == pytest.approx(sum(sums) / 2, abs=1e-5)
         assert ("zero block" in done.out) == softmax
         assert "Gates by layer of letter" in done.out
-        first = call("inspect", tmp_path / "run", "--task", "copy", "--picture", tmp_path / "r.png")
-        assert first.status == 0, first.err
-        assert "Gates by layer of copy" in first.out
-        assert f"{found.by_layer[0].gates[0][-1]:.2f}" in first.out
+        done = call("inspect", tmp_path / "run", "--task", "copy", "--picture", tmp_path / "r.png")
+        assert done.status == 0, done.err
+        assert "Gates by layer of copy" in done.out
+        assert f"{first.gates[0][-1]:.2f}" in done.out
         refused(
             "inspect", tmp_path / "run", "--task", "no", says=["no task 'no'; name one of copy"]
         )
     else:
-        says = ["method 'sapt' has no gates; leave --task out"]
+        says = ["method 'sapt' shows no task in detail; leave --task out"]
         refused("inspect", tmp_path / "run", "--task", "copy", says=says)

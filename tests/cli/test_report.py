@@ -1,5 +1,6 @@
 """Tests of the reports: escaping, missing scores, layout and repeatability."""
 
+import html
 import io
 import re
 from dataclasses import replace
@@ -11,6 +12,9 @@ from rich.console import Console, RenderableType
 
 from retain.errors import RetainError
 from retain.learner import Learner
+from retain.methods.amlora.diagnostics import SIGMOID, SOFTMAX, LayerGates, effective_grid
+from retain.methods.shared.pseudo_diagnostics import TaskSamples, samples_section
+from retain.methods.shared.routing_diagnostics import SHARES, Routing, routing_section
 from retain.report import (
     RunSummary,
     heat_map,
@@ -23,12 +27,10 @@ from retain.report import (
     side_by_side,
     summarise,
 )
-from retain.report import routing as attention
 from retain.report.changes import Changes, Lost
 from retain.report.losses import PhaseLosses
 from retain.report.plots import Curve, curves
-from retain.report.pseudo_samples import Samples, TaskSamples, samples_table
-from retain.report.routing import Kind, LayerGates, Routing
+from retain.report.sections import section_tables
 from retain.report.summary import Examined
 from retain.report.tables import cost_table, standings_table
 from retain.runs.results import TaskCost
@@ -36,6 +38,11 @@ from tests.tiny import EVALUATION, TRAINING, make_backbone, make_task
 
 ODD = '<b>&"任务'
 
+ROUTING = Routing(
+    ["tickets", "intents", "mails"],
+    after=[[1.0], [0.1, 0.9], [0.2, 0.2, 0.6]],
+    now=[[0.9, 0.05, 0.05], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]],
+)
 RUN = RunSummary(
     label="sapt",
     method="sapt",
@@ -50,14 +57,7 @@ RUN = RunSummary(
     },
     examined=[Examined("tickets", "exact_match", 50, 1200), Examined("mails", "rouge_l", 9, 7)],
     settings={"rank": 4, "note": "<i>x</i>"},
-    routing=Routing(
-        "sapt",
-        ["tickets", "intents", "mails"],
-        after=[[1.0], [0.1, 0.9], [0.2, 0.2, 0.6]],
-        now=[[0.9, 0.05, 0.05], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]],
-        by_layer=[],
-        kind="attention",
-    ),
+    sections=[routing_section(ROUTING)],
     losses=[
         PhaseLosses("tickets", "learn", 2, {"task": [(1, 2.0), (2, 1.0)]}),
         PhaseLosses("intents", "learn", 2, {"task": [(1, 1.5), (2, 0.5)], "kl": [(2, 0.0)]}),
@@ -172,7 +172,7 @@ def pages(*runs: RunSummary) -> list[str]:
 
 
 def test_ap_over_other_tasks_is_not_compared() -> None:
-    run = replace(RUN, routing=None, costs=[])
+    run = replace(RUN, sections=[], costs=[])
     first, last = run.examined
     short = replace(run, tasks=["tickets"], matrix=[[90.0]], examined=[first])
     other_data = replace(run, examined=[first, replace(last, fingerprint="f0")])
@@ -278,31 +278,28 @@ def test_reading_a_run(method: str, limit: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "says"),
+    ("numbers", "says"),
     [
-        ("attention", "a row sums to 1."),
-        ("gates with a zero block", "went to the zero block"),
-        ("sigmoid gates", "a row has no fixed sum. Effective number: the sum of the gates."),
+        (SHARES, "a row sums to 1."),
+        (SOFTMAX, "went to the zero block"),
+        (SIGMOID, "a row has no fixed sum. Effective number: the sum of the gates."),
     ],
 )
-def test_page_and_tables_say_what_weights_are(kind: Kind, says: str) -> None:
-    assert RUN.routing is not None
+def test_page_and_tables_say_what_weights_are(numbers: str, says: str) -> None:
     layers = [LayerGates("mails", ["layer 0"], [[0.4, 0.3, 0.2, 0.1]], 2.0)]
-    found = replace(RUN.routing, kind=kind, by_layer=layers if kind != "attention" else [])
-    page = render([replace(RUN, routing=found)])
+    grids = [] if numbers == SHARES else [effective_grid(layers, numbers == SOFTMAX)]
+    section = routing_section(ROUTING, numbers, grids)
+    page = html.unescape(render([replace(RUN, sections=[section])]))
     assert says in page
-    others = set(attention.WORDS.values()) - {attention.WORDS[kind]}
-    assert not any(words in page for words in others)
-    *_, last = attention.tables(found)
+    assert not any(other in page for other in {SHARES, SOFTMAX, SIGMOID} - {numbers})
+    *_, last = section_tables(section)
     assert says in " ".join(shown(last).split())
 
 
 def test_a_gain_of_pseudo_samples_has_a_plus() -> None:
-    samples = Samples([TaskSamples("a", 3, {}, -1.7), TaskSamples("b", 3, {}, 2.0)], real=False)
-    assert [line.split()[-1] for line in shown(samples_table(samples)).splitlines()[-3:-1]] == [
-        "+1.7",
-        "-2.0",
-    ]
+    samples = [TaskSamples("a", 3, None, -1.7), TaskSamples("b", 3, None, 2.0)]
+    (table,) = section_tables(samples_section(samples, real=True))
+    assert [line.split()[-1] for line in shown(table).splitlines()[-3:-1]] == ["+1.7", "-2.0"]
 
 
 def test_markdown() -> None:
@@ -389,10 +386,9 @@ def test_page_of_a_run_without_scores() -> None:
 
 def test_page_of_many_tasks_has_whole_tables() -> None:
     run = many(8)
-    assert run.routing is not None
     weights = [[1 / (i + 1)] * (i + 1) for i in range(8)]
-    routing = replace(run.routing, tasks=run.tasks, after=weights, now=weights)
-    page = render([replace(run, routing=routing)])
+    routing = Routing(run.tasks, after=weights, now=weights)
+    page = render([replace(run, sections=[routing_section(routing)])])
     assert page.count("<summary>Attention over the blocks right after learning</summary>") == 1
     assert page.count("<summary>Attention over the blocks now</summary>") == 1
 

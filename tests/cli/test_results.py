@@ -20,7 +20,7 @@ import yaml
 from benchmarks import interference, results
 from retain import Learner
 from retain.errors import RetainError
-from retain.runs.records import GATES
+from retain.methods.amlora.diagnostics import GATES
 from retain.system.files import read_json, read_jsonl, write_jsonl
 from retain.tasks import Example, Task
 from tests.command import Called, check, settings, snapshot, write_settings

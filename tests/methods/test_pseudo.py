@@ -16,6 +16,7 @@ from retain.backbone import Backbone
 from retain.errors import RetainError
 from retain.learner import Learner
 from retain.methods.shared import pseudo_samples as writing
+from retain.methods.shared.pseudo_diagnostics import read_samples
 from retain.metrics.generated import (
     Originals,
     area,
@@ -25,7 +26,6 @@ from retain.metrics.generated import (
     spread,
 )
 from retain.report import render, summarise
-from retain.report.pseudo_samples import read_samples
 from retain.runs import results
 from tests.command import call
 from tests.tiny import EVALUATION, OPTIONS, TRAINING, make_backbone, make_task
@@ -159,25 +159,25 @@ def written(folder: Path) -> list[dict[str, Any]]:
 def test_a_run_says_how_good_its_pseudo_samples_are(method: str, tmp_path: Path) -> None:
     learner = learned(method, tmp_path / "run")
     run = results.open_run(tmp_path / "run")
-    samples = read_samples(run)
-    assert samples is not None
-    assert [own.quality for own in samples.tasks] == written(tmp_path / "run")
     name = "memory.jsonl" if method == "lfpt5" else "pseudo.jsonl"
-    for own, folder in zip(samples.tasks, run.learned(), strict=True):
+    samples = read_samples(run, name)
+    measured = [own.quality for own in samples if own.quality is not None]
+    assert [quality.model_dump() for quality in measured] == written(tmp_path / "run")
+    for own, quality, folder in zip(samples, measured, run.learned(), strict=True):
         kept = [json.loads(line)["prompt"] for line in (folder / name).read_text().splitlines()]
         assert own.count == len(kept)
-        assert own.quality["duplicates"] == len(kept) - len({" ".join(k.split()) for k in kept})
+        assert quality.duplicates == len(kept) - len({" ".join(k.split()) for k in kept})
         inputs = [example.prompt for example in make_task(own.task).train]
-        assert own.quality["auc"] == separability(kept, inputs)
+        assert quality.auc == separability(kept, inputs)
     first, last = learner.scores["matrix"]
-    assert samples.tasks[0].lost == first[0] - last[0]
+    assert samples[0].lost == first[0] - last[0]
     shown = call("inspect", tmp_path / "run")
     assert shown.status == 0, shown.err
-    assert f"{samples.tasks[0].quality['auc']:.2f}" in shown.out
-    assert f"Pseudo-samples: {sum(own.count for own in samples.tasks)}; they imitate" in shown.out
+    assert f"{measured[0].auc:.2f}" in shown.out
+    assert f"Pseudo-samples: {sum(own.count for own in samples)}; they imitate" in shown.out
     page = render([summarise(tmp_path / "run")])
     assert "<h3>Pseudo-samples</h3>" in page
-    assert f"<td>{samples.tasks[0].count}</td>" in page
+    assert f"<td>{samples[0].count}</td>" in page
 
 
 def copying(backbone: Backbone, monkeypatch: pytest.MonkeyPatch, own: int) -> None:
@@ -255,4 +255,4 @@ def test_no_picture_of_pseudo_samples(tmp_path: Path) -> None:
     learned("lfpt5", tmp_path / "run")
     done = call("inspect", tmp_path / "run", "--picture", tmp_path / "x.png")
     assert done.status == 2
-    assert done.err == "error: inspect: method 'lfpt5' has no picture; leave --picture out\n"
+    assert done.err == "error: inspect: this run's method has no picture; leave --picture out\n"

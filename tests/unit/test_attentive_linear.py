@@ -20,7 +20,7 @@ from retain.layers.attentive_linear import (
     sparsemax,
     to_gates,
 )
-from retain.methods.amlora import SELECTOR, AmLora, AmLoraConfig
+from retain.methods.amlora.method import SELECTOR, AmLora, AmLoraConfig
 from retain.runs.records import TASK
 from retain.system.files import read_tensors, write_json
 from tests.tiny import make_backbone, make_task

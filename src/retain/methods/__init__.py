@@ -44,4 +44,9 @@ def list_methods() -> list[str]:
     return sorted(METHODS)
 
 
-__all__ = ["METHODS", "Method", "MethodConfig", "ParamGroup", "Phase", "list_methods"]
+def find(name: str) -> type[Method] | None:
+    """The method of a name; None for one that is not installed here."""
+    return METHODS.get(name)
+
+
+__all__ = ["METHODS", "Method", "MethodConfig", "ParamGroup", "Phase", "find", "list_methods"]

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from retain.backbone import Backbone, Batch, Features
 from retain.errors import RetainError
+from retain.runs.directory import RunDirectory
+from retain.runs.sections import Section
 from retain.tasks import Example, Task
 from retain.training.phase import MOST, ParamGroup, Phase, Replay
 
@@ -166,6 +168,19 @@ class Method(ABC):
     @abstractmethod
     def load(self, folder: Path) -> None:
         """Adds one saved task; called for each, oldest first."""
+
+    @classmethod
+    def diagnostics(cls, run: RunDirectory, task: str | None) -> list[Section]:
+        """What `retain inspect` and the report page show of a run; loads no model.
+
+        Args:
+            run: an opened run of this method.
+            task: the one to show in detail, for a method that does so; its section names it.
+
+        Raises:
+            RetainError: when there is no such task, or a file is damaged.
+        """
+        return []
 
 
 def block_of(task: str | None, blocks: Sequence[str], method: str) -> int:

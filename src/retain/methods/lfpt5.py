@@ -16,7 +16,8 @@ from retain.backbone.backbone import IGNORED, cross_entropy
 from retain.errors import RetainError
 from retain.layers.soft_prompt import PromptPool
 from retain.methods.base import MethodConfig, Phase
-from retain.methods.shared.memory import MemoryConfig, read_examples
+from retain.methods.shared.memory import MEMORY, MemoryConfig, read_examples
+from retain.methods.shared.pseudo_diagnostics import pseudo_sample_diagnostics
 from retain.methods.shared.pseudo_samples import (
     BATCH,
     DrawConfig,
@@ -27,7 +28,9 @@ from retain.methods.shared.pseudo_samples import (
 )
 from retain.methods.shared.teacher import TaughtMethod, TeacherConfig, soft_cross_entropy, stacked
 from retain.methods.shared.weights import PoolWeights
+from retain.runs.directory import RunDirectory
 from retain.runs.records import TASK
+from retain.runs.sections import Section
 from retain.system.files import read_json
 from retain.tasks import Example, Task
 from retain.training.phase import Unit
@@ -143,6 +146,11 @@ class Lfpt5(TaughtMethod):
         """Takes over a later task's prompt, and adds the task's pseudo-samples."""
         super().load(folder)
         self._keep_writing(folder, read_json(folder / TASK)["name"])
+
+    @classmethod
+    def diagnostics(cls, run: RunDirectory, task: str | None) -> list[Section]:
+        """The pseudo-samples."""
+        return pseudo_sample_diagnostics(run, MEMORY)
 
     def _keep_writing(self, folder: Path, name: str) -> None:
         examples = read_examples(folder)

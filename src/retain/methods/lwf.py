@@ -15,6 +15,7 @@ from retain.methods.base import Footprint, Phase
 from retain.methods.shared.sequential import Sequential, SequentialConfig
 from retain.methods.shared.teacher import (
     COPIES,
+    TEACHER,
     TeacherConfig,
     bytes_of_logits,
     file_of,
@@ -22,7 +23,6 @@ from retain.methods.shared.teacher import (
     stacked,
     write_logits,
 )
-from retain.runs.records import TEACHER
 from retain.system.files import read_tensors, remove_folders
 from retain.tasks import Task
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from retain.backbone import Backbone
 from retain.methods.base import Footprint, Phase, bytes_of
-from retain.methods.shared.memory import read_examples
+from retain.methods.shared.memory import MEMORY, read_examples
 from retain.methods.shared.sequential import Sequential, SequentialConfig
-from retain.runs.records import MEMORY
 from retain.system.files import write_jsonl
 from retain.tasks import Example, Task
 

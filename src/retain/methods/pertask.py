@@ -7,6 +7,9 @@ from torch import Tensor
 from retain.backbone import Batch
 from retain.methods.base import block_of
 from retain.methods.shared.lora import BlockPerTask
+from retain.methods.shared.routing_diagnostics import routing_diagnostics
+from retain.runs.directory import RunDirectory
+from retain.runs.sections import Section
 
 
 class PerTask(BlockPerTask):
@@ -24,3 +27,8 @@ class PerTask(BlockPerTask):
     def routing(self) -> Tensor | None:
         """The one-hot weights (B, T)."""
         return self.pool.weights
+
+    @classmethod
+    def diagnostics(cls, run: RunDirectory, task: str | None) -> list[Section]:
+        """The one-hot weights, which show that each task has its own block."""
+        return routing_diagnostics(run)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
-from retain.report.layout import new_table, short
+from retain.report.layout import new_table
 from retain.runs import results
 from retain.runs.directory import RunDirectory
+from retain.runs.labels import short
 from retain.runs.records import Prediction, predictions_file, read_records
 
 LOST = 50.0

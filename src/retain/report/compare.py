@@ -21,7 +21,7 @@ from torch import Tensor
 from retain.errors import RetainError
 from retain.experiment.config import FREE, ExperimentConfig, resolved
 from retain.experiment.validation import check
-from retain.methods import METHODS
+from retain.methods import find
 from retain.methods.base import filled_in
 from retain.report.layout import new_table
 from retain.report.reader import flat
@@ -151,7 +151,7 @@ def _filled(settings: Mapping[str, Any], folder: Path) -> dict[str, dict[str, An
     name = settings["method"]["name"]
     values = {"backbone": settings["backbone"]["name"], "method": name}
     blank = check(ExperimentConfig, values, str(folder / CONFIG))
-    if name in METHODS:  # or else one of the user's own
+    if find(name):  # the options of others stay as they are
         blank = resolved(blank)
     defaults = blank.model_dump(mode="json")
     return {part: filled_in(settings[part], defaults[part]) for part in ("method", *PARTS)}

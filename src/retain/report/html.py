@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from math import sqrt
 
@@ -11,9 +12,10 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from rich.table import Table
 
-from retain.report import heads, losses, pseudo_samples, routing
+from retain.report import losses
 from retain.report.changes import Changes, changes_table
-from retain.report.plots import Curve, curves, heat_map
+from retain.report.plots import Curve, curves, drawing_svg, heat_map
+from retain.report.sections import drawings, section_tables
 from retain.report.summary import RunSummary, sentence, told_apart
 from retain.report.tables import (
     cost_table,
@@ -23,10 +25,11 @@ from retain.report.tables import (
     score_table,
     standings_table,
 )
+from retain.runs.sections import Section
 
 
 @dataclass(frozen=True)
-class Section:
+class Part:
     """A heading, a sentence, pictures, and tables.
 
     A table with a caption opens by a click; one without is always shown.
@@ -51,7 +54,7 @@ def render(summaries: Sequence[RunSummary]) -> str:
         metrics=metrics_table(summaries),
         notes=metrics_notes(summaries),
         runs=[
-            {"summary": run, "sentence": sentence(run), "sections": list(_sections(run))}
+            {"summary": run, "sentence": sentence(run), "parts": list(_parts(run))}
             for run in summaries
         ],
     )
@@ -65,7 +68,7 @@ def _cells(table: Table) -> tuple[list[str], list[list[str]], bool]:
     return heads, rows, table.columns[-1].justify == "left"
 
 
-def _sections(run: RunSummary) -> Iterator[Section]:
+def _parts(run: RunSummary) -> Iterator[Part]:
     if run.examined:
         yield _tasks(run)
     if run.matrix:
@@ -73,19 +76,9 @@ def _sections(run: RunSummary) -> Iterator[Section]:
         yield _over_time(run)
     if run.changes is not None and run.changes.counts:
         yield _lost_answers(run.changes)
-    if run.routing is not None:
-        yield _attention(run.routing)
-    if run.heads is not None:
-        yield _heads(run.heads)
-    if run.samples is not None:
-        yield Section(
-            "Pseudo-samples",
-            pseudo_samples.privacy_sentence(run.samples)
-            + ("" if run.samples.real else f" {pseudo_samples.WORDS}"),
-            tables=[("", pseudo_samples.samples_table(run.samples))],
-        )
+    yield from map(_shown, run.sections)
     if run.losses:
-        yield Section(
+        yield Part(
             "Training",
             "What each part of the method added to the loss, as weighted there, over the steps of "
             "all tasks; cross-entropy and KL are in nats a token. The scale is logarithmic: a part "
@@ -94,7 +87,7 @@ def _sections(run: RunSummary) -> Iterator[Section]:
             [("Losses as a table", losses.losses_table(run.losses))],
         )
     if run.costs:
-        yield Section(
+        yield Part(
             "Cost",
             "What each task took: how long it was learned, how many parameters learned it, and "
             "what the run keeps of it.",
@@ -104,10 +97,10 @@ def _sections(run: RunSummary) -> Iterator[Section]:
         settings = Table("setting", "value")
         for name, value in run.settings.items():
             settings.add_row(name, str(value))
-        yield Section("Settings", "", tables=[("All settings", settings)])
+        yield Part("Settings", "", tables=[("All settings", settings)])
 
 
-def _tasks(run: RunSummary) -> Section:
+def _tasks(run: RunSummary) -> Part:
     words = "What was learned, in this order, and how it is scored (0 to 100)."
     exact = [own.tested for own in run.examined if own.metric == "exact_match" and own.tested]
     if exact:
@@ -115,11 +108,11 @@ def _tasks(run: RunSummary) -> Section:
             " The standard error of an exact-match score p over n examples is 100·√(p(1−p)/n) "
             f"points: {50 / sqrt(min(exact)):.1f} at a score of 50 with {min(exact):,} examples."
         )
-    return Section("Tasks", words, tables=[("", examined_table(run))])
+    return Part("Tasks", words, tables=[("", examined_table(run))])
 
 
-def _scores(run: RunSummary) -> Section:
-    return Section(
+def _scores(run: RunSummary) -> Part:
+    return Part(
         "Scores",
         "The score in row “after A”, column B was measured on task B after task A was learned.",
         [heat_map(run.matrix, run.row_labels, run.tasks, f"Scores of {run.label}", 100.0)],
@@ -127,7 +120,7 @@ def _scores(run: RunSummary) -> Section:
     )
 
 
-def _over_time(run: RunSummary) -> Section:
+def _over_time(run: RunSummary) -> Part:
     learned = len(run.matrix)
     lines = []
     for j, task in enumerate(run.tasks[:learned]):
@@ -135,7 +128,7 @@ def _over_time(run: RunSummary) -> Section:
         points = [(float(x), float("nan") if y is None else y) for x, y in column]
         lines.append(Curve(task, points))
     picture = curves(lines, "Score of each task over time", "tasks learned")
-    return Section(
+    return Part(
         "What was kept, lost and gained",
         "Each task's score right after learning it (then), its best since, and the newest.",
         [picture] if learned > 1 else [],
@@ -143,10 +136,10 @@ def _over_time(run: RunSummary) -> Section:
     )
 
 
-def _lost_answers(changes: Changes) -> Section:
+def _lost_answers(changes: Changes) -> Part:
     totals = changes.counts.items()
     counts = [f"{lost} of {count} in {task}" for task, (lost, count) in totals if lost]
-    return Section(
+    return Part(
         "Right then, wrong now",
         "Answers to test prompts that have lost 50 points or more since their task was learned: "
         f"{', '.join(counts) or 'nothing'}.",
@@ -154,22 +147,13 @@ def _lost_answers(changes: Changes) -> Section:
     )
 
 
-def _attention(found: routing.Routing) -> Section:
-    after, now = (
-        heat_map(weights, found.tasks, found.tasks[: max(map(len, weights))], title, 1.0)
-        for weights, title in ((found.after, "Right after learning"), (found.now, "Now"))
+def _shown(section: Section) -> Part:
+    """A section of the method; its tables open by a click where pictures stand before them."""
+    tables = section_tables(replace(section, caption=""), most=sys.maxsize)
+    folded = bool(section.pictures) or len(tables) > 1
+    return Part(
+        section.title,
+        " ".join(filter(None, (*section.sentences, section.caption))),
+        [drawing_svg(drawing) for drawing in drawings([section])],
+        [(str(table.title) if folded else "", table) for table in tables],
     )
-    tables = [(str(table.title), table) for table in routing.tables(found, len(found.tasks))]
-    return Section(
-        "Attention over the blocks",
-        "Each row is a task, each column the block learned with that task; means over test "
-        f"prompts. {routing.WORDS[found.kind]}",
-        [after, now],
-        tables,
-    )
-
-
-def _heads(maps: heads.HeadMaps) -> Section:
-    tables = [(str(table.title), table) for table in heads.tables(maps, len(maps.tasks))]
-    words = f"{heads.depth_sentence(maps)} {heads.WORDS}"
-    return Section("Attention heads", words, [heads.heads_svg(maps)], tables)

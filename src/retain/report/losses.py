@@ -9,10 +9,11 @@ from statistics import fmean
 from rich.table import Table
 from rich.text import Text
 
-from retain.report.layout import new_table, short
+from retain.report.layout import new_table
 from retain.report.plots import Curve, curves
 from retain.runs import results
 from retain.runs.directory import RunDirectory
+from retain.runs.labels import short
 from retain.runs.records import TRAINING, LogRow, read_records
 
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 from xml.sax.saxutils import quoteattr
 
 import matplotlib
@@ -19,7 +19,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from rich.cells import cell_len
 
-from retain.report.layout import short
+from retain.runs.labels import short
 from retain.system.files import write_bytes
 
 # Lengths in inches. Room for labels follows from their length in characters, not from measured
@@ -27,7 +27,7 @@ from retain.system.files import write_bytes
 _CELL = 0.58
 _GAP = 0.03
 CHARACTER = 0.08
-_TITLE_CHARACTER = 0.11
+TITLE_CHARACTER = 0.11
 TITLE_HEIGHT = 0.5
 MARGIN = 0.15
 _CURVES = (4.6, 2.2)  # width with the axis, height without
@@ -49,6 +49,25 @@ class Curve:
 
     label: str
     points: Sequence[tuple[float, float]]
+
+
+class Drawing(Protocol):
+    """A picture that can stand beside others; lengths are in inches."""
+
+    @property
+    def title(self) -> str:
+        """In words, for those who do not see it."""
+
+    @property
+    def width(self) -> float:
+        """In inches."""
+
+    @property
+    def height(self) -> float:
+        """In inches."""
+
+    def draw(self, axes: Axes, offset: float) -> None:
+        """Draws with the left edge at `offset` inches on axes in inches, y downwards."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +105,7 @@ class Panel:
     def width(self) -> float:
         """In inches."""
         cells = self.left + _CELL * len(self.columns)
-        return max(cells, _TITLE_CHARACTER * cell_len(self.title)) + 2 * MARGIN
+        return max(cells, TITLE_CHARACTER * cell_len(self.title)) + 2 * MARGIN
 
     @property
     def height(self) -> float:
@@ -150,8 +169,7 @@ def heat_map(
     background is transparent, labels have the text colour of the page, and long ones are cut.
     Equal input gives equal output. Raises ValueError for an empty matrix or wrong label counts.
     """
-    panel = new_panel(matrix, row_labels, column_labels, title, vmax)
-    return as_svg(lambda: _figure([panel]), panel.title)
+    return drawing_svg(new_panel(matrix, row_labels, column_labels, title, vmax))
 
 
 def curves(
@@ -236,8 +254,13 @@ def as_png(draw: Callable[[], Figure]) -> bytes:
     return buffer.getvalue()
 
 
-def panels_png(panels: Sequence[Panel], path: Path) -> None:
-    """Writes heat maps side by side as one PNG picture."""
+def drawing_svg(drawing: Drawing) -> str:
+    """One drawing as an `<svg>` element."""
+    return as_svg(lambda: _figure([drawing]), drawing.title)
+
+
+def panels_png(panels: Sequence[Drawing], path: Path) -> None:
+    """Writes drawings side by side as one PNG picture."""
     write_bytes(path, as_png(lambda: _figure(panels)))
 
 
@@ -253,16 +276,17 @@ def new_panel(
     return Panel(matrix, rows, columns, " ".join(title.split()), vmax)
 
 
-def _figure(panels: Sequence[Panel]) -> Figure:
+def _figure(panels: Sequence[Drawing]) -> Figure:
     width = sum(panel.width for panel in panels)
     height = max(panel.height for panel in panels)
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
-    axes.set_xlim(0, width)
-    axes.set_ylim(height, 0)
     offset = 0.0
     for panel in panels:
         panel.draw(axes, offset)
         offset += panel.width
+    axes.set_aspect("auto")  # an image in a panel would have set it, and the limits
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
     return figure

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from retain.report.changes import read_changes
-from retain.report.heads import read_heads
 from retain.report.losses import read_losses
-from retain.report.pseudo_samples import read_samples
-from retain.report.routing import read_routing, routes
+from retain.report.sections import read_sections
 from retain.report.summary import Examined, RunSummary
 from retain.runs import results
-from retain.runs.records import HEADS, SCORES, TaskRecord
+from retain.runs.records import SCORES, TaskRecord
 
 
 def summarise(folder: Path) -> RunSummary:
@@ -22,8 +20,7 @@ def summarise(folder: Path) -> RunSummary:
     values, settings = results.experiment_values(run), results.settings(run)
     run.check(SCORES)
     scores = results.scores(run)
-    learned = run.learned()
-    tasks = [results.task_record(run, folder) for folder in learned]
+    tasks = [results.task_record(run, folder) for folder in run.learned()]
     return RunSummary(
         label=folder.resolve().name,
         method=settings.method.name,
@@ -34,9 +31,7 @@ def summarise(folder: Path) -> RunSummary:
         matrix=scores.matrix,
         metrics=scores.metrics,
         settings=dict(flat({k: v for k, v in values.items() if k != "tasks"})),
-        routing=read_routing(run) if routes(run) else None,
-        heads=read_heads(run) if any(run.commits(own / HEADS) for own in learned) else None,
-        samples=read_samples(run),
+        sections=read_sections(run),
         losses=read_losses(run),
         changes=read_changes(run),
         costs=results.costs(run),

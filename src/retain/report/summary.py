@@ -7,12 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from retain.report.changes import Changes
-from retain.report.heads import HeadMaps
-from retain.report.layout import score_text
 from retain.report.losses import PhaseLosses
-from retain.report.pseudo_samples import Samples
-from retain.report.routing import Routing
+from retain.runs.labels import score_text
 from retain.runs.results import TaskCost
+from retain.runs.sections import Section
 
 METRIC_LABELS = {
     "average_performance": "AP: average score at the end (higher is better)",
@@ -56,9 +54,8 @@ class RunSummary:
     None means not measured. The newest task has no row while it is not scored.
     `metrics` maps the keys of `METRIC_LABELS` to points; a missing key counts as None.
     `folder` is where it is, absolute; `examined` has an entry per learned task.
-    `routing` exists for pools only, `heads` for SEEKR, `samples` for
-    methods that write pseudo-samples; `losses` are those of training, `changes`
-    the answers that were lost, and `costs` what each learned task took.
+    `sections` are what its method shows, `losses` those of training, `changes` the answers that
+    were lost, and `costs` what each learned task took.
     """
 
     label: str
@@ -70,9 +67,7 @@ class RunSummary:
     folder: Path = Path()
     examined: Sequence[Examined] = ()
     settings: dict[str, object] = field(default_factory=dict)
-    routing: Routing | None = None
-    heads: HeadMaps | None = None
-    samples: Samples | None = None
+    sections: Sequence[Section] = ()
     losses: Sequence[PhaseLosses] = ()
     changes: Changes | None = None
     costs: Sequence[TaskCost] = ()

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from retain.errors import RetainError
-from retain.report.layout import change_text, cuts, new_table, score_text, short
+from retain.report.layout import cuts, new_table
 from retain.report.plots import new_panel, panels_png
 from retain.report.summary import (
     METRIC_LABELS,
@@ -19,6 +19,7 @@ from retain.report.summary import (
     sentence,
     told_apart,
 )
+from retain.runs.labels import change_text, score_text, short
 from retain.runs.results import TaskCost
 
 

@@ -28,16 +28,8 @@ TRAINING = "training.jsonl"
 EVALUATION = "evaluation.json"
 ZERO_SHOT = "zero_shot.json"
 COST = "cost.json"
-QUALITY = "quality.json"
 PREDICTIONS = "predictions"
 UNFINISHED = "checkpoints"
-
-# There too, kept by some methods.
-MEMORY = "memory.jsonl"
-TEACHER = "teacher"
-HEADS = "heads.json"
-GATES = "gates.json"
-PSEUDO = "pseudo.jsonl"
 
 
 def predictions_file(folder: Path, index: int) -> Path:
@@ -111,18 +103,6 @@ class Cost(Record):
     seconds: float
 
 
-class Quality(Record):
-    """`quality.json`: measures of a task's pseudo-samples; see `metrics.generated`."""
-
-    count: int
-    auc: float | None
-    distinct_2: float | None
-    real_distinct_2: float | None
-    duplicates: int
-    copies: int
-    dropped: int
-
-
 class Prediction(Record):
     """A line of `predictions/<nn>.jsonl`: the answer to a test prompt, its score from 0 to 100.
 
@@ -151,22 +131,6 @@ class LogRow(Record):
         prefix = "loss_"
         numbers = self.__pydantic_extra__.items()
         return {k.removeprefix(prefix): value for k, value in numbers if k.startswith(prefix)}
-
-
-class Heads(Record):
-    """`heads.json`, of seekr: the attention modules, and of each its heads' scores and choice."""
-
-    modules: list[str]
-    score: list[list[float]]
-    selected: list[list[int]]
-
-
-class Gates(Record):
-    """`gates.json`, of amlora: by layer the mean gates; the mean effective number of blocks."""
-
-    layers: list[str]
-    gates: list[list[float]]
-    effective: float
 
 
 class Named(Record):

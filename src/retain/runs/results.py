@@ -20,7 +20,6 @@ from retain.runs.records import (
     ENVIRONMENT,
     EVALUATION,
     PREDICTIONS,
-    QUALITY,
     SCORES,
     SINGLE,
     TASK,
@@ -41,8 +40,8 @@ from retain.runs.records import (
 from retain.runs.directory import MANIFEST, RunDirectory
 from retain.tasks import Task
 
-RECORDS = {EVALUATION, ZERO_SHOT, COST, QUALITY, TASK, TEST, TRAINING, PREDICTIONS}
-"""What a task's folder holds beside what the method keeps of the task."""
+RECORDS = {EVALUATION, ZERO_SHOT, COST, TASK, TEST, TRAINING, PREDICTIONS}
+"""Files and folders of a task that the learner writes; the others are the method's."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from retain.methods.base import (
     filled_in,
     learning,
 )
+from retain.methods.sapt.diagnostics import PSEUDO, sapt_diagnostics
 from retain.methods.sapt.reflection import Reflection
 from retain.methods.sapt.router import Router, generic_centre
 from retain.methods.shared.lora import LoraMethodConfig
@@ -41,7 +42,9 @@ from retain.methods.shared.pseudo_samples import (
     write_inputs,
     write_quality,
 )
-from retain.runs.records import PSEUDO, TASK
+from retain.runs.directory import RunDirectory
+from retain.runs.records import TASK
+from retain.runs.sections import Section
 from retain.system.files import read_json, read_jsonl, read_weights, write_jsonl, write_tensors
 from retain.tasks import Example, Task
 
@@ -265,6 +268,11 @@ class Routed(Method):
     def routing(self) -> Tensor | None:
         """The attention (B, T)."""
         return self.pool.weights
+
+    @classmethod
+    def diagnostics(cls, run: RunDirectory, task: str | None) -> list[Section]:
+        """The attention over the blocks, and the pseudo-samples."""
+        return sapt_diagnostics(run)
 
     # -- disk
 

@@ -21,6 +21,7 @@ from retain.backbone import Backbone, Batch, Features
 from retain.backbone.backbone import IGNORED
 from retain.layers.attention_capture import AttentionCapture, AttentionModule, Side, Wanted
 from retain.methods.base import Footprint, MethodConfig, Phase, filled_in
+from retain.methods.seekr.diagnostics import HEADS, seekr_diagnostics
 from retain.methods.seekr.distillation import Attention, Sample, attention_loss, wanted
 from retain.methods.seekr.heads import (
     Measure,
@@ -34,6 +35,7 @@ from retain.methods.seekr.heads import (
 from retain.methods.shared.teacher import (
     COPIES,
     DTYPES,
+    TEACHER,
     TaughtConfig,
     TaughtMethod,
     TeacherLogits,
@@ -42,7 +44,8 @@ from retain.methods.shared.teacher import (
     soft_cross_entropy,
     stacked,
 )
-from retain.runs.records import HEADS, TEACHER
+from retain.runs.directory import RunDirectory
+from retain.runs.sections import Section
 from retain.system.files import read_json, read_tensors, remove_folders, write_json, write_tensors
 from retain.tasks import Task
 from retain.training.phase import Unit
@@ -293,6 +296,11 @@ class Seekr(TaughtMethod):
         stored = read_json(folder / HEADS)
         self.sensitivities.append(torch.tensor(stored["sensitivity"]))
         self.forgettabilities.append(torch.tensor(stored["forgettability"]))
+
+    @classmethod
+    def diagnostics(cls, run: RunDirectory, task: str | None) -> list[Section]:
+        """The chosen heads, and the size of the memory."""
+        return seekr_diagnostics(run)
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:
         """Logits and chosen attention kept; the attention of all heads while a task is learned."""

@@ -20,10 +20,11 @@ from pydantic import (
 from retain.backbone import Backbone, Features
 from retain.methods.base import Footprint, MethodConfig, Phase, Replay, bytes_of
 from retain.methods.shared.sequential import Sequential, SequentialConfig
-from retain.runs.records import MEMORY
 from retain.system.files import read_jsonl, write_jsonl
 from retain.tasks import Example, Task
 from retain.tasks.readers import parse_row
+
+MEMORY = "memory.jsonl"
 
 
 class MemoryConfig(MethodConfig):

@@ -13,13 +13,26 @@ from retain.backbone.backbone import IGNORED
 from retain.errors import RetainError
 from retain.methods.base import MethodConfig
 from retain.metrics import generated
-from retain.runs.records import QUALITY
+from retain.runs.records import Record
 from retain.system.files import write_json
 from retain.tasks import Example
 
+QUALITY = "quality.json"
 BATCH = 32
 ROUNDS = 10
 """How often what is no use (empty, or a copy) is drawn again before giving up."""
+
+
+class Quality(Record):
+    """`quality.json`: measures of a task's pseudo-samples; see `metrics.generated`."""
+
+    count: int
+    auc: float | None
+    distinct_2: float | None
+    real_distinct_2: float | None
+    duplicates: int
+    copies: int
+    dropped: int
 
 
 class DrawConfig(MethodConfig):

@@ -22,10 +22,11 @@ from retain.backbone.backbone import IGNORED
 from retain.methods.base import Footprint, MethodConfig
 from retain.methods.shared.memory import MemoryMethod, ReplayConfig
 from retain.methods.shared.sequential import Sequential
-from retain.runs.records import TEACHER
 from retain.system.files import read_tensors, write_tensors
 from retain.tasks import Task
 
+TEACHER = "teacher"
+"""Folder of the teacher's outputs on a task's kept examples."""
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 BATCH = 8
 

@@ -22,9 +22,12 @@ from retain.layers.attentive_linear import (
     entropy,
 )
 from retain.layers.pooled_linear import LoraPool
+from retain.methods.amlora.diagnostics import GATES, amlora_diagnostics
 from retain.methods.base import Footprint, Method, MethodConfig, ParamGroup, Phase, learning
 from retain.methods.shared.lora import LoraMethodConfig
-from retain.runs.records import GATES, TASK
+from retain.runs.directory import RunDirectory
+from retain.runs.records import TASK
+from retain.runs.sections import Section
 from retain.system.files import read_json, read_weights, write_json, write_tensors
 from retain.tasks import Task
 
@@ -239,6 +242,11 @@ class AmLora(Method):
             if layer in self._readers
         ]
         return torch.stack(found, 1)
+
+    @classmethod
+    def diagnostics(cls, run: RunDirectory, task: str | None) -> list[Section]:
+        """The gates over all layers, and of one task by layer."""
+        return amlora_diagnostics(run, task)
 
     # -- disk
 

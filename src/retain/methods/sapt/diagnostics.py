@@ -1,0 +1,26 @@
+"""What a SAPT run shows: its attention over the blocks, and its pseudo-samples."""
+
+from __future__ import annotations
+
+from retain.methods.shared.pseudo_diagnostics import pseudo_sample_diagnostics
+from retain.methods.shared.routing_diagnostics import routing_diagnostics
+from retain.runs import results
+from retain.runs.directory import RunDirectory
+from retain.runs.records import Record
+from retain.runs.sections import Section
+
+PSEUDO = "pseudo.jsonl"
+
+
+class _Reflection(Record):
+    samples: str
+
+
+class _Options(Record):
+    reflection: _Reflection
+
+
+def sapt_diagnostics(run: RunDirectory) -> list[Section]:
+    """The sections on a run's routing and pseudo-samples."""
+    real = results.method_options(run, _Options).reflection.samples == "real"
+    return [*routing_diagnostics(run), *pseudo_sample_diagnostics(run, PSEUDO, real)]

@@ -1,0 +1,113 @@
+"""The pseudo-samples of a run: how they compare with the training inputs that they imitate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from retain.methods.shared.pseudo_samples import QUALITY, Quality
+from retain.metrics.continual import points_lost
+from retain.runs import results
+from retain.runs.directory import RunDirectory
+from retain.runs.labels import change_text, short
+from retain.runs.sections import Grid, Section
+from retain.system.files import read_jsonl
+
+MEASURES = (
+    "AUC is how well a classifier distinguishes pseudo-samples from training inputs: 0.5 not at "
+    "all, 1 always. Distinct is the share of token pairs that do not repeat (distinct-2), in them "
+    "and in as many training inputs. Copies are training inputs, or beginnings of them, word by "
+    "word. Change is that of the task's score since it was learned, in points."
+)
+
+
+@dataclass(frozen=True)
+class TaskSamples:
+    """The pseudo-samples of one task.
+
+    Attributes:
+        task: its name.
+        count: how many there are.
+        quality: measured when they were written; None for real inputs.
+        lost: points that the task's score has lost since it was learned; None if not measured.
+    """
+
+    task: str
+    count: int
+    quality: Quality | None
+    lost: float | None
+
+
+def read_samples(run: RunDirectory, file: str) -> list[TaskSamples]:
+    """Reads what a run says of its pseudo-samples, oldest task first.
+
+    Args:
+        run: an opened run.
+        file: name of the JSONL file in a task's folder that has them.
+
+    Raises:
+        RetainError: when one of these files is damaged.
+    """
+    lost = points_lost(results.scores(run).matrix)
+    samples = []
+    for i, folder in enumerate(run.learned()):
+        if results.holds(run, folder / file):
+            name = results.task_record(run, folder).name
+            quality = results.read(run, folder / QUALITY, Quality)
+            count = quality.count if quality else len(read_jsonl(folder / file))
+            points = lost[i] if i < len(lost) else None  # the newest may not be scored yet
+            samples.append(TaskSamples(name, count, quality, points))
+    return samples
+
+
+def pseudo_sample_diagnostics(run: RunDirectory, file: str, real: bool = False) -> list[Section]:
+    """The section on a run's pseudo-samples, where it keeps some.
+
+    Args:
+        run: an opened run.
+        file: as in `read_samples`.
+        real: whether they are training inputs themselves.
+    """
+    samples = read_samples(run, file)
+    return [samples_section(samples, real)] if samples else []
+
+
+def samples_section(samples: Sequence[TaskSamples], real: bool) -> Section:
+    """The section on pseudo-samples: a table of a row per task, and whose data they are."""
+    columns = ["texts", "AUC", "distinct", "of real", "repeats", "copies", "change"]
+    rows = [(short(task.task), _cells(task)) for task in samples]
+    return Section(
+        "Pseudo-samples",
+        [Grid("Pseudo-samples", columns, rows)],
+        sentences=[_privacy_sentence(samples, real)],
+        caption="" if real else MEASURES,
+    )
+
+
+def _cells(samples: TaskSamples) -> list[str]:
+    change = change_text(None if samples.lost is None else -samples.lost)
+    quality = samples.quality
+    if quality is None:
+        return [str(samples.count), *["–"] * 5, change]
+    shares = (quality.auc, quality.distinct_2, quality.real_distinct_2)
+    return [
+        str(samples.count),
+        *("–" if share is None else f"{share:.2f}" for share in shares),
+        str(quality.duplicates),
+        str(quality.copies),
+        change,
+    ]
+
+
+def _privacy_sentence(samples: Sequence[TaskSamples], real: bool) -> str:
+    """The sentence that pseudo-samples hold people's data."""
+    if real:
+        what = "they are training inputs"
+    else:
+        what = "they imitate training inputs and may repeat them"
+        if dropped := sum(task.quality.dropped for task in samples if task.quality):
+            what += f" in part ({dropped:,} copies were dropped)"
+    return (
+        f"Pseudo-samples: {sum(task.count for task in samples):,}; {what}: "
+        "this is user data, to be treated like the training data."
+    )

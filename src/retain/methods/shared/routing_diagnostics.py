@@ -1,0 +1,95 @@
+"""How the tasks of a run attend to its blocks, right after each was learned and now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from retain.runs import results
+from retain.runs.directory import RunDirectory
+from retain.runs.labels import short
+from retain.runs.sections import Grid, HeatMap, Section
+
+SHARES = "Each number is a block's share of the attention, from 0 to 1; a row sums to 1."
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Mean weights over the blocks on each task's test prompts, oldest task first.
+
+    Attributes:
+        tasks: the T names.
+        after: row i has the weights on the i + 1 blocks that there were right after task i.
+        now: weights (T, T) after the newest task.
+    """
+
+    tasks: list[str]
+    after: list[list[float]]
+    now: list[list[float]]
+
+
+def read_routing(run: RunDirectory) -> Routing | None:
+    """Reads a run's routing; None where it has no scores yet, or no weight for every block.
+
+    Raises:
+        RetainError: when a file is damaged.
+    """
+    rows = results.rows(run)
+    now = [weights or [] for weights in rows[-1].routing] if rows else []
+    if not now or any(len(weights) != len(now) for weights in now):
+        return None
+    names = [results.task_record(run, folder).name for folder in run.learned()[: len(rows)]]
+    after = [row.routing[i] or [] for i, row in enumerate(rows)]
+    return Routing([" ".join(name.split()) for name in names], after, now)
+
+
+def routing_section(
+    routing: Routing,
+    numbers: str = SHARES,
+    grids: Sequence[Grid] = (),
+    pictures: Sequence[HeatMap] = (),
+    task: str | None = None,
+) -> Section:
+    """The section on a routing.
+
+    Args:
+        routing: as read.
+        numbers: what the weights are.
+        grids: tables below those of the routing.
+        pictures: beside those of the routing.
+        task: as in `Section`.
+    """
+    names = routing.tasks
+    return Section(
+        "Attention over the blocks",
+        [
+            _weights("Attention over the blocks right after learning", names, routing.after),
+            _weights("Attention over the blocks now", names, routing.now),
+            *grids,
+        ],
+        [
+            HeatMap("Right after learning", names, names, routing.after),
+            HeatMap("Now", names, names, routing.now),
+            *pictures,
+        ],
+        caption=(
+            "Each row is a task, each column the block learned with that task; means over test "
+            f"prompts. {numbers}"
+        ),
+        task=task,
+    )
+
+
+def routing_diagnostics(run: RunDirectory) -> list[Section]:
+    """The section on a run's routing, where it has one."""
+    routing = read_routing(run)
+    return [] if routing is None else [routing_section(routing)]
+
+
+def _weights(title: str, tasks: Sequence[str], weights: Sequence[Sequence[float]]) -> Grid:
+    rows = [
+        (f"{number} {short(task)}", [f"{weight:.2f}" for weight in row])
+        for number, (task, row) in enumerate(zip(tasks, weights, strict=True), start=1)
+    ]
+    columns = [str(number) for number in range(1, len(tasks) + 1)]
+    return Grid(title, columns, rows, per_task=range(len(tasks)))

@@ -1,0 +1,27 @@
+"""How labels and scores are written in tables and pictures."""
+
+from __future__ import annotations
+
+from rich.cells import cell_len, set_cell_size
+
+LABEL_CELLS = 24
+"""The longest label, in terminal cells (a CJK character takes two)."""
+
+
+def short(label: str) -> str:
+    """Returns a label on one line, cut to `LABEL_CELLS`."""
+    label = " ".join(label.split())
+    if cell_len(label) <= LABEL_CELLS:
+        return label
+    return set_cell_size(label, LABEL_CELLS - 1).rstrip() + "…"
+
+
+def score_text(value: float | None) -> str:
+    """Returns a score or metric with one decimal; "–" when it was not measured."""
+    # Adding 0.0 turns the -0.0 that round() can leave into 0.0.
+    return "–" if value is None else f"{round(value, 1) + 0.0:.1f}"
+
+
+def change_text(change: float | None) -> str:
+    """As `score_text`, with a sign before a gain too."""
+    return ("+" if change is not None and round(change, 1) > 0 else "") + score_text(change)
