@@ -208,7 +208,7 @@ def pool_of(model: LlamaForCausalLM, blocks: int, input_gradient: bool = False) 
     """A pool of so many blocks, of which the last learns."""
     pool = LoraPool(model, TARGETS, RANK, ALPHA, old_block_gradient=input_gradient)
     for i in range(blocks):
-        pool.grow(f"b{i}")
+        pool.grow(f"b{i}", seed=i)
     return pool
 
 

@@ -100,7 +100,7 @@ def write_blocks(folder: Path, count: int) -> None:
     """Saves so many blocks, as a run does."""
     pool = LoraPool(bench.bench_model(), bench.TARGETS, bench.RANK, bench.ALPHA)
     for i in range(count):
-        pool.grow(f"b{i}")
+        pool.grow(f"b{i}", seed=i)
         pool.save_block(folder / f"b{i}", "bench")
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from retain.backbone import Backbone
+from retain.methods.base import TaskContext
 from retain.methods.seekr import Seekr
 from retain.methods.seekr.distillation import attention_loss, wanted
 from retain.methods.seekr.method import SeekrConfig, sample_of
@@ -59,12 +60,14 @@ class Bench:
         ids = torch.randint(2, 8192, (ROWS, length)).tolist()
         rows = [{"input_ids": r, "labels": [-100, *r[1:]], "route_ids": r} for r in ids]
         self.method.capture.on()
-        self.method.write_before(rows, folder / "before")
+        context = TaskContext("bench", 0, folder, 0)
+        self.method.write_before(rows, context)
         for parameter in self.backbone.model.parameters():
             parameter.data += 0.01 * torch.randn_like(parameter)
-        self.method.write_signals(rows, folder)
+        self.method.write_signals(rows, context)
         self.method.signals = sorted((folder / "teacher").iterdir())
-        self.batch = self.backbone.collate([{**row, "number": [i]} for i, row in enumerate(rows)])
+        replayed = [{**r, "example_id": [i], "is_replay": [1]} for i, r in enumerate(rows)]
+        self.batch = self.backbone.collate(replayed)
         self.backbone.model.requires_grad_(True).train()
         self.optimizer = torch.optim.AdamW(self.backbone.model.parameters(), lr=1e-5)
         self.losses: dict[str, Callable[[], Any]] = {

@@ -351,7 +351,7 @@ def experiment(
     full = method in FULL and options.get("tune") != "lora"
     kind = "prompt" if method in PROMPT else "full" if full else "lora"
     # Tasks that are learned together have one number of epochs.
-    epochs = "num_train_epochs" in one.training and not METHODS[method].waits
+    epochs = "num_train_epochs" in one.training and not METHODS[method].traits.waits
     output = f"runs/{path.removeprefix('paper/').removesuffix('.yaml').replace('/', '-')}"
 
     head = wrap(f"{name}, order {first}: {method} on {backbone} {one.paper}.", WIDTH - 2)

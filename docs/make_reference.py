@@ -228,7 +228,7 @@ def _methods() -> Iterator[str]:
             "",
             _first(method),
             "",
-            f"Stores per task: {method.stores}.",
+            f"Stores per task: {method.traits.stores}.",
         )
         yield from _options(method.Config)
 

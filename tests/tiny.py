@@ -28,6 +28,7 @@ from transformers import (
 from retain.backbone import Backbone
 from retain.learner import Learner
 from retain.methods import METHODS
+from retain.methods.base import TaskContext
 from retain.system.progress import Progress
 from retain.tasks import Example, Task
 
@@ -102,6 +103,8 @@ TRAINING = {
     "save_steps": 1,
 }
 EVALUATION = {"max_new_tokens": 5, "batch_size": 3}
+ENCODED = ("input_ids", "labels", "route_ids")
+"""What every encoded example has."""
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -196,6 +199,11 @@ def make_learner(
         evaluation=EVALUATION,
         progress=progress,
     )
+
+
+def context_of(task: Task, folder: Path, index: int = 0, seed: int = 0) -> TaskContext:
+    """What a learner would pass to a method's hooks for a task whose folder is `folder`."""
+    return TaskContext(task.name, index, folder, seed)
 
 
 def prompts_of(*tasks: Task) -> Sequence[str]:

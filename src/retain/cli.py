@@ -387,9 +387,10 @@ def methods() -> None:
 
     table = Table("method", "needs", "idea", "stores per task", box=SIMPLE_HEAD)
     for name, method in sorted(METHODS.items()):
-        needs = {"task name": method.needs_task_id, "old data": method.needs_old_data}
+        traits = method.traits
+        needs = {"task name": traits.needs_task_id, "old data": traits.needs_old_data}
         words = ", ".join(need for need, needed in needs.items() if needed)
-        table.add_row(name, words or "neither", method.idea, method.stores)
+        table.add_row(name, words or "neither", traits.idea, traits.stores)
     table.caption, table.caption_justify = NEEDS, "left"
     # A line a method wherever no terminal bounds it.
     wide = Console(width=WIDE, quiet=console.quiet)

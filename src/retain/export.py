@@ -11,9 +11,8 @@ import torch
 
 from retain.errors import RetainError
 from retain.layers.pooled_linear import ADAPTER, ADAPTER_CONFIG, LoraPool
+from retain.layers.soft_prompt import PromptPool
 from retain.learner import Learner
-from retain.methods import Method
-from retain.methods.sapt import SaptPrompt
 from retain.report import RunSummary, markdown, summarise
 from retain.system.files import remove_folders, write_text
 
@@ -58,24 +57,18 @@ def export(learner: Learner, folder: Path, mixture: Mapping[str, float] | None) 
     return f"wrote {folder}: {said}"
 
 
-def pool_of(method: Method) -> LoraPool | None:
-    """The method's LoRA blocks, if it has some."""
-    pool = getattr(getattr(method, "weights", method), "pool", None)
-    return pool if isinstance(pool, LoraPool) else None
-
-
 def _weights(learner: Learner, mixture: Mapping[str, float] | None) -> list[float] | None:
     """Of each block, to merge them with; None when they are to stay apart."""
-    pool, path = pool_of(learner.method), learner.run.path
-    fixed, prompts = learner.method.fixed_mixture, isinstance(learner.method, SaptPrompt)
-    if pool is None and not fixed and not prompts:
+    pool, path = learner.method.exported_pool, learner.run.path
+    fixed = learner.method.traits.fixed_mixture
+    if pool is None and not fixed:
         raise RetainError(
-            f"{path}: its method keeps neither LoRA blocks nor a whole model, nor prompts that "
-            "stand alone, as sapt-prompt does; use the run itself"
+            f"{path}: its method keeps neither blocks that stand alone nor a full model; use the "
+            "run itself"
         )
     if mixture is None:
         return [1.0] * len(pool.blocks if pool else ()) if fixed else None
-    if prompts:
+    if isinstance(pool, PromptPool):
         raise RetainError(
             f"{path}: soft prompts cannot be merged into weights; leave out task and mixture"
         )
@@ -95,8 +88,8 @@ def _weights(learner: Learner, mixture: Mapping[str, float] | None) -> list[floa
 
 def _save_merged(learner: Learner, folder: Path, weights: list[float]) -> None:
     """A model that transformers loads, with the blocks in its own weights."""
-    model, pool = learner.backbone.model, pool_of(learner.method)
-    if pool is not None:
+    model, pool = learner.backbone.model, learner.method.exported_pool
+    if isinstance(pool, LoraPool):
         pool.merge(weights)
     for name, _ in list(model.named_children()):
         if name.startswith("retain_"):  # a method's own, such as a router
@@ -112,13 +105,13 @@ def _copy_adapters(learner: Learner, folder: Path) -> str:
         target.mkdir(parents=True)
         for name in (ADAPTER, ADAPTER_CONFIG):
             shutil.copyfile(source / name, target / name)
-    named = learner.method.needs_task_id
+    named = learner.method.traits.needs_task_id
     how = "takes the one of the task's name" if named else "weights them anew for each prompt"
     said = (
         f"{len(learner.tasks)} PEFT adapters, one per task. The run {how}, so no single merged "
         "model is equivalent"
     )
-    if pool_of(learner.method) is None:
+    if not isinstance(learner.method.exported_pool, LoraPool):
         return said
     return f"{said}; to merge anyway use --task or --mixture"
 
@@ -133,7 +126,7 @@ def _card(learner: Learner, said: str, load: list[str], mixture: Mapping[str, fl
             "blocks for each input."
         )
         scores = _matrix(summary)
-    of = "" if learner.method.fixed_mixture else " of the routed run"
+    of = "" if learner.method.traits.fixed_mixture else " of the routed run"
     return "\n".join(
         [
             "---",

@@ -405,11 +405,12 @@ def test_methods_are_listed_a_line_each() -> None:
     assert done.status == 0
     lines = {line.split()[0]: line for line in done.out.splitlines() if line.strip()}
     for name, method in METHODS.items():
-        assert method.idea in lines[name]
-        assert method.stores in lines[name]
-        assert ("task name" in lines[name]) == method.needs_task_id
-        assert ("old data" in lines[name]) == method.needs_old_data
-        assert ("neither" in lines[name]) == (not (method.needs_task_id or method.needs_old_data))
+        traits = method.traits
+        assert traits.idea in lines[name]
+        assert traits.stores in lines[name]
+        assert ("task name" in lines[name]) == traits.needs_task_id
+        assert ("old data" in lines[name]) == traits.needs_old_data
+        assert ("neither" in lines[name]) == (not (traits.needs_task_id or traits.needs_old_data))
 
 
 @pytest.mark.parametrize("command", [[], ["run"], ["learn"], ["generate"], ["report"]])

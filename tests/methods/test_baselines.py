@@ -22,7 +22,7 @@ from retain.methods.progprompt import ProgPrompt, ProgPromptConfig
 from retain.methods.shared.lora import LoraMethodConfig
 from retain.system.files import read_jsonl
 from retain.tasks import Example
-from tests.tiny import make_backbone, make_learner, make_task
+from tests.tiny import context_of, make_backbone, make_learner, make_task
 
 FIRST, SECOND, THIRD = make_task("copy"), make_task("constant"), make_task("letter")
 
@@ -55,10 +55,10 @@ def test_overlap_of_o_lora(rank: int, blocks: int, scale: float, seed: int) -> N
 
 def test_o_lora_pays_for_every_older_block() -> None:
     method = OLora(make_backbone("llama"), OLoraConfig(rank=2, weight=0.5))
-    method.pool.grow("first")
+    method.pool.grow("first", seed=0)
     assert list(method._loss(batch_of(method.backbone))) == ["task"]
-    method.pool.grow("second")
-    method.pool.grow("third")
+    method.pool.grow("second", seed=0)
+    method.pool.grow("third", seed=0)
     expected = 0.0
     for layer in method.pool.layers.values():
         assert layer.A is not None
@@ -71,8 +71,8 @@ def test_o_lora_pays_for_every_older_block() -> None:
 def test_o_lora_pays_for_the_size_of_the_new_block() -> None:
     """λ₂ Σ ‖·‖ over the tensors of the new block alone, and no NaN where B is still zero."""
     method = OLora(make_backbone("llama"), OLoraConfig(rank=2, l2_weight=0.3))
-    method.pool.grow("first")
-    method.pool.grow("second")
+    method.pool.grow("first", seed=0)
+    method.pool.grow("second", seed=0)
     found = method._loss(batch_of(method.backbone))["l2"]
     expected = sum(float((p.detach() ** 2).sum().sqrt()) for p in method.pool.parameters())
     assert float(found.detach()) == pytest.approx(0.3 * expected, rel=1e-5)
@@ -109,7 +109,7 @@ def test_l2p_picks_the_nearest_prompts(kind: str) -> None:
 
 def test_l2p_keys_learn_as_fast_as_prompts(tmp_path: Path) -> None:
     method = L2p(make_backbone("llama"), L2pConfig(rate=7.0))
-    (phase,) = method.phases(FIRST, tmp_path)
+    (phase,) = method.phases(FIRST, context_of(FIRST, tmp_path))
     rates = {id(p): group.rate for group in phase.groups for p in group.parameters}
     assert rates == {id(method.prompts): 7.0, id(method.keys): 7.0}
 
@@ -118,7 +118,7 @@ def test_prog_prompt_puts_the_newest_first_and_hides_later_ones() -> None:
     method = ProgPrompt(make_backbone("llama"), ProgPromptConfig(length=2, hidden=None))
     backbone = method.backbone
     for name in ("first", "second", "third"):
-        method.pool.grow(name)
+        method.pool.grow(name, seed=0)
         method.pool.prompts.new.data.normal_()
     first, second, third = method.pool.prompts.every()
     batch = batch_of(backbone, with_answer=False)
@@ -143,7 +143,7 @@ def test_a_later_prompt_moves_no_earlier_answer(kind: str) -> None:
     backbone = method.backbone
     found = []
     for name in ("first", "second"):
-        method.pool.grow(name)
+        method.pool.grow(name, seed=0)
         batch = batch_of(backbone)
         method.route(batch, "first")
         with torch.no_grad():
@@ -153,12 +153,12 @@ def test_a_later_prompt_moves_no_earlier_answer(kind: str) -> None:
 
 def test_prog_prompt_keeps_what_came_out_of_the_residual_layer(tmp_path: Path) -> None:
     method = ProgPrompt(make_backbone("llama"), ProgPromptConfig(length=2, hidden=8))
-    next(method.phases(FIRST, tmp_path))
+    next(method.phases(FIRST, context_of(FIRST, tmp_path)))
     batch = batch_of(method.backbone)
     method._put(batch, 1)
     learning = embedded(method.backbone, batch).detach()
     (raw,) = (p.detach().clone() for p in method.pool.parameters())
-    method.finish(FIRST, tmp_path)
+    method.finish(FIRST, context_of(FIRST, tmp_path))
     method._put(batch, 1)
     torch.testing.assert_close(embedded(method.backbone, batch), learning)
     assert not torch.allclose(method.pool.prompts.every()[0], raw)
@@ -168,7 +168,7 @@ def test_inc_lora_is_the_sum_of_its_blocks() -> None:
     method = IncLora(make_backbone("llama"), LoraMethodConfig(rank=2, alpha=4.0))
     deltas: dict[str, Tensor] = {}
     for name in ("first", "second"):
-        method.pool.grow(name)
+        method.pool.grow(name, seed=0)
         for key, layer in method.pool.layers.items():
             layer.B.data.normal_()
             deltas[key] = deltas.get(key, 0) + 2.0 * (layer.B @ layer.A).detach()
@@ -203,7 +203,7 @@ def test_lfpt5_loss(tmp_path: Path) -> None:
     method.options.distillation = 0.3
     learner.learn(FIRST)
     backbone = method.backbone
-    phase = next(method.phases(SECOND, tmp_path))
+    phase = next(method.phases(SECOND, context_of(SECOND, tmp_path, 1)))
     own, old = backbone.collate(phase.data[:2]), backbone.collate(method.memory[:2])
     with torch.no_grad():
         found, replayed = method._loss(own), method._loss(old)
@@ -227,7 +227,7 @@ def test_lfpt5_loss(tmp_path: Path) -> None:
         torch.testing.assert_close(replayed["distillation"], 0.3 * entropy, rtol=1e-2, atol=1e-3)
         rows = [method._loss(backbone.collate([row]))["distillation"] for row in method.memory[:2]]
         torch.testing.assert_close(replayed["distillation"], torch.stack(rows).mean())
-    assert phase.over == {"writing": "rows", "distillation": "rows"}  # so micro-batches add up
+    assert phase.units == {"writing": "rows", "distillation": "rows"}  # so micro-batches add up
     assert set(replayed) == {"replay", "writing", "distillation"}
 
 

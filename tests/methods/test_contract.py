@@ -17,7 +17,6 @@ from torch.nn.modules.module import register_module_forward_hook
 from transformers.pytorch_utils import Conv1D
 
 from retain.backbone import Backbone, Batch, Features
-from retain.export import pool_of
 from retain.layers.pooled_linear import LoraPool
 from retain.learner import Learner
 from retain.methods import METHODS, Phase
@@ -28,6 +27,7 @@ from retain.training.parameters import release
 from tests.tiny import (
     KINDS,
     VARIANTS,
+    context_of,
     make_backbone,
     make_learner,
     make_task,
@@ -166,7 +166,7 @@ def test_a_third_task_leaves_the_older_files(learned: Learned, tmp_path: Path) -
     assert len(old) == 2
     for name in old:
         before = read_files(learned.folder / "tasks" / name)
-        for superseded in learner.method.latest_only:
+        for superseded in learner.method.traits.latest_only:
             before.pop(superseded, None)
         assert read_files(tmp_path / "run" / "tasks" / name) == before
     assert [len(row) for row in learner.scores["matrix"]] == [1, 2, 3]
@@ -180,7 +180,7 @@ def test_only_the_groups_of_a_phase_move(learned: Learned) -> None:
 
 
 def test_a_method_that_does_not_forget_answers_as_before(learned: Learned) -> None:
-    if learned.learner.method.forgets:
+    if learned.learner.method.traits.forgets:
         pytest.skip("says that it forgets")
     assert learned.learner.generate(prompts_of(FIRST), FIRST.name) == learned.answers_first
     now = logits_of(learned.learner, FIRST)
@@ -260,7 +260,7 @@ def test_cached_decoding_says_what_one_forward_says(learned: Learned) -> None:
 
 def test_beams_keep_their_samples_routing(learned: Learned) -> None:
     backbone, method = learned.learner.backbone, learned.learner.method
-    pool = pool_of(method)
+    pool = method.exported_pool
     attends = isinstance(method, AmLora)  # such a pool already tells them apart
     rows = [backbone.encode(example, with_answer=False) for example in FIRST.test]
 
@@ -278,7 +278,7 @@ def test_beams_keep_their_samples_routing(learned: Learned) -> None:
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft's
 def test_a_block_loads_with_plain_peft(learned: Learned) -> None:
-    pool = pool_of(learned.learner.method)
+    pool = learned.learner.method.exported_pool
     folders = [
         folder
         for folder in learned.learner.run.learned()
@@ -312,7 +312,7 @@ def test_every_linear_layer_can_carry_blocks(kind: str, tmp_path: Path) -> None:
         if isinstance(module, nn.Linear | Conv1D) and module is not head
     }
     pool = LoraPool(backbone.model, sorted(endings), rank=2, alpha=4.0)
-    pool.grow("block")
+    pool.grow("block", seed=0)
     torch.manual_seed(0)
     for p in pool.parameters():
         p.data.normal_(std=0.1)
@@ -348,7 +348,7 @@ def gradients(
 def test_gradient_checkpointing_keeps_the_gradients(learned: Learned, tmp_path: Path) -> None:
     learner = learned.loaded_copy(tmp_path / "run")
     model = learner.backbone.model
-    for phase in learner.method.phases(THIRD, tmp_path):
+    for phase in learner.method.phases(THIRD, context_of(THIRD, tmp_path, 2)):
         release(model, phase)
         moving = [p for group in phase.groups for p in group.parameters]
         for p in moving:  # a block's B starts at zero, where its A has no gradient

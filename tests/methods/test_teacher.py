@@ -28,9 +28,9 @@ from retain.methods.shared.teacher import (
 )
 from retain.training.parameters import release
 from tests.runs import Record
-from tests.tiny import make_backbone, make_learner, make_task, read_files
+from tests.tiny import ENCODED, context_of, make_backbone, make_learner, make_task, read_files
 
-FIRST, SECOND = make_task("copy"), make_task("constant")
+FIRST, SECOND, THIRD = make_task("copy"), make_task("constant"), make_task("letter")
 FULL = {"top_k": None, "dtype": "float32"}
 
 
@@ -126,7 +126,7 @@ def seekr(tmp_path: Path) -> Learner:
 def test_the_memory_is_as_large_as_foretold(seekr: Learner) -> None:
     """The attention on a short row may be more or less than the mean; the logits are exact."""
     foretold = seekr.method.footprint(FIRST, 6)
-    assert foretold.learning == sum(4 * p.numel() for p in seekr.backbone.model.parameters())
+    assert foretold.trainable == sum(4 * p.numel() for p in seekr.backbone.model.parameters())
     files = list(seekr.run.path.glob("tasks/01-*/teacher/*.safetensors"))
     assert len(files) == 2  # a fifth of 12
     written = sum(
@@ -143,7 +143,7 @@ def test_the_memory_is_as_large_as_foretold(seekr: Learner) -> None:
         if name.startswith("attention")
     )
     passing = 2 * attention  # of all heads, not of half of them
-    assert 0.8 * passing < foretold.passing - foretold.learning < 1.25 * passing
+    assert 0.8 * passing < foretold.passing - foretold.trainable < 1.25 * passing
     assert isinstance(seekr.progress, Record)
     assert any(text.startswith("needs about") for text in seekr.progress.said)
 
@@ -214,7 +214,7 @@ def test_a_share_of_the_examples_is_kept(tmp_path: Path) -> None:
     assert isinstance(learner.method, MemoryMethod)
     rows = [learner.backbone.encode(example) for example in FIRST.train]
     places = [
-        rows.index({k: v for k, v in row.items() if k != "number"}) for row in learner.method.memory
+        rows.index({k: v for k, v in row.items() if k in ENCODED}) for row in learner.method.memory
     ]
     assert len(set(places)) == 3
     assert places != [0, 1, 2]
@@ -228,7 +228,7 @@ def test_lwf_begins_where_the_old_model_stands(tmp_path: Path) -> None:
     assert isinstance(learner.method, Lwf)
     exact = {"teacher": TeacherConfig(**FULL)}
     learner.method.options = learner.method.options.model_copy(update=exact)
-    (phase,) = islice(learner.method.phases(SECOND, tmp_path), 1)
+    (phase,) = islice(learner.method.phases(SECOND, context_of(SECOND, tmp_path, 1)), 1)
     release(learner.backbone.model, phase)
     batch = learner.backbone.collate(phase.data[:5])
     moving = phase.groups[0].parameters
@@ -272,7 +272,7 @@ def test_ewc_holds_weights_by_their_information(tmp_path: Path) -> None:
         fishers.append({name: f.clone() for name, f in learner.method._fisher.items()})
     for name, later in fishers[1].items():
         assert (later >= fishers[0][name]).all()  # sums over tasks
-    phase = next(learner.method.phases(make_task("letter"), tmp_path))
+    phase = next(learner.method.phases(THIRD, context_of(THIRD, tmp_path, 2)))
     batch = learner.backbone.collate(phase.data[:2])
     with torch.no_grad():
         assert phase.loss(batch)["penalty"] == 0

@@ -59,7 +59,7 @@ class Reference:
         self.last = len(pool["keys"]) - 1
         layers = self.method.pool.layers
         for i in range(self.last + 1):
-            self.method.pool.grow(str(i))
+            self.method.pool.grow(str(i), seed=0)
             for module, layer in layers.items():
                 layer.A.data.copy_(pool[f"block.{i}.{module}.A"])
                 layer.B.data.copy_(pool[f"block.{i}.{module}.B"])

@@ -149,7 +149,7 @@ TEXTS = {
 }
 ROWS: dict[str, Any] = {
     "null": None,
-    "number": 1,
+    "example_id": 1,
     "text": "p",
     "list": ["p", "a"],
     "no prompt": {"answer": "a"},
@@ -430,7 +430,7 @@ def test_gguf_file(place: Path, what: str) -> None:
 TASK = "tasks/01-copy"
 VALUES: dict[str, bytes] = {
     "null": b"null",
-    "number": b"1",
+    "example_id": b"1",
     "text": b'"x"',
     "list": b"[1]",
     "empty": b"{}",

@@ -154,7 +154,7 @@ def test_killed_in_the_middle_of_the_last_evaluation(whole: Whole, tmp_path: Pat
     carry_on(tmp_path / "run", record)
     assert content(tmp_path / "run") == whole.files
     again = [event for event in record.events if event == f"start evaluates {FIRST.name}"]
-    assert bool(again) != METHODS[VARIANTS[whole.method][0]].forgets
+    assert bool(again) != METHODS[VARIANTS[whole.method][0]].traits.forgets
 
 
 def test_killed_at_any_write(whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,9 +21,8 @@ from retain.layers.attentive_linear import (
     to_gates,
 )
 from retain.methods.amlora.method import SELECTOR, AmLora, AmLoraConfig
-from retain.runs.records import TASK
-from retain.system.files import read_tensors, write_json
-from tests.tiny import make_backbone, make_task
+from retain.system.files import read_tensors
+from tests.tiny import context_of, make_backbone, make_task
 
 SCALE = 1.7
 
@@ -167,13 +166,13 @@ def test_a_task_keeps_what_learned_of_the_selectors(
     sizes = []
     for task in map(make_task, ("copy", "constant", "letter")):
         folder = tmp_path / task.name
-        (phase,) = method.phases(task, folder)
+        context = context_of(task, folder)
+        (phase,) = method.phases(task, context)
         for group in phase.groups:
             for parameter in group.parameters:
                 parameter.data += torch.randn_like(parameter)
-        method.save(folder)
-        write_json(folder / TASK, {"name": task.name})
-        again.load(folder)
+        method.save(context)
+        again.load(context)
         saved = read_tensors(folder / SELECTOR)
         sizes.append(sum(tensor.numel() for tensor in saved.values()))
         assert {name.rpartition(".")[2] for name in saved} == (

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from retain.errors import RetainError
 from retain.learner.check_resources import check_room, size
 from retain.methods import METHODS
-from retain.methods.base import Footprint, bytes_of
+from retain.methods.base import Footprint, Traits, bytes_of
 from retain.system.files import write_jsonl
 from retain.tasks import Example
 from retain.training.config import TrainingConfig
@@ -46,7 +46,7 @@ def test_a_task_takes_what_was_told(
     (line,) = [text for text in heard.said if text.startswith("needs about")]
     assert " 0 bytes" not in line
     folder = learner.run.learned()[0]
-    newest = METHODS[method].latest_only
+    newest = METHODS[method].traits.latest_only
     files = [
         path
         for path in folder.rglob("*")
@@ -56,13 +56,13 @@ def test_a_task_takes_what_was_told(
     assert 0 < foretold.kept < kept
     if method != "lfpt5":  # its untrained prompt writes answers of any length, with their logits
         assert kept < foretold.kept + 16_000  # headers, the log, and records of a fixed size
-    assert foretold.learning >= max(seen) > 0
+    assert foretold.trainable >= max(seen) > 0
 
 
 def test_importance_counts_before_the_lora_is_there(tmp_path: Path) -> None:
     learner = make_learner("ewc-lora", make_backbone("llama"), tmp_path / "run")
     told = learner.method.footprint(FIRST, 6)
-    assert told.passing == told.learning * 2 > 0
+    assert told.passing == told.trainable * 2 > 0
 
 
 def test_examples_take_the_bytes_of_their_file(tmp_path: Path) -> None:
@@ -75,8 +75,7 @@ def test_on_a_gpu_it_is_the_gpu_s_memory(tmp_path: Path, monkeypatch: pytest.Mon
     method: Any = SimpleNamespace(
         backbone=SimpleNamespace(device=torch.device("cuda:0")),
         footprint=lambda task, batch_size: Footprint(1, 2, 1000),
-        lowers_disk="x",
-        lowers_ram="method.rank",
+        traits=Traits(idea="", stores="", lowers_disk="x", lowers_ram="method.rank"),
     )
     run: Any = SimpleNamespace(path=tmp_path, unfinished=lambda: 0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 10**9))

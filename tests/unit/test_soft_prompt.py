@@ -64,7 +64,7 @@ def test_virtual_tokens_are_the_mixture(
 def test_a_saved_prompt_loads_with_plain_peft(kind: str, tmp_path: Path) -> None:
     backbone, fresh = make_backbone(kind), make_backbone(kind)
     pool = PromptPool(backbone, 3)
-    pool.grow("block")
+    pool.grow("block", seed=0)
     pool.prompts.new.data.normal_(std=0.5)
     pool.save_block(tmp_path, backbone.name)
     plain = PeftModel.from_pretrained(fresh.model, tmp_path)
@@ -95,10 +95,10 @@ def test_sequences_carry_one_prompt_or_all(concatenated: bool, tmp_path: Path) -
         lengths.append(len(own) - len(before["input_ids"]))
 
     look()
-    pool.grow("first")
+    pool.grow("first", seed=0)
     look()
     pool.save_block(tmp_path, backbone.name)
-    pool.grow("second")
+    pool.grow("second", seed=0)
     look()
     pool.load_block(tmp_path, "third")
     look()

@@ -27,14 +27,16 @@ from retain.tasks import Example
 Features = dict[str, list[int]]
 """Token ids of one example: `input_ids`, `labels` (−100 outside the answer), `route_ids`.
 
-A row of a memory, or with signals on disk, also has its `number` there (a list of one). Where rows
-of the task have one beside those of a memory (lfpt5), theirs are below zero.
+Some rows also have, each a list of one: `example_id`, the row's place in a memory or among the
+task's rows, by which a method finds what it keeps of it; `is_replay`, 1 for a replayed row of an
+older task.
 """
 
 Batch = dict[str, Tensor]
 """Padded features, each (B, S), with `attention_mask` and `route_mask` (1 = token, 0 = padding).
 
-`number` is (B, 1), in batches of numbered rows.
+`example_id` and `is_replay` are (B, 1), in batches of rows that have them: a batch is all replayed
+rows or all of the task.
 """
 
 IGNORED = -100
@@ -232,8 +234,9 @@ class Backbone:
         ):
             if key in rows[0]:
                 batch[key] = _pad([row[key] for row in rows], filler, left and key != "route_ids")
-        if "number" in rows[0]:
-            batch["number"] = torch.tensor([row["number"] for row in rows])
+        for key in ("example_id", "is_replay"):
+            if key in rows[0]:
+                batch[key] = torch.tensor([row[key] for row in rows])
         batch["attention_mask"] = _pad([[1] * len(r["input_ids"]) for r in rows], 0, left)
         batch["route_mask"] = _pad([[1] * len(r["route_ids"]) for r in rows], 0, False)
         return {key: value.to(self.device) for key, value in batch.items()}

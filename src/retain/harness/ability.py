@@ -45,7 +45,7 @@ def general_ability(
     manager = _manager(names)
     learner = Learner.load(folder, progress, trust_remote_code=trust_remote_code)
     learner.refuse_unready()
-    if learner.method.needs_task_id:
+    if learner.method.traits.needs_task_id:
         raise RetainError(
             f"{folder}: its method needs the task's name at inference, and none of its tasks is "
             "one of these; take a method that routes by itself"

@@ -26,9 +26,6 @@ from retain.system.files import read_weights, write_json, write_tensors
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """The names of a block's files in peft's layout."""
 
-PREFIX = "base_model.model."
-
-
 Factors = tuple[Tensor, Tensor, Tensor]
 """A, B and the weights that go with them; or what else a layer takes from its factors."""
 
@@ -259,18 +256,18 @@ class LoraPool:
             model.set_submodule(name, layer)
             self.layers[name] = layer
 
-    def grow(self, name: str) -> None:
-        """Freezes the block that learnt and adds a fresh one."""
+    def grow(self, name: str, seed: int) -> None:
+        """Freezes the trainable block and adds a fresh one, which `seed` fixes."""
         self.freeze()
         self.blocks.append(name)
-        self.restart()
+        self.restart(seed)
 
-    def restart(self) -> None:
-        """Replaces the learning block by a fresh one, which the last seed that was set fixes.
+    def restart(self, seed: int) -> None:
+        """Replaces the trainable block by a fresh one, which `seed` fixes.
 
-        What was drawn since does not matter: methods then start a task from the same block.
+        All methods start a task from the same block: they pass the same seed.
         """
-        generator = torch.Generator().manual_seed(torch.initial_seed())
+        generator = torch.Generator().manual_seed(seed)
         for layer in self.layers.values():
             layer.restart(generator)
 
@@ -306,9 +303,17 @@ class LoraPool:
         """The same, without names."""
         return list(self.named_parameters().values())
 
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """The shapes of a block's factors, named as in `named_parameters`."""
+        return {
+            f"{name}.{letter}": shape
+            for name, layer in self.layers.items()
+            for letter, shape in (("A", (self.rank, layer.d_in)), ("B", (layer.d_out, self.rank)))
+        }
+
     def block_size(self) -> int:
         """Numbers in a block."""
-        return sum(self.rank * (layer.d_in + layer.d_out) for layer in self.layers.values())
+        return sum(rows * columns for rows, columns in self.shapes().values())
 
     @property
     def weights(self) -> Tensor | None:
@@ -351,8 +356,8 @@ class LoraPool:
         for name, layer in self.layers.items():
             if layer.A is None or layer.B is None:
                 raise RuntimeError("no block is learning, so there is none to save")
-            tensors[f"{PREFIX}{name}.lora_A.weight"] = layer.A
-            tensors[f"{PREFIX}{name}.lora_B.weight"] = layer.B
+            tensors[_peft_name(f"{name}.A")] = layer.A
+            tensors[_peft_name(f"{name}.B")] = layer.B
         write_tensors(folder / ADAPTER, tensors)
         write_json(folder / ADAPTER_CONFIG, plain(config))
         self.freeze()
@@ -364,7 +369,6 @@ class LoraPool:
             RetainError: when the file does not hold this pool's layers at this rank.
         """
         path = folder / ADAPTER
-        tensors = read_weights(path)
         config = read_record(dict, folder / ADAPTER_CONFIG)
         if (config.get("r"), config.get("lora_alpha")) != (self.rank, self.alpha):
             raise RetainError(
@@ -373,26 +377,18 @@ class LoraPool:
                 f"but the run's are {self.rank} and {self.alpha:g}; restore the file from a copy "
                 "of the run"
             )
-        factors = {}
-        for layer_name, layer in self.layers.items():
-            A = tensors.get(f"{PREFIX}{layer_name}.lora_A.weight")
-            B = tensors.get(f"{PREFIX}{layer_name}.lora_B.weight")
-            if (
-                A is None
-                or B is None
-                or A.shape != (self.rank, layer.d_in)
-                or B.shape != (layer.d_out, self.rank)
-            ):
-                raise RetainError(
-                    f"{path}: no block of rank {self.rank} for layer {layer_name} of this "
-                    "backbone; load the run with its own, or restore the file from a copy of the "
-                    "run"
-                )
-            factors[layer_name] = (A, B)
+        tensors = read_weights(path, {_peft_name(key): s for key, s in self.shapes().items()})
         self.freeze()
         self.blocks.append(name)
-        for layer_name, (A, B) in factors.items():
-            self.layers[layer_name].push(A, B)
+        for layer_name, layer in self.layers.items():
+            A, B = (tensors[_peft_name(f"{layer_name}.{letter}")] for letter in "AB")
+            layer.push(A, B)
+
+
+def _peft_name(factor: str) -> str:
+    """peft's name of a factor such as `model.layers.0.self_attn.q_proj.A`."""
+    layer, _, letter = factor.rpartition(".")
+    return f"base_model.model.{layer}.lora_{letter}.weight"
 
 
 def plain(config: dict[str, object]) -> dict[str, object]:

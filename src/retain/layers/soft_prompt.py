@@ -42,9 +42,9 @@ class PromptedEmbedding(nn.Module):
         """The backbone's table (vocabulary, d)."""
         return self.base.weight
 
-    def words(self, count: int) -> Tensor:
-        """Embeddings of random tokens, (count, d), which the last seed that was set fixes."""
-        generator = torch.Generator().manual_seed(torch.initial_seed())
+    def words(self, count: int, seed: int) -> Tensor:
+        """Embeddings of random tokens, (count, d), which `seed` fixes."""
+        generator = torch.Generator().manual_seed(seed)
         ids = torch.randint(len(self.weight), (count,), generator=generator)
         with torch.no_grad():  # through the layer: some scale what they look up
             return self.base(ids.to(self.weight.device)).float()
@@ -146,15 +146,15 @@ class PromptPool:
         backbone.model.add_module("retain_prompts", self.prompts)
         self._backbone = backbone
 
-    def grow(self, name: str) -> None:
-        """Freezes the prompt that learnt and adds a fresh one."""
+    def grow(self, name: str, seed: int) -> None:
+        """Freezes the trainable prompt and adds a fresh one, which `seed` fixes."""
         self.prompts.freeze()
         self._add(name)
-        self.restart()
+        self.restart(seed)
 
-    def restart(self) -> None:
-        """Replaces the learning prompt by random words, which the last seed that was set fixes."""
-        self.prompts.new = nn.Parameter(self.embedding.words(self.length))
+    def restart(self, seed: int) -> None:
+        """Replaces the trainable prompt by random words, which `seed` fixes."""
+        self.prompts.new = nn.Parameter(self.embedding.words(self.length, seed))
 
     def thaw(self) -> None:
         """Lets the newest prompt learn on."""
@@ -172,6 +172,10 @@ class PromptPool:
     def parameters(self) -> list[nn.Parameter]:
         """The same, without its name."""
         return list(self.prompts.parameters())
+
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """The shape of a prompt, named as in `named_parameters`."""
+        return {"new": (self.length, self._backbone.width)}
 
     def block_size(self) -> int:
         """Numbers in a prompt."""
@@ -213,14 +217,13 @@ class PromptPool:
             RetainError: when the file does not hold a prompt of this length and width.
         """
         path = folder / ADAPTER
-        prompt = read_weights(path).get(KEY)
         kind = read_record(dict, folder / ADAPTER_CONFIG).get("peft_type")
-        wanted = (self.length, self._backbone.width)
-        if kind != "PROMPT_TUNING" or prompt is None or prompt.shape != wanted:
+        if kind != "PROMPT_TUNING":
             raise RetainError(
-                f"{path}: no soft prompt of {wanted[0]} rows of width {wanted[1]}, that of this "
-                "backbone; load the run with its own, or restore the file from a copy of the run"
+                f"{folder / ADAPTER_CONFIG}: peft_type is {kind!r}, not 'PROMPT_TUNING'; restore "
+                "the file from a copy of the run"
             )
+        prompt = read_weights(path, {KEY: (self.length, self._backbone.width)})[KEY]
         self.prompts.freeze()
         self._add(name)
         self.prompts.push(prompt)

@@ -48,8 +48,8 @@ def check_room(
     if (device := method.backbone.device).type == "cuda":
         memory, memory_of = torch.cuda.mem_get_info(device)[0], f"on {device}"
     for need, there, where, advice in (
-        (disk, free, f"on the disk of {run.path}", method.lowers_disk),
-        (ram, memory, memory_of, method.lowers_ram),
+        (disk, free, f"on the disk of {run.path}", method.traits.lowers_disk),
+        (ram, memory, memory_of, method.traits.lowers_ram),
     ):
         if need > there:
             raise RetainError(
@@ -62,7 +62,7 @@ def check_room(
 def _need(method: Method, task: Task, training: TrainingConfig) -> Footprint:
     """A method's need for a task with what the optimizer adds: a gradient and its own numbers."""
     need = method.footprint(task, training.per_device_train_batch_size)
-    state = (1 + KEPT_BY[training.optim]) * need.learning
+    state = (1 + KEPT_BY[training.optim]) * need.trainable
     # A checkpoint has parameters in the place of gradients; the one before it is there, too.
     return need + Footprint(passing=2 * state, ram=state)
 

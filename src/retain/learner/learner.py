@@ -28,9 +28,10 @@ from retain.experiment.config import ExperimentConfig, check_method, resolved, s
 from retain.experiment.validation import check
 from retain.learner.check_examples import check_examples
 from retain.learner.check_resources import check_room
-from retain.learner.lesson import Seeds, learn_phases
+from retain.learner.lesson import Lesson, Seeds
 from retain.learner.score_row import score_row
 from retain.methods import METHODS
+from retain.methods.base import TaskContext
 from retain.runs import results
 from retain.runs.checkpoints import take_up
 from retain.runs.directory import RunDirectory
@@ -52,7 +53,6 @@ from retain.system.progress import Progress
 from retain.tasks import Example, Task
 from retain.tasks.readers import parse_row
 from retain.training.config import TrainingConfig
-from retain.training.fit import as_trained
 from retain.training.trackers import refuse_missing
 from retain.training.trainer import check_callbacks
 
@@ -167,8 +167,8 @@ class Learner:
                 f"{path}: its backbone '{experiment.backbone.name}' runs code of its own; if you "
                 "trust it, add --trust-remote-code (Learner.load: trust_remote_code=True)"
             )
-        results.check_tasks(run, method.latest_only)
-        for complaint in results.unlisted(run, method.latest_only):
+        results.check_tasks(run, method.traits.latest_only)
+        for complaint in results.unlisted(run, method.traits.latest_only):
             raise RetainError(complaint)
         results.rows(run)
         learner = cls.__new__(cls)
@@ -177,9 +177,11 @@ class Learner:
         elif backbone is not None:
             backbone.prompt = experiment.prompt
         learner._set_up(experiment, run, progress, backbone, callbacks)
-        for task_folder in run.learned():
-            learner.tasks.append(_stored_task(run, task_folder))
-            learner.method.load(task_folder)
+        for index, task_folder in enumerate(run.learned()):
+            task = _stored_task(run, task_folder)
+            learner.tasks.append(task)
+            seed = Seeds(experiment.seed, index).of(0)
+            learner.method.load(TaskContext(task.name, index, task_folder, seed))
         return learner
 
     def _begin(
@@ -213,7 +215,7 @@ class Learner:
         self._callbacks = check_callbacks(callbacks)
         self.tasks: list[Task] = []
         self._checked: list[Task] = []
-        self._news: dict[str, list[str]] = {}  # to be told, by task; what is of all tasks under ""
+        self._notices: dict[str, list[str]] = {}  # by task; those about all tasks under ""
         self._interrupted = False
         self.backbone = backbone or load_backbone(experiment.backbone, experiment.prompt)
         processes.connect(self.backbone.device.type == "cpu")
@@ -244,6 +246,28 @@ class Learner:
         if self._awaits_scores(task):
             self.finish_evaluation()
             return list(self.scores["matrix"][-1])
+        self._refuse_unlearnable(task)
+        if task not in self._checked:
+            self.check_tasks([task])
+        index = len(self.tasks)
+        folder, seeds = self.run.task_folder(index, task.name), Seeds(self.experiment.seed, index)
+        context = TaskContext(task.name, index, folder, seeds.of(0))
+        with self.run.locked():
+            self._start_run()
+            self._report_checks(task)
+            self._score()  # what a crash left out
+            take_up(self.run, folder, task, self.progress.message)
+            self._score_zero_shot(task, folder / ZERO_SHOT)
+            self.method.waiting = self.method.traits.waits and more
+            self._interrupted = True
+            lesson = self._lesson(task, context, seeds)
+            lesson.learn()
+            self._save(task, context, lesson)
+            self._interrupted = False
+            self._score()
+        return list(self.scores["matrix"][-1])
+
+    def _refuse_unlearnable(self, task: Task) -> None:
         if task.name in (known.name for known in self.tasks):
             raise RetainError(f"task '{task.name}': already learned; give the new one another name")
         if not task.train or not task.dev:
@@ -251,23 +275,11 @@ class Learner:
                 f"task '{task.name}': has {len(task.train)} training and {len(task.dev)} "
                 "development examples; give it at least one of each"
             )
-        if task not in self._checked:
-            self.check_tasks([task])
-        with self.run.locked():
-            self._start_run()
-            for line in (*self._news.pop("", ()), *self._news.pop(task.name, ())):
-                self.progress.message(line)
-            self._complete_row()
-            folder = self.run.task_folder(len(self.tasks), task.name)
-            take_up(self.run, folder, task, self.progress.message)
-            self._score_zero_shot(task, folder / ZERO_SHOT)
-            self._interrupted = True
-            self.method.waiting = self.method.waits and more
-            self._train(task, folder)
-            self._interrupted = False
-            self.tasks.append(replace(task, train=(), dev=()))
-            self._complete_row()
-        return list(self.scores["matrix"][-1])
+
+    def _report_checks(self, task: Task) -> None:
+        """Reports what `check_tasks` noticed of all tasks, and of this one, each time once."""
+        for line in (*self._notices.pop("", ()), *self._notices.pop(task.name, ())):
+            self.progress.message(line)
 
     def check_tasks(self, tasks: Sequence[Task]) -> None:
         """Looks at tasks before the first is learned; `learn` asks for its own, and says it.
@@ -281,9 +293,9 @@ class Learner:
         for each in (self.experiment.training, *settings):
             refuse_missing(each.report_to)
         takes = check_room(self.method, list(zip(tasks, settings, strict=True)), self.run)
-        self._news = {"": [takes] if takes else []}
+        self._notices = {"": [takes] if takes else []}
         for task in tasks:
-            self._news[task.name] = check_examples(
+            self._notices[task.name] = check_examples(
                 task, self.backbone, self.experiment.evaluation, tasks
             )
         self._checked = list(tasks)
@@ -308,7 +320,7 @@ class Learner:
         """Scores the last learned task's row, if a crash left it out, and renews scores.json."""
         self._refuse_interrupted()
         with self.run.locked():
-            self._complete_row()
+            self._score()
             results.write_scores(self.run)
 
     def _awaits_scores(self, task: Task) -> bool:
@@ -353,7 +365,7 @@ class Learner:
 
     def _training(self, task: Task) -> TrainingConfig:
         """The run's settings with the task's own."""
-        if task.training and self.method.waits:
+        if task.training and self.method.traits.waits:
             raise RetainError(
                 f"task '{task.name}': cannot have 'training' of its own where tasks are learned "
                 "together; remove the field"
@@ -361,24 +373,23 @@ class Learner:
         values = {**self.experiment.training.model_dump(), **task.training}
         return check(TrainingConfig, values, f"task '{task.name}'", "training.")
 
-    def _train(self, task: Task, folder: Path) -> None:
+    def _lesson(self, task: Task, context: TaskContext, seeds: Seeds) -> Lesson:
         config = self._training(task)
-        seeds = Seeds(self.experiment.seed, len(self.tasks))
-        unfinished = folder / UNFINISHED
-        lesson = learn_phases(
+        return Lesson(
             self.method,
             self.backbone,
             config,
             task,
-            folder,
-            unfinished,
+            context,
             seeds,
             self.progress,
             self._callbacks,
         )
-        with lesson.timed(), as_trained(self.backbone, config):
-            self.method.finish(task, folder)
-        self.method.save(folder)
+
+    def _save(self, task: Task, context: TaskContext, lesson: Lesson) -> None:
+        """Writes what a learned task leaves, and commits it: from here on it is learned."""
+        folder = context.folder
+        self.method.save(context)
         write_json(folder / COST, lesson.cost())
         write_jsonl(folder / TRAINING, lesson.log)
         write_jsonl(folder / TEST, (example.as_row() for example in task.test))
@@ -391,14 +402,16 @@ class Learner:
             "fingerprints": task.fingerprints(),
         }
         write_json(folder / TASK, description)
-        self.run.commit_folder(folder, UNFINISHED, self.method.latest_only)
+        self.run.commit_folder(folder, UNFINISHED, self.method.traits.latest_only)
+        self.tasks.append(replace(task, train=(), dev=()))
 
     # -- scores
 
-    def _complete_row(self) -> None:
+    def _score(self) -> None:
+        """Scores all tasks so far, unless that is done, and clears the newest one's work."""
         if self.tasks:
             remove_folders(self.run.learned()[-1] / UNFINISHED)
-            self.run.remove_superseded(self.method.latest_only)
+            self.run.remove_superseded(self.method.traits.latest_only)
             seeds = Seeds(self.experiment.seed, len(self.tasks) - 1)
             score_row(
                 self.run, self.tasks, self._evaluate, self.method, seeds, self.progress.message
@@ -406,7 +419,7 @@ class Learner:
 
     def _score_zero_shot(self, task: Task, path: Path) -> None:
         """Scores a task that is about to be learned; a method that needs its name cannot."""
-        wanted = self.experiment.evaluation.zero_shot and not self.method.needs_task_id
+        wanted = self.experiment.evaluation.zero_shot and not self.method.traits.needs_task_id
         if wanted and not processes.broadcast(_is_score(path)):
             write_json(path, self._evaluate(task).score)
 

@@ -40,11 +40,12 @@ def score_row(
     row: dict[str, Any] = {"scores": [], "routing": []}
     before = results.rows(run)
     copied = 0
-    seeds(999)
+    keeps_answers = not method.traits.forgets
+    seeds.set(999)
     for j, task in enumerate(tasks):
         if method.waiting:
             score, routing = None, None
-        elif not method.forgets and j < len(tasks) - 1 and _unchanged(run, j, task, evaluate):
+        elif keeps_answers and j < len(tasks) - 1 and _unchanged(run, j, task, evaluate):
             score, routing = before[-1].scores[j], before[-1].routing[j]
             copied += 1
         else:

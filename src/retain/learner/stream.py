@@ -32,7 +32,7 @@ def learn_stream(
         run = results.open_run(folder)
         stored, method = stored_experiment(results.experiment_values(run), run.path / CONFIG)
         refuse_changes(stored, experiment, folder, len(run.learned()))
-        results.check_tasks(run, method.latest_only, "task.json")
+        results.check_tasks(run, method.traits.latest_only, "task.json")
         for index, task in enumerate(tasks[: len(run.learned())]):
             if not results.same_task(run, index, task):
                 raise RetainError(
@@ -72,7 +72,7 @@ def roll_back(folder: Path, task: str) -> list[str]:
         raise RetainError(f"{folder}: no task '{task}'; name one of {', '.join(names)}")
     gone = [_name(run, place) for place in learned[len(names) :]]
     with run.locked():
-        run.roll_back(len(names) - 1, method.latest_only, [SINGLE])
+        run.roll_back(len(names) - 1, method.traits.latest_only, [SINGLE])
         results.write_scores(run)
     return gone
 
@@ -86,7 +86,7 @@ def complaints(run: RunDirectory) -> list[str]:
     if damaged := run.damaged():
         return damaged
     _, method = stored_experiment(results.experiment_values(run), run.path / CONFIG)
-    return results.unlisted(run, method.latest_only)
+    return results.unlisted(run, method.traits.latest_only)
 
 
 def _name(run: RunDirectory, place: Path) -> str:

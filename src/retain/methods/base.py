@@ -10,15 +10,18 @@ from operator import add
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from pydantic import BaseModel, ConfigDict, field_validator
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch, Features
 from retain.errors import RetainError
+from retain.layers.pooled_linear import LoraPool
+from retain.layers.soft_prompt import PromptPool
 from retain.runs.directory import RunDirectory
 from retain.runs.sections import Section
 from retain.tasks import Example, Task
-from retain.training.phase import MOST, ParamGroup, Phase, Replay
+from retain.training.phase import MOST, ParamGroup, Phase, ReplayRows
 
 
 class MethodConfig(BaseModel):
@@ -56,27 +59,27 @@ class Footprint:
         kept: on disk, for good.
         passing: on disk, while the task is learned.
         ram: in the memory of the model's device, while it is learned.
-        learning: of the parameters that learn. Their gradients, and what an optimizer keeps of
+        trainable: of the trainable parameters. Their gradients, and what an optimizer keeps of
             them in memory and in checkpoints, are not in the others.
     """
 
     kept: int = 0
     passing: int = 0
     ram: int = 0
-    learning: int = 0
+    trainable: int = 0
 
     def __add__(self, other: Footprint) -> Footprint:
         return Footprint(*map(add, astuple(self), astuple(other)))
 
 
-def learning(parameters: int, added: int = 0) -> Footprint:
-    """Of parameters that learn, in float32.
+def trainable(parameters: int, added: int = 0) -> Footprint:
+    """The footprint of trainable parameters in float32.
 
     Args:
-        parameters: how many learn.
+        parameters: how many are trainable.
         added: how many of them the task adds to the model and keeps.
     """
-    return Footprint(kept=4 * added, ram=4 * added, learning=4 * parameters)
+    return Footprint(kept=4 * added, ram=4 * added, trainable=4 * parameters)
 
 
 def bytes_of(examples: Iterable[Example]) -> int:
@@ -85,36 +88,72 @@ def bytes_of(examples: Iterable[Example]) -> int:
     return sum(len(row.encode()) for row in rows)
 
 
+@dataclass(frozen=True)
+class Traits:
+    """What a method is and needs, as `retain methods` shows it and the learner reads it.
+
+    Attributes:
+        idea: one line.
+        stores: what it keeps per task.
+        needs_task_id: whether the task's name must be given at inference.
+        needs_old_data: whether training reads earlier tasks' examples again.
+        forgets: False where an old task's answers cannot change, so they are not decoded again.
+        lowers_disk: which settings lower its need for disk.
+        lowers_ram: which settings lower its need for memory.
+        latest_only: names of files that only the newest task's folder keeps: full models.
+        fixed_mixture: whether its weights over blocks are the same for every input.
+        waits: whether it learns the tasks of a stream together, when the last one has come.
+    """
+
+    idea: str
+    stores: str
+    needs_task_id: bool = False
+    needs_old_data: bool = False
+    forgets: bool = True
+    lowers_disk: str = "nothing in the settings"
+    lowers_ram: str = "nothing in the settings"
+    latest_only: tuple[str, ...] = ()
+    fixed_mixture: bool = False
+    waits: bool = False
+
+
+@dataclass(frozen=True)
+class TaskContext:
+    """The task that a hook of the contract is called for.
+
+    Attributes:
+        name: the task's.
+        index: its place in the stream, from 0.
+        folder: its folder in the run; a method writes there and nowhere else.
+        seed: fixes what is drawn for it. torch's, numpy's and Python's global generators start from
+            it too, before each phase and before the code between phases.
+    """
+
+    name: str
+    index: int
+    folder: Path
+    seed: int
+
+    def generator(self, offset: int = 0) -> torch.Generator:
+        """A CPU generator of its own, which other draws do not move."""
+        return torch.Generator().manual_seed(self.seed + offset)
+
+
 class Method(ABC):
     """How a learner avoids forgetting. Constructing one installs its layers in the backbone.
 
-    Class attributes, shown by `retain methods`:
-        idea: one line.
-        stores: what it keeps per task.
-        needs_task_id: whether inference has to be told the task.
-        needs_old_data: whether training rereads earlier tasks' examples.
-        forgets: False where an old task's answers cannot change, so they are not decoded again.
-        lowers_disk, lowers_ram: which settings make its footprint smaller.
-        latest_only: names of files of which only the newest task's are kept: whole models.
-        fixed_mixture: whether its weights are the same for every input.
-        waits: whether it learns the tasks of a stream together, when the last one has come.
+    Class attributes:
+        Config: its options.
+        traits: what it is and needs.
 
     Attributes:
         backbone: what it was constructed with.
-        waiting: of a method that waits, whether it does: there is nothing to score yet.
+        waiting: of a method that waits (`traits.waits`), whether it still does: then there is
+            nothing to score yet.
     """
 
     Config: ClassVar[type[MethodConfig]]
-    idea: ClassVar[str]
-    stores: ClassVar[str]
-    needs_task_id: ClassVar[bool] = False
-    needs_old_data: ClassVar[bool] = False
-    forgets: ClassVar[bool] = True
-    lowers_disk: ClassVar[str] = "nothing in the settings"
-    lowers_ram: ClassVar[str] = "nothing in the settings"
-    latest_only: ClassVar[tuple[str, ...]] = ()
-    fixed_mixture: ClassVar[bool] = False
-    waits: ClassVar[bool] = False
+    traits: ClassVar[Traits]
     backbone: Backbone
     waiting: bool = False
 
@@ -123,7 +162,7 @@ class Method(ABC):
         """Freezes the backbone and installs what the method adds to it."""
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:
-        """An estimate, before anything is trained, of what a task will take: its test examples."""
+        """Estimates, before anything is trained, what a task will take: its test examples."""
         return Footprint(kept=bytes_of(task.test))
 
     def encoded(self, task: Task) -> list[Features]:
@@ -131,7 +170,7 @@ class Method(ABC):
         return [self.backbone.encode(example) for example in task.train]
 
     @abstractmethod
-    def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
+    def phases(self, task: Task, context: TaskContext) -> Iterator[Phase]:
         """Yields the task's optimisations in order.
 
         Code before a `yield` prepares that phase, with everything before it learned. After a crash
@@ -139,7 +178,7 @@ class Method(ABC):
         trained but restored, and the code between them runs again with the same random state.
         """
 
-    def finish(self, task: Task, folder: Path) -> None:  # noqa: B027 — most methods need none
+    def finish(self, task: Task, context: TaskContext) -> None:  # noqa: B027 — most need none
         """Gathers statistics and memory after the last phase."""
 
     @abstractmethod
@@ -161,12 +200,17 @@ class Method(ABC):
         """
         return None
 
+    @property
+    def exported_pool(self) -> LoraPool | PromptPool | None:
+        """The pool whose blocks stand alone as PEFT adapters; None where there is none."""
+        return None
+
     @abstractmethod
-    def save(self, folder: Path) -> None:
+    def save(self, context: TaskContext) -> None:
         """Writes the newest task's own files into its folder; never touches an older one."""
 
     @abstractmethod
-    def load(self, folder: Path) -> None:
+    def load(self, context: TaskContext) -> None:
         """Adds one saved task; called for each, oldest first."""
 
     @classmethod
@@ -199,4 +243,13 @@ def block_of(task: str | None, blocks: Sequence[str], method: str) -> int:
     )
 
 
-__all__ = ["Footprint", "Method", "MethodConfig", "ParamGroup", "Phase", "Replay"]
+__all__ = [
+    "Footprint",
+    "Method",
+    "MethodConfig",
+    "ParamGroup",
+    "Phase",
+    "ReplayRows",
+    "TaskContext",
+    "Traits",
+]

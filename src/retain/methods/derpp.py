@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
@@ -24,15 +26,18 @@ class DerPp(TaughtMethod):
     """
 
     Config = DerPpConfig
-    idea = "replay, and the logits that the model gave when it had just learned the example"
-    stores = "a share of its examples with their logits; the newest weights of the backbone"
+    traits = replace(
+        TaughtMethod.traits,
+        idea="replay, and the logits that the model gave when it had just learned the example",
+        stores="a share of its examples with their logits; the newest weights of the backbone",
+    )
 
     def __init__(self, backbone: Backbone, config: DerPpConfig) -> None:
         super().__init__(backbone, config)
         self.options = config
 
     def _loss(self, batch: Batch) -> dict[str, Tensor]:
-        if "number" not in batch:
+        if "is_replay" not in batch:
             return super()._loss(batch)
         self.route(batch)
         logits, targets = self.backbone.answer_logits(batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -11,7 +11,7 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch
-from retain.methods.base import Footprint, Phase
+from retain.methods.base import Footprint, Phase, TaskContext
 from retain.methods.shared.sequential import Sequential, SequentialConfig
 from retain.methods.shared.weights import MODEL
 from retain.system.files import read_weights, write_tensors
@@ -36,11 +36,13 @@ class Ewc(Sequential):
     """
 
     Config = EwcConfig
-    idea = "weights that mattered to older tasks are held in place by a quadratic penalty"
-    stores = "nothing; the newest weights of the backbone and one importance for each"
-    lowers_ram = Sequential.lowers_disk
-    latest_only = (MODEL, FISHER)
-    over: ClassVar[Mapping[str, Unit]] = {"penalty": "step"}
+    traits = replace(
+        Sequential.traits,
+        idea="weights that mattered to older tasks are held in place by a quadratic penalty",
+        stores="nothing; the newest weights of the backbone and one importance for each",
+        latest_only=(MODEL, FISHER),
+    )
+    units: ClassVar[Mapping[str, Unit]] = {"penalty": "step"}
 
     def __init__(self, backbone: Backbone, config: EwcConfig) -> None:
         super().__init__(backbone, config)
@@ -48,9 +50,9 @@ class Ewc(Sequential):
         self._fisher: dict[str, Tensor] = {}
         self._anchor: dict[str, Tensor] = {}
 
-    def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
+    def phases(self, task: Task, context: TaskContext) -> Iterator[Phase]:
         """One phase; the weights as they are now are the anchor."""
-        for phase in super().phases(task, folder):
+        for phase in super().phases(task, context):
             if self._fisher:
                 named = self.weights.named_parameters()
                 self._anchor = {name: p.detach().clone() for name, p in named.items()}
@@ -68,7 +70,7 @@ class Ewc(Sequential):
             parts["penalty"] = self.options.weight / 2 * torch.stack(terms).sum()
         return parts
 
-    def finish(self, task: Task, folder: Path) -> None:
+    def finish(self, task: Task, context: TaskContext) -> None:
         """Adds the task's Fisher information to that of the older ones."""
         named = self.weights.named_parameters()
         fisher = self._fisher or {
@@ -91,18 +93,19 @@ class Ewc(Sequential):
             parameter.requires_grad_(False)
         self._fisher = fisher
 
-    def save(self, folder: Path) -> None:
+    def save(self, context: TaskContext) -> None:
         """Writes the weights and their importance."""
-        write_tensors(folder / FISHER, self._fisher)
-        super().save(folder)
+        write_tensors(context.folder / FISHER, self._fisher)
+        super().save(context)
 
-    def load(self, folder: Path) -> None:
+    def load(self, context: TaskContext) -> None:
         """Takes over a later task's weights and importance; an older one's are gone."""
-        super().load(folder)
-        path = folder / FISHER
+        super().load(context)
+        path = context.folder / FISHER
         if path.exists():
             device = self.backbone.device
-            self._fisher = {name: tensor.to(device) for name, tensor in read_weights(path).items()}
+            fisher = read_weights(path, self.weights.shapes())
+            self._fisher = {name: tensor.to(device) for name, tensor in fisher.items()}
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:
         """Importance on disk, the old until the new is there; importance and anchor in memory."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from retain.backbone import Batch
@@ -14,8 +16,11 @@ class IncLora(BlockPerTask):
     Incremental LoRA, as in O-LoRA's comparison (arXiv 2310.14152).
     """
 
-    fixed_mixture = True
-    idea = "a LoRA per task on top of all earlier ones, which stay as they are"
+    traits = replace(
+        BlockPerTask.traits,
+        idea="a LoRA per task on top of all earlier ones, which stay as they are",
+        fixed_mixture=True,
+    )
 
     def route(self, batch: Batch, task: str | None = None) -> None:
         """There is nothing to choose: every block counts in full."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +10,17 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validat
 from torch import Tensor, nn
 
 from retain.backbone import Backbone, Batch
-from retain.errors import RetainError
 from retain.layers.soft_prompt import prompted_embedding
-from retain.methods.base import Footprint, Method, MethodConfig, ParamGroup, Phase, learning
+from retain.methods.base import (
+    Footprint,
+    Method,
+    MethodConfig,
+    ParamGroup,
+    Phase,
+    TaskContext,
+    Traits,
+    trainable,
+)
 from retain.system.files import read_weights, write_tensors
 from retain.tasks import Task
 
@@ -50,34 +57,45 @@ class L2p(Method):
     """
 
     Config = L2pConfig
-    idea = "a fixed pool of small prompts, from which each input picks those with the nearest keys"
-    stores = "the pool as it was after the task"
-    lowers_disk = lowers_ram = "method.pool_size, or method.length"
+    traits = Traits(
+        idea="a fixed pool of small prompts, of which each input picks those with the nearest keys",
+        stores="the pool as it was after the task",
+        lowers_disk="method.pool_size, or method.length",
+        lowers_ram="method.pool_size, or method.length",
+    )
 
     def __init__(self, backbone: Backbone, config: L2pConfig) -> None:
         self.backbone = backbone
         self.options = config
         self.embedding = prompted_embedding(backbone)
-        generator = torch.Generator().manual_seed(torch.initial_seed())
-        count = config.pool_size * config.length
-        words = self.embedding.words(count).view(config.pool_size, config.length, -1)
-        keys = torch.empty(config.pool_size, backbone.width).uniform_(-1, 1, generator=generator)
-        self.prompts = nn.Parameter(words)  # (M, n, d)
-        self.keys = nn.Parameter(keys.to(words))  # (M, d)
+        size, width, device = config.pool_size, backbone.width, backbone.device
+        self.prompts = nn.Parameter(torch.zeros(size, config.length, width, device=device))
+        self.keys = nn.Parameter(torch.zeros(size, width, device=device))
         pool = nn.ParameterDict({"prompt": self.prompts, "key": self.keys})
         backbone.model.add_module("retain_prompts", pool)
         backbone.virtual_tokens = config.picked * config.length
 
-    def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
-        """One phase on the pool and its keys."""
+    def phases(self, task: Task, context: TaskContext) -> Iterator[Phase]:
+        """One phase on the pool and its keys, which the stream's first task draws."""
+        if context.index == 0:
+            self._draw(context)
         pool = ParamGroup("pool", [self.prompts, self.keys], self.options.rate)
         rows = self.encoded(task)
-        yield Phase("learn", rows, [pool], self._loss, over={"keys": "rows"})
+        yield Phase("learn", rows, [pool], self._loss, units={"keys": "rows"})
+
+    def _draw(self, context: TaskContext) -> None:
+        """Sets the prompts (M, n, d) to random words and the keys (M, d) to uniform noise."""
+        size, length = self.options.pool_size, self.options.length
+        words = self.embedding.words(size * length, context.seed).view(size, length, -1)
+        keys = torch.empty(self.keys.shape).uniform_(-1, 1, generator=context.generator())
+        with torch.no_grad():
+            self.prompts.copy_(words)
+            self.keys.copy_(keys)
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:
         """The pool, which every task's folder keeps."""
         size = self.prompts.numel() + self.keys.numel()
-        return super().footprint(task, batch_size) + learning(size, size)
+        return super().footprint(task, batch_size) + trainable(size, size)
 
     def _loss(self, batch: Batch) -> dict[str, Tensor]:
         distance = self._pick(batch)
@@ -112,18 +130,15 @@ class L2p(Method):
         """Puts each input's nearest prompts before it."""
         self._pick(batch)
 
-    def save(self, folder: Path) -> None:
+    def save(self, context: TaskContext) -> None:
         """Writes the pool as it is after this task."""
-        write_tensors(folder / PROMPTS, {"prompts": self.prompts, "keys": self.keys})
+        write_tensors(context.folder / PROMPTS, {"prompts": self.prompts, "keys": self.keys})
 
-    def load(self, folder: Path) -> None:
+    def load(self, context: TaskContext) -> None:
         """Takes over a later task's pool."""
-        tensors = read_weights(folder / PROMPTS)
-        for name, own in (("prompts", self.prompts), ("keys", self.keys)):
-            if name not in tensors or tensors[name].shape != own.shape:
-                raise RetainError(
-                    f"{folder / PROMPTS}: '{name}' is not {tuple(own.shape)}, as this backbone "
-                    "needs; load the run with its own, or restore the file from a copy of the run"
-                )
-            with torch.no_grad():
-                own.copy_(tensors[name])
+        pool = {"prompts": self.prompts, "keys": self.keys}
+        path = context.folder / PROMPTS
+        tensors = read_weights(path, {name: p.shape for name, p in pool.items()})
+        with torch.no_grad():
+            for name, parameter in pool.items():
+                parameter.copy_(tensors[name])

@@ -15,7 +15,7 @@ from retain.backbone import Backbone, Batch, Features
 from retain.backbone.backbone import IGNORED, cross_entropy
 from retain.errors import RetainError
 from retain.layers.soft_prompt import PromptPool
-from retain.methods.base import MethodConfig, Phase
+from retain.methods.base import MethodConfig, Phase, TaskContext
 from retain.methods.shared.memory import MEMORY, MemoryConfig, read_examples
 from retain.methods.shared.pseudo_diagnostics import pseudo_sample_diagnostics
 from retain.methods.shared.pseudo_samples import (
@@ -29,9 +29,7 @@ from retain.methods.shared.pseudo_samples import (
 from retain.methods.shared.teacher import TaughtMethod, TeacherConfig, soft_cross_entropy, stacked
 from retain.methods.shared.weights import PoolWeights
 from retain.runs.directory import RunDirectory
-from retain.runs.records import TASK
 from retain.runs.sections import Section
-from retain.system.files import read_json
 from retain.tasks import Example, Task
 from retain.training.phase import Unit
 
@@ -73,12 +71,15 @@ class Lfpt5(TaughtMethod):
     """
 
     Config = Lfpt5Config
-    idea = "one soft prompt that solves tasks and writes inputs of older ones, which are replayed"
-    stores = "the soft prompt as it was after the task, pseudo-samples with their logits"
-    needs_old_data = False
-    fixed_mixture = False  # of weights; a soft prompt cannot be merged into them
-    latest_only = ()
-    over: ClassVar[Mapping[str, Unit]] = {"writing": "rows", "distillation": "rows"}
+    traits = replace(
+        TaughtMethod.traits,
+        idea="one soft prompt that solves tasks and writes inputs of older ones, to be replayed",
+        stores="the soft prompt as it was after the task, pseudo-samples with their logits",
+        needs_old_data=False,
+        fixed_mixture=False,  # a soft prompt cannot be merged into weights
+        latest_only=(),
+    )
+    units: ClassVar[Mapping[str, Unit]] = {"writing": "rows", "distillation": "rows"}
 
     def __init__(self, backbone: Backbone, config: Lfpt5Config) -> None:
         super().__init__(backbone, config)
@@ -91,16 +92,15 @@ class Lfpt5(TaughtMethod):
         """The one prompt."""
         return PoolWeights(self.backbone, PromptPool(self.backbone, config.length))
 
-    def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
+    def phases(self, task: Task, context: TaskContext) -> Iterator[Phase]:
         """One phase; each row of the task is learned with the row that teaches to write it."""
-        for phase in super().phases(task, folder):
+        for phase in super().phases(task, context):
             self._writing = generator_rows(self.backbone, task.train, _trigger(task.name))
             prompt = [replace(group, rate=self.options.rate) for group in phase.groups]
-            # Numbers below zero tell the task's rows from those in memory.
-            rows = [{**row, "number": [-1 - i]} for i, row in enumerate(phase.data)]
+            rows = [{**row, "example_id": [i]} for i, row in enumerate(phase.data)]
             yield replace(phase, data=rows, groups=prompt)
 
-    def choose(self, task: Task) -> list[Example]:
+    def choose(self, task: Task, context: TaskContext) -> list[Example]:
         """Pseudo-samples: inputs that the prompt writes, with the answers that it gives them.
 
         An input without an answer is left out.
@@ -134,18 +134,18 @@ class Lfpt5(TaughtMethod):
             )
         return found
 
-    def finish(self, task: Task, folder: Path) -> None:
+    def finish(self, task: Task, context: TaskContext) -> None:
         """Keeps pseudo-samples with the model's logits on them, and measures them."""
-        super().finish(task, folder)
-        texts = [example.prompt for example in read_examples(folder)]
+        super().finish(task, context)
+        texts = [example.prompt for example in read_examples(context.folder)]
         taught = taught_inputs(self.backbone, self._writing)
-        write_quality(folder, self.backbone, texts, self._dropped, taught)
-        self._keep_writing(folder, task.name)
+        write_quality(context.folder, self.backbone, texts, self._dropped, taught)
+        self._keep_writing(context.folder, task.name)
 
-    def load(self, folder: Path) -> None:
+    def load(self, context: TaskContext) -> None:
         """Takes over a later task's prompt, and adds the task's pseudo-samples."""
-        super().load(folder)
-        self._keep_writing(folder, read_json(folder / TASK)["name"])
+        super().load(context)
+        self._keep_writing(context.folder, context.name)
 
     @classmethod
     def diagnostics(cls, run: RunDirectory, task: str | None) -> list[Section]:
@@ -157,17 +157,16 @@ class Lfpt5(TaughtMethod):
         self._writing_kept += generator_rows(self.backbone, examples, _trigger(name))
 
     def _loss(self, batch: Batch) -> dict[str, Tensor]:
-        numbers: list[int] = batch["number"][:, 0].tolist()
-        own = numbers[0] < 0
-        writing = [self._writing[-1 - n] if own else self._writing_kept[n] for n in numbers]
-        to_write = self.backbone.collate(writing)
+        is_replay = "is_replay" in batch
+        rows = self._writing_kept if is_replay else self._writing
+        to_write = self.backbone.collate([rows[i] for i in batch["example_id"][:, 0].tolist()])
         self.route(to_write)
         written = self.options.writing.weight * _mean_of_rows(
             *self.backbone.answer_logits(to_write)
         )
         self.route(batch)
         logits, targets = self.backbone.answer_logits(batch)
-        if own:
+        if not is_replay:
             return {"task": cross_entropy(logits, targets), "writing": written}
         answered = targets != IGNORED
         soft = soft_cross_entropy(logits[answered], stacked(self.read_signals(batch)))

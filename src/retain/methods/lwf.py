@@ -11,7 +11,7 @@ from torch import Tensor
 
 from retain.backbone import Backbone, Batch
 from retain.backbone.backbone import IGNORED, cross_entropy
-from retain.methods.base import Footprint, Phase
+from retain.methods.base import Footprint, Phase, TaskContext
 from retain.methods.shared.sequential import Sequential, SequentialConfig
 from retain.methods.shared.teacher import (
     COPIES,
@@ -43,10 +43,12 @@ class Lwf(Sequential):
     """
 
     Config = LwfConfig
-    idea = "the old model's answers to the new task's inputs are kept in place by distillation"
-    stores = "nothing; the newest weights of the backbone"
-    lowers_disk = "method.teacher.top_k"
-    lowers_ram = "training.per_device_train_batch_size, or method.teacher.top_k"
+    traits = replace(
+        Sequential.traits,
+        idea="the old model's answers to the new task's inputs are kept in place by distillation",
+        lowers_disk="method.teacher.top_k",
+        lowers_ram="training.per_device_train_batch_size, or method.teacher.top_k",
+    )
 
     def __init__(self, backbone: Backbone, config: LwfConfig) -> None:
         super().__init__(backbone, config)
@@ -54,28 +56,28 @@ class Lwf(Sequential):
         self._learned = 0
         self._signals = Path()
 
-    def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
+    def phases(self, task: Task, context: TaskContext) -> Iterator[Phase]:
         """One phase, after the old model has answered its rows."""
-        self._signals = folder / TEACHER
-        for phase in super().phases(task, folder):
+        self._signals = context.folder / TEACHER
+        for phase in super().phases(task, context):
             if self._learned:
                 options = self.options
                 write_logits(self, phase.data, self._signals, options.teacher, options.temperature)
-                rows = [{**row, "number": [i]} for i, row in enumerate(phase.data)]
+                rows = [{**row, "example_id": [i]} for i, row in enumerate(phase.data)]
                 phase = replace(phase, data=rows)
             yield phase
 
-    def finish(self, task: Task, folder: Path) -> None:
+    def finish(self, task: Task, context: TaskContext) -> None:
         """Deletes the old model's answers."""
-        remove_folders(folder / TEACHER)
+        remove_folders(context.folder / TEACHER)
         self._learned += 1
 
     def _loss(self, batch: Batch) -> dict[str, Tensor]:
-        if "number" not in batch:
+        if "example_id" not in batch:
             return super()._loss(batch)
         self.route(batch)
         logits, targets = self.backbone.answer_logits(batch)
-        paths = [file_of(self._signals, number) for number in batch["number"][:, 0].tolist()]
+        paths = [file_of(self._signals, number) for number in batch["example_id"][:, 0].tolist()]
         teacher = stacked([read_tensors(path) for path in paths])
         softened = logits[targets != IGNORED] / self.options.temperature
         return {
@@ -83,9 +85,9 @@ class Lwf(Sequential):
             "distillation": self.options.weight * soft_cross_entropy(softened, teacher),
         }
 
-    def load(self, folder: Path) -> None:
+    def load(self, context: TaskContext) -> None:
         """Takes over the weights of a later task."""
-        super().load(folder)
+        super().load(context)
         self._learned += 1
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:

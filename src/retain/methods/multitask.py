@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 from retain.backbone import Backbone
-from retain.methods.base import Footprint, Phase, bytes_of
+from retain.methods.base import Footprint, Phase, TaskContext, bytes_of
 from retain.methods.shared.memory import MEMORY, read_examples
 from retain.methods.shared.sequential import Sequential, SequentialConfig
 from retain.system.files import write_jsonl
@@ -23,40 +22,43 @@ class MultiTask(Sequential):
     """
 
     Config = SequentialConfig
-    idea = "all tasks at once, on everybody's examples, when the stream's last has come: a bound"
-    stores = "all of its training examples; the newest weights"
-    needs_old_data = True
-    waits = True
+    traits = replace(
+        Sequential.traits,
+        idea="all tasks at once, on all examples, when the stream's last task has come: a bound",
+        stores="all of its training examples; the newest weights",
+        needs_old_data=True,
+        waits=True,
+    )
 
     def __init__(self, backbone: Backbone, config: SequentialConfig) -> None:
         super().__init__(backbone, config)
         self._kept: list[list[Example]] = []  # of each older task
 
-    def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
+    def phases(self, task: Task, context: TaskContext) -> Iterator[Phase]:
         """One phase on the examples of all tasks, or none while more tasks are to come."""
         if self.waiting:
             return
         old = [self.backbone.encode(example) for examples in self._kept for example in examples]
-        for phase in super().phases(task, folder):
+        for phase in super().phases(task, context):
             yield replace(phase, data=[*old, *phase.data], tasks=len(self._kept) + 1)
 
-    def finish(self, task: Task, folder: Path) -> None:
+    def finish(self, task: Task, context: TaskContext) -> None:
         """Keeps the task's examples."""
-        write_jsonl(folder / MEMORY, [example.as_row() for example in task.train])
+        write_jsonl(context.folder / MEMORY, [example.as_row() for example in task.train])
         self._kept.append(list(task.train))
 
-    def save(self, folder: Path) -> None:
+    def save(self, context: TaskContext) -> None:
         """Writes the weights, if they have learned."""
         if not self.waiting:
-            super().save(folder)
+            super().save(context)
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:
         """And all of its examples."""
         own = Footprint(kept=bytes_of(task.train))
         return super().footprint(task, batch_size) + own
 
-    def load(self, folder: Path) -> None:
+    def load(self, context: TaskContext) -> None:
         """Adds a task's examples, and takes over the weights that learned with it."""
-        super().load(folder)
-        self.waiting = not self.weights.saved(folder)
-        self._kept.append(read_examples(folder))
+        super().load(context)
+        self.waiting = not self.weights.saved(context.folder)
+        self._kept.append(read_examples(context.folder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -38,8 +39,10 @@ class OLora(IncLora):
     """
 
     Config = OLoraConfig
-    over: ClassVar[Mapping[str, Unit]] = {"orthogonality": "step", "l2": "step"}
-    idea = "a LoRA per task on top of all earlier ones, kept orthogonal to them"
+    units: ClassVar[Mapping[str, Unit]] = {"orthogonality": "step", "l2": "step"}
+    traits = replace(
+        IncLora.traits, idea="a LoRA per task on top of all earlier ones, kept orthogonal to them"
+    )
 
     def __init__(self, backbone: Backbone, config: OLoraConfig) -> None:
         super().__init__(backbone, config)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from retain.backbone import Batch
@@ -15,9 +17,12 @@ from retain.runs.sections import Section
 class PerTask(BlockPerTask):
     """W x + (α/r) B_t A_t x, t the task's own block, learned from its own examples alone."""
 
-    idea = "one LoRA per task, chosen by the task's name: no forgetting, no transfer"
-    needs_task_id = True
-    forgets = False
+    traits = replace(
+        BlockPerTask.traits,
+        idea="one LoRA per task, chosen by the task's name: no forgetting, no transfer",
+        needs_task_id=True,
+        forgets=False,
+    )
 
     def route(self, batch: Batch, task: str | None = None) -> None:
         """One-hot weights on the named task's block."""

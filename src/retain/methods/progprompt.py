@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
@@ -18,11 +17,11 @@ from retain.methods.base import (
     MethodConfig,
     ParamGroup,
     Phase,
+    TaskContext,
+    Traits,
     block_of,
-    learning,
+    trainable,
 )
-from retain.runs.records import TASK
-from retain.system.files import read_json
 from retain.tasks import Task
 
 
@@ -47,11 +46,14 @@ class ProgPrompt(Method):
     """
 
     Config = ProgPromptConfig
-    idea = "a soft prompt per task, put before those of all earlier tasks"
-    stores = "one soft prompt"
-    lowers_disk = lowers_ram = "method.length, or method.hidden"
-    needs_task_id = True
-    forgets = False
+    traits = Traits(
+        idea="a soft prompt per task, put before those of all earlier tasks",
+        stores="one soft prompt",
+        needs_task_id=True,
+        forgets=False,
+        lowers_disk="method.length, or method.hidden",
+        lowers_ram="method.length, or method.hidden",
+    )
 
     def __init__(self, backbone: Backbone, config: ProgPromptConfig) -> None:
         self.backbone = backbone
@@ -59,9 +61,9 @@ class ProgPrompt(Method):
         self.pool = PromptPool(backbone, config.length, concatenated=True)
         self._residual: nn.Module | None = None
 
-    def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
+    def phases(self, task: Task, context: TaskContext) -> Iterator[Phase]:
         """One phase on a fresh prompt."""
-        self.pool.grow(task.name)
+        self.pool.grow(task.name, context.seed)
         groups = [ParamGroup("prompt", self.pool.parameters(), self.options.rate)]
         if self.options.hidden:
             self._residual = _residual(self.backbone, self.options.hidden)
@@ -71,7 +73,7 @@ class ProgPrompt(Method):
         rows = self.encoded(task)
         yield Phase("learn", rows, groups, self._loss)
 
-    def finish(self, task: Task, folder: Path) -> None:
+    def finish(self, task: Task, context: TaskContext) -> None:
         """Keeps the prompt as it came out of the residual layer, which then goes."""
         if self._residual is not None:
             with torch.no_grad():
@@ -84,7 +86,7 @@ class ProgPrompt(Method):
         """The task's prompt, and the residual layer while it learns."""
         prompt, hidden = self.pool.block_size(), self.options.hidden or 0
         residual = hidden and hidden * (2 * self.backbone.width + 1) + 3 * self.backbone.width
-        return super().footprint(task, batch_size) + learning(prompt + residual, prompt)
+        return super().footprint(task, batch_size) + trainable(prompt + residual, prompt)
 
     def _loss(self, batch: Batch) -> dict[str, Tensor]:
         self._put(batch, len(self.pool.blocks))
@@ -113,13 +115,13 @@ class ProgPrompt(Method):
         """Puts the named task's prompt and the earlier ones before each prompt of the batch."""
         self._put(batch, block_of(task, self.pool.blocks, "progprompt") + 1)
 
-    def save(self, folder: Path) -> None:
+    def save(self, context: TaskContext) -> None:
         """Writes the task's prompt."""
-        self.pool.save_block(folder, self.backbone.name)
+        self.pool.save_block(context.folder, self.backbone.name)
 
-    def load(self, folder: Path) -> None:
+    def load(self, context: TaskContext) -> None:
         """Adds the task's prompt."""
-        self.pool.load_block(folder, read_json(folder / TASK)["name"])
+        self.pool.load_block(context.folder, context.name)
 
 
 def _residual(backbone: Backbone, hidden: int) -> nn.Module:

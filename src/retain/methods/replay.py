@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from retain.backbone import Batch
@@ -11,9 +13,12 @@ from retain.methods.shared.memory import MemoryMethod
 class Replay(MemoryMethod):
     """Cross-entropy on the task and, in batches of their own, on kept examples."""
 
-    idea = "kept examples of older tasks are learned again between batches of the new one"
-    stores = "a share of its examples; the newest weights of the backbone"
+    traits = replace(
+        MemoryMethod.traits,
+        idea="kept examples of older tasks are learned again between batches of the new one",
+        stores="a share of its examples; the newest weights of the backbone",
+    )
 
     def _loss(self, batch: Batch) -> dict[str, Tensor]:
         (loss,) = super()._loss(batch).values()
-        return {"replay" if "number" in batch else "task": loss}
+        return {"replay" if "is_replay" in batch else "task": loss}

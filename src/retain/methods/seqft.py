@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from retain.methods.base import MethodConfig
 from retain.methods.shared.sequential import Sequential
 from retain.methods.shared.weights import FullWeights
@@ -11,9 +13,12 @@ class SeqFt(Sequential):
     """Sequential fine-tuning of the whole backbone."""
 
     Config = MethodConfig
-    idea = "the whole backbone learns every task in turn, with nothing against forgetting"
-    stores = "nothing; the newest weights of the backbone"
-    lowers_disk = lowers_ram = "nothing in the settings; take seqlora"
+    traits = replace(
+        Sequential.traits,
+        idea="full fine-tuning on every task in turn, with nothing against forgetting",
+        lowers_disk="nothing in the settings; take seqlora",
+        lowers_ram="nothing in the settings; take seqlora",
+    )
 
     def make_weights(self, config: MethodConfig) -> FullWeights:
         """All of them."""

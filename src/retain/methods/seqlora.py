@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from retain.methods.shared.lora import LoraMethodConfig
 from retain.methods.shared.sequential import Sequential
 
@@ -10,7 +12,11 @@ class SeqLora(Sequential):
     """Sequential LoRA."""
 
     Config = LoraMethodConfig
-    idea = "one LoRA learns every task in turn, with nothing against forgetting"
-    stores = "the LoRA as it was after the task"
-    lowers_disk = lowers_ram = "method.rank"
-    latest_only = ()
+    traits = replace(
+        Sequential.traits,
+        idea="one LoRA learns every task in turn, with nothing against forgetting",
+        stores="the LoRA as it was after the task",
+        lowers_disk="method.rank",
+        lowers_ram="method.rank",
+        latest_only=(),
+    )

@@ -77,7 +77,7 @@ def create_app(
             "created": 0,
             "owned_by": "retain",
             "tasks": [task.name for task in learner.tasks],
-            "needs_task": learner.method.needs_task_id,
+            "needs_task": learner.method.traits.needs_task_id,
         }
         return {"object": "list", "data": [served]}
 
@@ -158,8 +158,8 @@ def _job(asked: ChatRequest, learner: Learner, model: str) -> Job:
     if asked.model not in (None, model):
         raise HTTPException(404, f"field 'model': there is only '{model}' here")
     known = [task.name for task in learner.tasks]
-    task = asked.task if learner.method.needs_task_id else None
-    if learner.method.needs_task_id and task not in known:
+    task = asked.task if learner.method.traits.needs_task_id else None
+    if learner.method.traits.needs_task_id and task not in known:
         message = f"field 'task': this method needs the task's name, one of {', '.join(known)}"
         raise HTTPException(400, message)
     try:

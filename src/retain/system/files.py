@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -187,17 +187,31 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise RetainError(f"{path}: damaged ({error}); restore it or relearn the task") from None
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Reads model weights with `read_tensors` and checks that every value is finite.
+def read_weights(
+    path: Path, shapes: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, torch.Tensor]:
+    """Reads tensors that compute answers, onto the CPU: all finite, and of the shapes needed.
+
+    Args:
+        path: a safetensors file.
+        shapes: by name what the file has to hold; it may hold more. None leaves it to the caller.
 
     Raises:
-        RetainError: if the file is missing, damaged, or holds a NaN or an infinity.
+        RetainError: naming the file, and the first tensor that is not finite, missing, or of
+            another shape.
     """
     tensors = read_tensors(path)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise RetainError(
                 f"{path}: tensor '{name}' has a NaN or an infinity; restore the file from a copy"
+            )
+    for name, shape in (shapes or {}).items():
+        if name not in tensors or tuple(tensors[name].shape) != tuple(shape):
+            stored = tuple(tensors[name].shape) if name in tensors else "missing"
+            raise RetainError(
+                f"{path}: '{name}' is {stored}, but this backbone needs {tuple(shape)}; load the "
+                "run with its own backbone, or restore the file from a copy of the run"
             )
     return tensors
 

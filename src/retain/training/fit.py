@@ -30,6 +30,7 @@ from retain.training.trainer import (
     PhaseModule,
     PhaseTrainer,
     Report,
+    StepHooks,
     Stop,
     compiled,
     learn_anew,
@@ -117,6 +118,7 @@ def fit(
             train_dataset=rows,
             # The last one has the last word on whether a step is saved.
             callbacks=[
+                StepHooks(phase),
                 Intervals(),
                 Report(progress),
                 *callbacks,

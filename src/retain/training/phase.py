@@ -37,7 +37,7 @@ class ParamGroup:
 
 
 @dataclass(frozen=True)
-class Replay:
+class ReplayRows:
     """Rows of older tasks, in batches of their own between the task's.
 
     Attributes:
@@ -63,7 +63,15 @@ class Phase:
         max_steps: instead of the run's own, when not None.
         tasks: how many tasks the data is of; the run's own number of steps counts for each.
         replay: rows of older tasks to go over in between.
-        over: the unit of each part of the loss that is not a mean over answer tokens.
+        seed_slot: which of the task's seeds fixes the order of rows and dropout. The phase that
+            learns the task has 1 in every method, so that all see its rows in the same order.
+        before_step: called after the backward pass, with gradients clipped and averaged over
+            micro-batches and processes, before the optimizer's step (gradient projection).
+        after_step: called after the optimizer's step, before gradients are cleared (projection or
+            merging of weights).
+        state: tensors that the hooks read and write; checkpoints carry them, so that a resumed
+            phase goes on with the same ones. Each hook finds in it what it last put there.
+        units: the unit of each part of the loss that is not a mean over answer tokens.
     """
 
     name: str
@@ -72,5 +80,9 @@ class Phase:
     loss: Callable[[Batch], dict[str, Tensor]]
     max_steps: int | None = None
     tasks: int = 1
-    replay: Replay | None = None
-    over: Mapping[str, Unit] = field(default_factory=dict)
+    replay: ReplayRows | None = None
+    units: Mapping[str, Unit] = field(default_factory=dict)
+    seed_slot: int = 1
+    before_step: Callable[[], None] | None = None
+    after_step: Callable[[], None] | None = None
+    state: dict[str, Tensor] = field(default_factory=dict)

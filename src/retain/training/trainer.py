@@ -29,6 +29,8 @@ from retain.system.progress import Progress
 from retain.training.parameters import trained_tensors
 from retain.training.phase import UNITS, Phase, Unit
 
+STATE = "phase_state."
+"""Prefix, in a checkpoint, of what a phase's hooks keep."""
 NAMED = 3
 """How many of a batch's examples an error names."""
 PRIVATE = {Trainer: ("_save_checkpoint", "_get_grad_norm"), TrainingArguments: ("_n_gpu",)}
@@ -42,6 +44,7 @@ class PhaseModule(nn.Module):
         super().__init__()
         self.model = model
         self._loss = phase.loss
+        self._state = phase.state
 
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
         """Computes the phase's named loss parts of a batch."""
@@ -49,11 +52,16 @@ class PhaseModule(nn.Module):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Returns the trainable parameters alone: a checkpoint holds what the phase trains."""
-        return trained_tensors(self.model)
+        state = {f"{STATE}{name}": tensor for name, tensor in self._state.items()}
+        return {**trained_tensors(self.model), **state}
 
     def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
         """Restores the trainable parameters."""
-        result = self.model.load_state_dict(state_dict, strict=False)
+        trained = {key: t for key, t in state_dict.items() if not key.startswith(STATE)}
+        result = self.model.load_state_dict(trained, strict=False)
+        self._state.clear()
+        for key in state_dict.keys() - trained.keys():
+            self._state[key.removeprefix(STATE)] = state_dict[key]
         result.missing_keys.clear()  # all that the phase does not train
         return result
 
@@ -115,7 +123,7 @@ class PhaseTrainer(Trainer):
         self._inputs.append(inputs)
         weights = self._weights(inputs)
         parts = {
-            name: weights[self.phase.over.get(name, "answers")] * part
+            name: weights[self.phase.units.get(name, "answers")] * part
             for name, part in model(**inputs).items()
         }
         for name, value in parts.items():
@@ -183,6 +191,23 @@ class Report(TrainerCallback):
         parts = {k.removeprefix("loss_"): v for k, v in logs.items() if k.startswith("loss_")}
         if parts:
             self.progress.update(state.global_step, parts)
+
+
+class StepHooks(TrainerCallback):
+    """Calls a phase's own code around the optimizer's step."""
+
+    def __init__(self, phase: Phase) -> None:
+        self.phase = phase
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Calls `Phase.before_step`."""
+        if self.phase.before_step is not None:
+            self.phase.before_step()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Calls `Phase.after_step`."""
+        if self.phase.after_step is not None:
+            self.phase.after_step()
 
 
 class Intervals(TrainerCallback):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -23,12 +22,20 @@ from retain.layers.attentive_linear import (
 )
 from retain.layers.pooled_linear import LoraPool
 from retain.methods.amlora.diagnostics import GATES, amlora_diagnostics
-from retain.methods.base import Footprint, Method, MethodConfig, ParamGroup, Phase, learning
+from retain.methods.base import (
+    Footprint,
+    Method,
+    MethodConfig,
+    ParamGroup,
+    Phase,
+    TaskContext,
+    Traits,
+    trainable,
+)
 from retain.methods.shared.lora import LoraMethodConfig
 from retain.runs.directory import RunDirectory
-from retain.runs.records import TASK
 from retain.runs.sections import Section
-from retain.system.files import read_json, read_weights, write_json, write_tensors
+from retain.system.files import read_weights, write_json, write_tensors
 from retain.tasks import Task
 
 SELECTOR = "selector.safetensors"
@@ -72,9 +79,12 @@ class AmLora(Method):
     """W x + Σ_i g_i(x) (α/r) B_i A_i x, g from a selector in each layer (arXiv 2409.19611)."""
 
     Config = AmLoraConfig
-    idea = "an attention in every layer mixes the outputs of one LoRA per task"
-    stores = "one LoRA, and what learned of the selectors"
-    lowers_disk = lowers_ram = "method.rank, or method.selector.hidden"
+    traits = Traits(
+        idea="an attention in every layer mixes the outputs of one LoRA per task",
+        stores="one LoRA, and the selectors that were trained",
+        lowers_disk="method.rank, or method.selector.hidden",
+        lowers_ram="method.rank, or method.selector.hidden",
+    )
 
     def __init__(self, backbone: Backbone, config: AmLoraConfig) -> None:
         self.backbone = backbone
@@ -126,10 +136,10 @@ class AmLora(Method):
 
     # -- learning
 
-    def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
+    def phases(self, task: Task, context: TaskContext) -> Iterator[Phase]:
         """One phase: the new block and the selectors."""
-        self.pool.grow(task.name)
-        generator = torch.Generator().manual_seed(torch.initial_seed())
+        self.pool.grow(task.name, context.seed)
+        generator = context.generator()
         selectors: list[nn.Parameter] = []
         for layer in self.layers.values():
             layer.grow_selector(generator)
@@ -142,7 +152,7 @@ class AmLora(Method):
                 ParamGroup("selector", selectors, self.options.selector.rate),
             ],
             self._loss,
-            over={"sparsity": "rows"},
+            units={"sparsity": "rows"},
         )
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:
@@ -150,7 +160,7 @@ class AmLora(Method):
         size, blocks = self.pool.block_size(), len(self.pool.blocks) + 1
         for layer in self.layers.values():
             size += sum(map(math.prod, layer.selector_shapes(blocks).values()))
-        return super().footprint(task, batch_size) + learning(size, size)
+        return super().footprint(task, batch_size) + trainable(size, size)
 
     def _loss(self, batch: Batch) -> dict[str, Tensor]:
         self._attend(batch)
@@ -194,7 +204,7 @@ class AmLora(Method):
         real = batch["attention_mask"] if layer.reads_prompt else batch["labels"] != IGNORED
         return ((each * real).sum(1) / real.sum(1)).mean()
 
-    def finish(self, task: Task, folder: Path) -> None:
+    def finish(self, task: Task, context: TaskContext) -> None:
         """Writes the gates of each layer on held-out prompts, for `retain inspect`."""
         rows = [self.backbone.encode(example, with_answer=False) for example in task.dev]
         shares = self.options.selector.gate != "sigmoid"
@@ -214,7 +224,7 @@ class AmLora(Method):
             "gates": torch.stack(found).mean(0).tolist(),
             "effective": float(torch.stack(effective).mean()),
         }
-        write_json(folder / GATES, values)
+        write_json(context.folder / GATES, values)
 
     # -- inference
 
@@ -250,35 +260,33 @@ class AmLora(Method):
 
     # -- disk
 
-    def save(self, folder: Path) -> None:
+    @property
+    def exported_pool(self) -> LoraPool:
+        """The blocks, without the selectors that mix them."""
+        return self.pool
+
+    def save(self, context: TaskContext) -> None:
         """Writes the block, and what learned of the selectors; older folders have the rest."""
         tensors = {
             f"{name}.{key}": parameter
             for name, layer in self.layers.items()
             for key, parameter in layer.selector_parameters().items()
         }
-        write_tensors(folder / SELECTOR, tensors)
-        self.pool.save_block(folder, self.backbone.name)
+        write_tensors(context.folder / SELECTOR, tensors)
+        self.pool.save_block(context.folder, self.backbone.name)
         for layer in self.layers.values():
             layer.freeze_selector()
 
-    def load(self, folder: Path) -> None:
+    def load(self, context: TaskContext) -> None:
         """Adds the task's block and selectors; where all learn on, these are all blocks'."""
-        path = folder / SELECTOR
-        tensors = read_weights(path)
         blocks = len(self.pool.blocks) + 1
         shapes = {
             f"{name}.{key}": shape
             for name, layer in self.layers.items()
             for key, shape in layer.selector_shapes(blocks).items()
         }
-        for name, shape in shapes.items():
-            if name not in tensors or tensors[name].shape != shape:
-                raise RetainError(
-                    f"{path}: '{name}' is not {shape}, as block {blocks} on this backbone needs; "
-                    "load the run with its own, or restore the file from a copy of the run"
-                )
-        self.pool.load_block(folder, read_json(folder / TASK)["name"])
+        tensors = read_weights(context.folder / SELECTOR, shapes)
+        self.pool.load_block(context.folder, context.name)
         for name, layer in self.layers.items():
             own = {key: tensors[f"{name}.{key}"] for key in layer.selector_shapes(blocks)}
             layer.load_selector(own)

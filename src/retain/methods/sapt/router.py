@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retain.backbone import Backbone, Features
+from retain.backbone import Backbone, Batch, Features
+from retain.methods.base import TaskContext
+from retain.methods.shared.pseudo_samples import BATCH
+from retain.tasks import Example, Task
 
 WINDOW = 100
+KEY_EXAMPLES = 256
+"""How many of a task's prompts its first key is the mean query of."""
 
 
 class Router(nn.Module):
@@ -97,6 +104,77 @@ class Router(nn.Module):
             "query.norm.weight": self.norm.weight,
             "query.norm.bias": self.norm.bias,
         }
+
+
+class PromptRouter(Router):
+    """The router on a backbone: it pools a prompt's frozen token embeddings and keeps a key a task.
+
+    Args:
+        backbone: gives the embeddings.
+        hidden, temperature, top_k: as in `Router`.
+        centre: what is subtracted from pooled embeddings, `generic_centre` or nothing.
+        key: where a new key starts, at the mean query of the task's prompts or uniform in ±1.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        hidden: int,
+        temperature: float | None,
+        top_k: int | None,
+        centre: Literal["generic", "none"],
+        key: Literal["mean_query", "uniform"],
+    ) -> None:
+        zero = torch.zeros(backbone.width, device=backbone.device)
+        c = generic_centre(backbone) if centre == "generic" else zero
+        super().__init__(backbone.width, hidden, temperature, c, top_k)
+        self._backbone = backbone
+        self._new_key = key
+        self.to(backbone.device).eval()
+
+    def weights(self, batch: Batch) -> Tensor:
+        """The blocks' weights (B, T) for a batch of prompts."""
+        weights: Tensor = self(self._backbone.pooled_embedding(batch))
+        return weights
+
+    def add_task(self, task: Task, context: TaskContext) -> None:
+        """Freezes the newest key and adds the task's."""
+        if self._new_key == "uniform":
+            self.grow(torch.empty_like(self.centre).uniform_(-1, 1))
+            return
+        e = self.embed([example.prompt for example in task.train[:KEY_EXAMPLES]])
+        with torch.no_grad():
+            self.grow(self.query(e).mean(0))
+
+    def embed(self, prompts: Sequence[str]) -> Tensor:
+        """Pooled embeddings of prompts, (N, d)."""
+        rows = [
+            self._backbone.encode(Example(prompt, ("",)), with_answer=False) for prompt in prompts
+        ]
+        batches = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
+        pooled = [self._backbone.pooled_embedding(self._backbone.collate(b)) for b in batches]
+        return torch.cat(pooled)
+
+    def trainable(self) -> list[nn.Parameter]:
+        """The newest key and the query projection."""
+        return list(self.parameters())
+
+    def state(self) -> dict[str, Tensor]:
+        """The query projection as it now is, the newest key, and the centre."""
+        assert self.key is not None
+        return {**self.projection(), "key": self.key, "centre": self.centre}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of `state`: the same for each task."""
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.projection().items()}
+        return {**shapes, "key": tuple(self.centre.shape), "centre": tuple(self.centre.shape)}
+
+    def load_task(self, state: Mapping[str, Tensor]) -> None:
+        """Adds a task's key; the query projection becomes that of this task."""
+        with torch.no_grad():
+            for name, tensor in (*self.projection().items(), ("centre", self.centre)):
+                tensor.copy_(state[name])
+        self.grow(state["key"].to(self.centre))
 
 
 def generic_centre(backbone: Backbone) -> Tensor:

@@ -8,6 +8,7 @@ far they moved, and the model's logits and chosen attention rows are kept with t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, ClassVar, Literal
@@ -20,7 +21,7 @@ from torch import Tensor
 from retain.backbone import Backbone, Batch, Features
 from retain.backbone.backbone import IGNORED
 from retain.layers.attention_capture import AttentionCapture, AttentionModule, Side, Wanted
-from retain.methods.base import Footprint, MethodConfig, Phase, filled_in
+from retain.methods.base import Footprint, MethodConfig, Phase, TaskContext, filled_in
 from retain.methods.seekr.diagnostics import HEADS, seekr_diagnostics
 from retain.methods.seekr.distillation import Attention, Sample, attention_loss, wanted
 from retain.methods.seekr.heads import (
@@ -118,11 +119,14 @@ class Seekr(TaughtMethod):
     """λ1 replay + (1 − λ1) logits + λ2 attention on a replay batch (arXiv 2411.06171, eq. 13)."""
 
     Config = SeekrConfig
-    idea = "replay, with distillation of the attention heads that matter and forget most"
-    stores = "a share of its examples with logits and attention; the newest weights"
-    over: ClassVar[Mapping[str, Unit]] = {"attention": "rows"}
-    lowers_disk = "method.replay.share, method.budget.heads or method.budget.queries"
-    lowers_ram = "training.per_device_train_batch_size, or method.budget"
+    traits = replace(
+        TaughtMethod.traits,
+        idea="replay, with distillation of the attention heads that matter and forget most",
+        stores="a share of its examples with logits and attention; the newest weights",
+        lowers_disk="method.replay.share, method.budget.heads or method.budget.queries",
+        lowers_ram="training.per_device_train_batch_size, or method.budget",
+    )
+    units: ClassVar[Mapping[str, Unit]] = {"attention": "rows"}
 
     def __init__(self, backbone: Backbone, config: SeekrConfig) -> None:
         super().__init__(backbone, config)
@@ -134,17 +138,17 @@ class Seekr(TaughtMethod):
 
     # -- learning
 
-    def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
+    def phases(self, task: Task, context: TaskContext) -> Iterator[Phase]:
         """One phase; before it, the attention that it will move is written down."""
         self.capture.on()
-        rows = [self.backbone.encode(example) for example in self.choose(task)]
-        self.write_before(rows, folder / BEFORE)
-        yield from super().phases(task, folder)
+        rows = [self.backbone.encode(example) for example in self.choose(task, context)]
+        self.write_before(rows, context)
+        yield from super().phases(task, context)
         self.capture.off()
 
     def _loss(self, batch: Batch) -> dict[str, Tensor]:
         self.capture.wanted = {}
-        if "number" not in batch:
+        if "is_replay" not in batch:
             return super()._loss(batch)
         self.route(batch)
         files = self.read_signals(batch)
@@ -153,24 +157,27 @@ class Seekr(TaughtMethod):
             self.backbone, self.capture, self.modules, batch, stacked(files), samples, self.options
         )
 
-    def write_before(self, rows: Sequence[Features], folder: Path) -> None:
+    def write_before(self, rows: Sequence[Features], context: TaskContext) -> None:
         """Writes the attention of every head at the rows' queries, a layer at a time."""
         dtype = DTYPES[self.teacher.dtype]
         for number, row in enumerate(rows):
 
             def write(name: str, weights: Tensor, number: int = number) -> None:
-                path = self._before(folder, number, name)
+                path = self._before(context, number, name)
                 write_tensors(path, {"weights": weights.to(dtype)})
 
-            self._look(row, number, write)
+            self._look(row, context.generator(number), write)
 
-    def _before(self, folder: Path, row: int, name: str) -> Path:
+    def _before(self, context: TaskContext, row: int, name: str) -> Path:
+        folder = context.folder / BEFORE
         return folder / f"{row:04d}-{list(self.modules).index(name):03d}.safetensors"
 
-    def _look(self, row: Features, number: int, consume: Callable[[str, Tensor], None]) -> None:
-        """One forward that hands over the attention of every head at the row's queries."""
+    def _look(
+        self, row: Features, generator: torch.Generator, consume: Callable[[str, Tensor], None]
+    ) -> None:
+        """Runs one forward and hands `consume` each layer's attention at the row's queries."""
         batch = self.backbone.collate([row])
-        positions = self._positions(batch, number)
+        positions = self._positions(batch, generator)
         self.capture.wanted = {
             name: Wanted(torch.arange(module.heads), positions[module.queries][None])
             for name, module in self.modules.items()
@@ -182,9 +189,8 @@ class Seekr(TaughtMethod):
         self.capture.consume = None
         self.capture.wanted = {}
 
-    def _positions(self, batch: Batch, number: int) -> dict[Side, Tensor]:
-        """A row's queries, (Q,) of each side: the same whenever asked for under a task's seed."""
-        generator = torch.Generator().manual_seed(torch.initial_seed() + number)
+    def _positions(self, batch: Batch, generator: torch.Generator) -> dict[Side, Tensor]:
+        """Draws a row's queries, (Q,) of each side."""
         found: dict[Side, Tensor] = {}
         for side in dict.fromkeys(module.queries for module in self.modules.values()):
             length = int(real_tokens(batch, side).sum())
@@ -195,21 +201,21 @@ class Seekr(TaughtMethod):
 
     # -- what a task leaves
 
-    def write_signals(self, rows: Sequence[Features], folder: Path) -> None:
+    def write_signals(self, rows: Sequence[Features], context: TaskContext) -> None:
         """Chooses heads, and writes the teacher's logits and their attention."""
         self.capture.on()
-        heads = self._choose_heads(rows, folder)
+        heads = self._choose_heads(rows, context)
         for number, row in enumerate(rows):
-            path = file_of(folder / TEACHER, number)
-            write_tensors(path, self._signals(row, number, heads))
+            path = file_of(context.folder / TEACHER, number)
+            write_tensors(path, self._signals(row, context.generator(number), heads))
         self.capture.off()
-        remove_folders(folder / BEFORE)
+        remove_folders(context.folder / BEFORE)
 
-    def _choose_heads(self, rows: Sequence[Features], folder: Path) -> dict[str, Tensor]:
+    def _choose_heads(self, rows: Sequence[Features], context: TaskContext) -> dict[str, Tensor]:
         """Rates the heads and writes `heads.json`; the indices of the chosen ones by module."""
         self.sensitivities.append(self._sensitivity(rows))
-        self.forgettabilities.append(self._forgettability(rows, folder / BEFORE))
-        scores = self._scores()
+        self.forgettabilities.append(self._forgettability(rows, context))
+        scores = self._scores(context)
         layers, heads = self.options.budget.layers, self.options.budget.heads
         if self.options.score == "sensitivity":  # is 1 in every layer: there is none to prefer
             layers = 1.0
@@ -221,7 +227,7 @@ class Seekr(TaughtMethod):
             "selected": chosen.int(),
         }
         lists = {key: tensor.tolist() for key, tensor in found.items()}
-        write_json(folder / HEADS, {"modules": list(self.modules), **lists})
+        write_json(context.folder / HEADS, {"modules": list(self.modules), **lists})
         return {
             name: row.nonzero()[:, 0]
             for name, row in zip(self.modules, chosen, strict=True)
@@ -238,21 +244,21 @@ class Seekr(TaughtMethod):
             )
         return normalised(torch.stack(found).mean(0)).cpu()
 
-    def _forgettability(self, rows: Sequence[Features], folder: Path) -> Tensor:
+    def _forgettability(self, rows: Sequence[Features], context: TaskContext) -> Tensor:
         changes: dict[str, list[Tensor]] = {name: [] for name in self.modules}
         dtype = DTYPES[self.teacher.dtype]
         for number, row in enumerate(rows):
 
             def compare(name: str, weights: Tensor, number: int = number) -> None:
-                before = read_tensors(self._before(folder, number, name))["weights"].to(weights)
+                before = read_tensors(self._before(context, number, name))["weights"].to(weights)
                 after = weights.to(dtype).float()  # rounded alike, or peaked heads seem to move
                 real = torch.ones(1, weights.shape[3], device=weights.device)
                 changes[name].append(forgettability(before, after, real, self.options.change))
 
-            self._look(row, number, compare)
+            self._look(row, context.generator(number), compare)
         return torch.stack([torch.stack(found).mean(0) for found in changes.values()]).cpu()
 
-    def _scores(self) -> Tensor:
+    def _scores(self, context: TaskContext) -> Tensor:
         """What heads are chosen by, over the tasks so far, (layers, heads)."""
         s, f = self.sensitivities, self.forgettabilities
         if self.options.score == "sensitivity":
@@ -260,16 +266,15 @@ class Seekr(TaughtMethod):
         if self.options.score == "forgettability":
             return torch.stack(f).sum(0)
         if self.options.score == "random":
-            generator = torch.Generator().manual_seed(torch.initial_seed())
-            return torch.rand(s[0].shape, generator=generator)
+            return torch.rand(s[0].shape, generator=context.generator())
         return importance(s, f, self.options.accumulate)
 
     def _signals(
-        self, row: Features, number: int, heads: Mapping[str, Tensor]
+        self, row: Features, generator: torch.Generator, heads: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """What is written of one row: logits, queries, and of the chosen heads their attention."""
         batch = self.backbone.collate([row])
-        positions = self._positions(batch, number)
+        positions = self._positions(batch, generator)
         self.capture.clear()
         self.capture.wanted = {
             name: Wanted(indices, positions[self.modules[name].queries][None])
@@ -290,10 +295,10 @@ class Seekr(TaughtMethod):
         self.capture.clear()
         return tensors
 
-    def load(self, folder: Path) -> None:
+    def load(self, context: TaskContext) -> None:
         """Takes over a later task's weights, and adds its memory and its heads' ratings."""
-        super().load(folder)
-        stored = read_json(folder / HEADS)
+        super().load(context)
+        stored = read_json(context.folder / HEADS)
         self.sensitivities.append(torch.tensor(stored["sensitivity"]))
         self.forgettabilities.append(torch.tensor(stored["forgettability"]))
 

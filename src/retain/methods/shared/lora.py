@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import ClassVar
 
 from pydantic import PositiveFloat, PositiveInt
@@ -11,9 +10,16 @@ from torch import Tensor
 
 from retain.backbone import Backbone, Batch
 from retain.layers.pooled_linear import LoraPool
-from retain.methods.base import Footprint, Method, MethodConfig, ParamGroup, Phase, learning
-from retain.runs.records import TASK
-from retain.system.files import read_json
+from retain.methods.base import (
+    Footprint,
+    Method,
+    MethodConfig,
+    ParamGroup,
+    Phase,
+    TaskContext,
+    Traits,
+    trainable,
+)
 from retain.tasks import Task
 from retain.training.phase import Unit
 
@@ -30,10 +36,11 @@ class BlockPerTask(Method):
     """A fresh block learns each task; `route` says which blocks count."""
 
     Config: ClassVar[type[MethodConfig]] = LoraMethodConfig
-    stores = "one LoRA"
-    lowers_disk = lowers_ram = "method.rank"
-    over: ClassVar[Mapping[str, Unit]] = {}
-    """As `Phase.over`."""
+    traits: ClassVar[Traits] = Traits(
+        idea="", stores="one LoRA", lowers_disk="method.rank", lowers_ram="method.rank"
+    )
+    units: ClassVar[Mapping[str, Unit]] = {}
+    """As `Phase.units`."""
 
     def __init__(self, backbone: Backbone, config: LoraMethodConfig) -> None:
         self.backbone = backbone
@@ -45,12 +52,12 @@ class BlockPerTask(Method):
             old_block_gradient=True,
         )
 
-    def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
+    def phases(self, task: Task, context: TaskContext) -> Iterator[Phase]:
         """One phase on a fresh block."""
-        self.pool.grow(task.name)
+        self.pool.grow(task.name, context.seed)
         rows = self.encoded(task)
         groups = [ParamGroup("block", self.pool.parameters())]
-        yield Phase("learn", rows, groups, self._loss, over=self.over)
+        yield Phase("learn", rows, groups, self._loss, units=self.units)
 
     def _loss(self, batch: Batch) -> dict[str, Tensor]:
         self.route(batch, self.pool.blocks[-1])
@@ -59,12 +66,17 @@ class BlockPerTask(Method):
     def footprint(self, task: Task, batch_size: int) -> Footprint:
         """The task's block."""
         size = self.pool.block_size()
-        return super().footprint(task, batch_size) + learning(size, size)
+        return super().footprint(task, batch_size) + trainable(size, size)
 
-    def save(self, folder: Path) -> None:
+    @property
+    def exported_pool(self) -> LoraPool:
+        """The blocks."""
+        return self.pool
+
+    def save(self, context: TaskContext) -> None:
         """Writes the task's block."""
-        self.pool.save_block(folder, self.backbone.name)
+        self.pool.save_block(context.folder, self.backbone.name)
 
-    def load(self, folder: Path) -> None:
+    def load(self, context: TaskContext) -> None:
         """Adds the task's block."""
-        self.pool.load_block(folder, read_json(folder / TASK)["name"])
+        self.pool.load_block(context.folder, context.name)

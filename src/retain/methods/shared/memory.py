@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import torch
 from pydantic import (
     Field,
     PositiveInt,
@@ -18,7 +17,15 @@ from pydantic import (
 )
 
 from retain.backbone import Backbone, Features
-from retain.methods.base import Footprint, MethodConfig, Phase, Replay, bytes_of
+from retain.methods.base import (
+    Footprint,
+    MethodConfig,
+    Phase,
+    ReplayRows,
+    TaskContext,
+    Traits,
+    bytes_of,
+)
 from retain.methods.shared.sequential import Sequential, SequentialConfig
 from retain.system.files import read_jsonl, write_jsonl
 from retain.tasks import Example, Task
@@ -62,47 +69,50 @@ class MemoryMethod(Sequential):
     """
 
     Config: ClassVar[type[MethodConfig]] = ReplayConfig
-    needs_old_data = True
+    traits: ClassVar[Traits] = replace(Sequential.traits, needs_old_data=True)
 
     def __init__(self, backbone: Backbone, config: Any) -> None:
         super().__init__(backbone, config)
         self.replay = config.replay
         self.memory: list[Features] = []
 
-    def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
+    def phases(self, task: Task, context: TaskContext) -> Iterator[Phase]:
         """One phase on the task's own examples, with those of older tasks in between."""
         every = None if self.replay.every == "reference" else self.replay.every
-        for phase in super().phases(task, folder):
-            yield replace(phase, replay=Replay(self.memory, every)) if self.memory else phase
+        for phase in super().phases(task, context):
+            yield replace(phase, replay=ReplayRows(self.memory, every)) if self.memory else phase
 
-    def finish(self, task: Task, folder: Path) -> None:
+    def finish(self, task: Task, context: TaskContext) -> None:
         """Keeps a share of the task's examples."""
-        write_jsonl(folder / MEMORY, [example.as_row() for example in self.choose(task)])
+        write_jsonl(
+            context.folder / MEMORY, [example.as_row() for example in self.choose(task, context)]
+        )
         # Read back: what was drawn at random is then the same in all processes.
-        self.memory += self.numbered(read_examples(folder))
+        self.memory += self.numbered(read_examples(context.folder))
 
-    def choose(self, task: Task) -> list[Example]:
-        """The examples to keep: the same ones whenever it is called under the task's seed."""
-        return random.Random(torch.initial_seed()).sample(list(task.train), self.kept(task))
+    def choose(self, task: Task, context: TaskContext) -> list[Example]:
+        """Draws the examples to keep: the same ones at every call for a task."""
+        return random.Random(context.seed).sample(list(task.train), self.kept(task))
 
     def kept(self, task: Task) -> int:
         """How many examples of a task are kept."""
         return max(1, int(self.replay.share * len(task.train) + 1e-9))
 
     def numbered(self, examples: list[Example]) -> list[Features]:
-        """Tokens of examples that follow those in memory, each with its number."""
+        """Tokens of examples that follow those in memory, each with its place there."""
         rows = [self.backbone.encode(example) for example in examples]
-        return [{**row, "number": [len(self.memory) + i]} for i, row in enumerate(rows)]
+        first = len(self.memory)
+        return [{**row, "example_id": [first + i], "is_replay": [1]} for i, row in enumerate(rows)]
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:
         """And the share of its examples."""
         own = Footprint(kept=bytes_of(task.train) * self.kept(task) // len(task.train))
         return super().footprint(task, batch_size) + own
 
-    def load(self, folder: Path) -> None:
+    def load(self, context: TaskContext) -> None:
         """Takes over a later task's weights, and adds what was kept of it."""
-        super().load(folder)
-        self.memory += self.numbered(read_examples(folder))
+        super().load(context)
+        self.memory += self.numbered(read_examples(context.folder))
 
 
 def read_examples(folder: Path) -> list[Example]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
@@ -11,12 +10,13 @@ from torch import Tensor
 
 from retain.backbone import Backbone, Batch
 from retain.layers.pooled_linear import LoraPool
-from retain.methods.base import Footprint, Method, ParamGroup, Phase, learning
+from retain.methods.base import Footprint, Method, ParamGroup, Phase, TaskContext, Traits, trainable
 from retain.methods.shared.lora import LoraMethodConfig
 from retain.methods.shared.weights import MODEL, FullWeights, PoolWeights, Weights
 from retain.tasks import Task
 from retain.training.phase import Unit
 
+FEWER = "the number of trainable weights, with method.tune: lora"
 LORA = tuple(LoraMethodConfig.model_fields)
 
 
@@ -37,11 +37,16 @@ class SequentialConfig(LoraMethodConfig):
 class Sequential(Method):
     """What the methods with one set of weights share: learning, routing, disk."""
 
-    lowers_disk = lowers_ram = "the number of weights that learn, with method.tune: lora"
-    fixed_mixture = True
-    latest_only: ClassVar[tuple[str, ...]] = (MODEL,)
-    over: ClassVar[Mapping[str, Unit]] = {}
-    """As `Phase.over`."""
+    traits: ClassVar[Traits] = Traits(
+        idea="",
+        stores="nothing; the newest weights of the backbone",
+        lowers_disk=FEWER,
+        lowers_ram=FEWER,
+        fixed_mixture=True,
+        latest_only=(MODEL,),
+    )
+    units: ClassVar[Mapping[str, Unit]] = {}
+    """As `Phase.units`."""
 
     def __init__(self, backbone: Backbone, config: Any) -> None:
         self.backbone = backbone
@@ -54,11 +59,11 @@ class Sequential(Method):
         pool = LoraPool(self.backbone.model, config.target_modules, config.rank, config.alpha)
         return PoolWeights(self.backbone, pool)
 
-    def phases(self, task: Task, folder: Path) -> Iterator[Phase]:
+    def phases(self, task: Task, context: TaskContext) -> Iterator[Phase]:
         """One phase on the task's own examples."""
-        self.weights.begin()
+        self.weights.begin(context.seed)
         weights = ParamGroup("weights", list(self.weights.named_parameters().values()))
-        yield Phase("learn", self.encoded(task), [weights], self._loss, over=self.over)
+        yield Phase("learn", self.encoded(task), [weights], self._loss, units=self.units)
 
     def _loss(self, batch: Batch) -> dict[str, Tensor]:
         self.route(batch)
@@ -71,18 +76,24 @@ class Sequential(Method):
         """
         size = self.weights.size()
         whole = isinstance(self.weights, FullWeights)
-        own = learning(size // 4, 0 if whole else size // 4)
+        own = trainable(size // 4, 0 if whole else size // 4)
         return super().footprint(task, batch_size) + own + Footprint(passing=size * whole)
 
     def route(self, batch: Batch, task: str | None = None) -> None:
         """There is nothing to choose: the weights are always on."""
         self.weights.use(len(batch["input_ids"]))
 
-    def save(self, folder: Path) -> None:
-        """Writes the weights as they are after this task."""
-        self.weights.save(folder)
+    @property
+    def exported_pool(self) -> LoraPool | None:
+        """The one LoRA, where there is one."""
+        pool = self.weights.pool if isinstance(self.weights, PoolWeights) else None
+        return pool if isinstance(pool, LoraPool) else None
 
-    def load(self, folder: Path) -> None:
+    def save(self, context: TaskContext) -> None:
+        """Writes the weights as they are after this task."""
+        self.weights.save(context.folder)
+
+    def load(self, context: TaskContext) -> None:
         """Takes over the weights of a later task, where they are still kept."""
-        if self.weights.saved(folder):
-            self.weights.load(folder)
+        if self.weights.saved(context.folder):
+            self.weights.load(context.folder)

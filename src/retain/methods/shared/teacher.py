@@ -7,7 +7,7 @@ signals of all rows are never in memory together.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar, Literal
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from retain.backbone import Backbone, Batch, Features
 from retain.backbone.backbone import IGNORED
-from retain.methods.base import Footprint, MethodConfig
+from retain.methods.base import Footprint, MethodConfig, TaskContext, Traits
 from retain.methods.shared.memory import MemoryMethod, ReplayConfig
 from retain.methods.shared.sequential import Sequential
 from retain.system.files import read_tensors, write_tensors
@@ -203,33 +203,36 @@ class TaughtMethod(MemoryMethod):
     """
 
     Config: ClassVar[type[MethodConfig]] = TaughtConfig
-    lowers_disk = "method.replay.share, or method.teacher.top_k"
-    lowers_ram = "training.per_device_train_batch_size, or method.teacher.top_k"
+    traits: ClassVar[Traits] = replace(
+        MemoryMethod.traits,
+        lowers_disk="method.replay.share, or method.teacher.top_k",
+        lowers_ram="training.per_device_train_batch_size, or method.teacher.top_k",
+    )
 
     def __init__(self, backbone: Backbone, config: Any) -> None:
         super().__init__(backbone, config)
         self.teacher: TeacherConfig = config.teacher
         self.signals: list[Path] = []  # of each row in memory
 
-    def finish(self, task: Task, folder: Path) -> None:
+    def finish(self, task: Task, context: TaskContext) -> None:
         """Keeps examples, and the model's signals on them."""
         old = len(self.memory)
-        super().finish(task, folder)
-        self.write_signals(self.memory[old:], folder)
-        self._add_signals(folder)
+        super().finish(task, context)
+        self.write_signals(self.memory[old:], context)
+        self._add_signals(context.folder)
 
-    def write_signals(self, rows: Sequence[Features], folder: Path) -> None:
+    def write_signals(self, rows: Sequence[Features], context: TaskContext) -> None:
         """Writes a file for each of a task's rows."""
-        write_logits(self, rows, folder / TEACHER, self.teacher)
+        write_logits(self, rows, context.folder / TEACHER, self.teacher)
 
     def read_signals(self, batch: Batch) -> list[dict[str, Tensor]]:
         """The files of a replay batch's rows."""
-        return [read_tensors(self.signals[number]) for number in batch["number"][:, 0].tolist()]
+        return [read_tensors(self.signals[number]) for number in batch["example_id"][:, 0].tolist()]
 
-    def load(self, folder: Path) -> None:
+    def load(self, context: TaskContext) -> None:
         """Takes over a later task's weights, and adds what was kept of it."""
-        super().load(folder)
-        self._add_signals(folder)
+        super().load(context)
+        self._add_signals(context.folder)
 
     def _add_signals(self, folder: Path) -> None:
         count = len(self.memory) - len(self.signals)

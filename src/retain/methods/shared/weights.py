@@ -20,11 +20,14 @@ MODEL = "model.safetensors"
 class Weights(Protocol):
     """The weights that learn every task in turn."""
 
-    def begin(self) -> None:
-        """Makes them ready to learn another task."""
+    def begin(self, seed: int) -> None:
+        """Makes them ready to learn another task; `seed` fixes what is drawn."""
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """What learns, once `begin` was called."""
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of `named_parameters`, also before `begin`."""
 
     def size(self) -> int:
         """Their bytes, also before `begin`."""
@@ -59,12 +62,16 @@ class FullWeights:
         self._model = backbone.model
         self._named = dict(backbone.model.named_parameters())
 
-    def begin(self) -> None:
+    def begin(self, seed: int) -> None:
         """Nothing to do: they are always there."""
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """The backbone's own, by name; tied ones once."""
         return self._named
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of all parameters."""
+        return {name: tuple(p.shape) for name, p in self._named.items()}
 
     def size(self) -> int:
         """Bytes of all parameters."""
@@ -83,13 +90,7 @@ class FullWeights:
 
     def load(self, folder: Path) -> None:
         """Reads them."""
-        path = folder / MODEL
-        tensors = read_weights(path)
-        if {n: t.shape for n, t in tensors.items()} != {n: p.shape for n, p in self._named.items()}:
-            raise RetainError(
-                f"{path}: does not fit this backbone; load the run with its own, or restore the "
-                "file from a copy of the run"
-            )
+        tensors = read_weights(folder / MODEL, self.shapes())
         with torch.no_grad():
             for name, parameter in self._named.items():
                 parameter.copy_(tensors[name])
@@ -105,16 +106,20 @@ class PoolWeights:
         self._name = backbone.name
         self.pool = pool
 
-    def begin(self) -> None:
-        """Adds the block, or lets it learn on."""
+    def begin(self, seed: int) -> None:
+        """Adds the block, or makes it trainable again."""
         if self.pool.blocks:
             self.pool.thaw()
         else:
-            self.pool.grow("shared")
+            self.pool.grow("shared", seed)
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """The block's own."""
         return self.pool.named_parameters()
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of a block's tensors."""
+        return {**self.pool.shapes()}
 
     def size(self) -> int:
         """Bytes of the block, float32."""
