@@ -158,8 +158,8 @@ def test_a_task_and_a_mixture_are_not_merged(tmp_path: Path) -> None:
     [
         ("sapt", {"nothing": 1.0}, "no task 'nothing'; name one of copy, constant"),
         ("seqlora", {"copy": 1.0}, "there is one set of weights; leave out task and mixture"),
-        ("l2p", None, "keeps neither LoRA blocks nor a whole model"),
-        ("l2p", {"copy": 1.0}, "keeps neither LoRA blocks nor a whole model"),
+        ("l2p", None, "keeps neither blocks that stand alone nor a full model"),
+        ("l2p", {"copy": 1.0}, "keeps neither blocks that stand alone nor a full model"),
         ("sapt-prompt", {"copy": 1.0}, "soft prompts cannot be merged into weights"),
     ],
 )
