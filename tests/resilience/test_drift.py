@@ -115,17 +115,15 @@ def test_a_backbone_is_the_same_wherever_it_comes_from(kind: str, tmp_path: Path
     assert fingerprints(loaded) == fingerprints(made)
 
 
-def test_a_run_of_an_earlier_version_knows_less(tmp_path: Path) -> None:
+def test_a_run_that_lacks_a_fingerprint_is_refused(tmp_path: Path) -> None:
     make_learner("seqlora", make_backbone("llama"), tmp_path, max_steps=1).learn(make_task("copy"))
     path = tmp_path / "environment.json"
     stored = json.loads(path.read_text())
-    kept = {name: stored[name] for name in stored if not name.startswith("backbone_")}
-    assert len(kept) < len(stored)
-    path.write_text(json.dumps(kept))
+    del stored["backbone_tokenizer"]
+    path.write_text(json.dumps(stored))
     open_run(tmp_path).commit([path])
-    other = make_backbone("llama")
-    other_words(other)
-    Learner.load(tmp_path, backbone=other)
+    with pytest.raises(RetainError, match=r"environment.json: has no 'backbone_tokenizer'; rest"):
+        Learner.load(tmp_path, backbone=make_backbone("llama"))
 
 
 def test_other_versions_are_told(tmp_path: Path) -> None:

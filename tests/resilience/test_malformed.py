@@ -458,7 +458,6 @@ STORED = [
     for name, commands in READ_BY.items()
     for what in VALUES
     for command in commands
-    if (name, what) != ("environment.json", "empty")  # as one of an earlier version may be
 ]
 
 

@@ -21,7 +21,7 @@ from tests.tiny import make_task
 
 ROOT = Path(__file__).parents[2]
 LOG = ROOT / "docs" / "experiments"  # commands as they were run on their day
-ALL_PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+ALL_PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = [page for page in ALL_PAGES if page.parent != LOG]
 COMMANDS = get_command(app).commands
 BACKBONE = "HuggingFaceTB/SmolLM2-135M-Instruct"

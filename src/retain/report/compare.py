@@ -235,7 +235,7 @@ def difference(ours: Sequence[Entry], base: Sequence[Entry]) -> Difference | Non
     """
     by_pair = {entry.pair: entry for entry in base}
     pairs = [(entry, by_pair[entry.pair]) for entry in ours if entry.pair in by_pair]
-    # A run of an earlier version has no predictions.
+    # A run that was stopped before its last evaluation lacks predictions.
     if not pairs or any(len(e.examples) < len(e.tests) for pair in pairs for e in pair):
         return None
     generator = torch.Generator().manual_seed(0)

@@ -14,6 +14,7 @@ from torch import nn
 
 from retain.backbone import Backbone
 from retain.errors import RetainError
+from retain.runs.records import ENVIRONMENT
 
 LIBRARIES = ("retain", "torch", "transformers", "peft", "accelerate", "tokenizers")
 SAMPLED = 1024
@@ -88,7 +89,7 @@ def refuse_other_backbone(
     """Refuses a backbone that is not the one that a run has learned on.
 
     Args:
-        stored: of the run; one of an earlier version has less in it.
+        stored: the run's environment.json.
         found: the backbone's `fingerprints`.
         run: the run's folder.
         name: the backbone's.
@@ -98,9 +99,13 @@ def refuse_other_backbone(
         may come out otherwise though the backbone is the same.
 
     Raises:
-        RetainError: naming the parts that differ.
+        RetainError: names the parts that differ, or one that the run does not have.
     """
-    differ = {key: PARTS[key] for key in found if stored.get(key, found[key]) != found[key]}
+    if missing := [key for key in found if key not in stored]:
+        raise RetainError(
+            f"{run / ENVIRONMENT}: has no '{missing[0]}'; restore it from a copy of the run"
+        )
+    differ = {key: PARTS[key] for key in found if stored[key] != found[key]}
     if not differ:
         return ""
     parts, news = " and ".join(differ.values()), changes(stored)
