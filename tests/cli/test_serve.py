@@ -294,28 +294,28 @@ def test_a_chat_template_is_written_as_for_generate(tmp_path: Path) -> None:
         (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', 400, "request: not JSON"),
         (b"[]", 400, "request: field ''"),
         ({}, 400, "field 'messages': Field required; add it"),
-        ({"messages": []}, 400, "the last of 'messages' must be a text of the user's"),
-        (body(" "), 400, "the last of 'messages' must be a text of the user's"),
+        ({"messages": []}, 400, "the last of 'messages' must be a non-empty text with role 'user'"),
+        (body(" "), 400, "the last of 'messages' must be a non-empty text with role 'user'"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, 400, "the last of 'messages'"),
         ({"messages": [{"role": "tool", "content": "a"}]}, 400, "field 'messages.0.role'"),
         ({"messages": [{"role": "user", "content": [{}]}]}, 400, "field 'messages.0.content'"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
             400,
-            "part 0 has type 'image_url'; only parts of type 'text' are read",
+            "part 0 has type 'image_url', but only 'text' is supported; remove it",
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]},
             400,
-            "field 'messages.0.content': part 0 has no field 'text' with a text; add it",
+            "field 'messages.0.content': part 0 has no field 'text' with a string; add it",
         ),
         (body("a", stop=""), 400, "field 'stop.0'"),
         (body("a", stop=[*"abcde"]), 400, "field 'stop'"),
         (body("a", tools=[{}]), 400, "unknown field 'tools'; remove it or use one of: messages,"),
         (body("a", n=2), 400, "field 'n'"),
         (body("a", max_tokens=0), 400, "field 'max_tokens'"),
-        (body("a", model="gpt-4"), 404, "field 'model': there is only 'run' here"),
-        (body("a" * MAX_BODY), 413, "request: has more than 1048576 bytes; shorten it"),
+        (body("a", model="gpt-4"), 404, "field 'model': only 'run' is served here"),
+        (body("a" * MAX_BODY), 413, "request: longer than 1048576 bytes; shorten it"),
     ],
 )
 def test_what_is_wrong_is_said(
@@ -379,7 +379,7 @@ def test_a_key_is_asked_for(sapt: Learner) -> None:
 
 def test_one_too_many_is_turned_away(sapt: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
     held = Held(sapt, monkeypatch)
-    with TestClient(create_app(sapt, waiting=2)) as client, ThreadPoolExecutor() as pool:
+    with TestClient(create_app(sapt, queue_size=2)) as client, ThreadPoolExecutor() as pool:
         asked = [pool.submit(client.post, CHAT, json=body("a"))]
         assert held.busy.wait(30)
         asked += [pool.submit(client.post, CHAT, json=body("a")) for _ in range(2)]
@@ -391,7 +391,7 @@ def test_one_too_many_is_turned_away(sapt: Learner, monkeypatch: pytest.MonkeyPa
         assert client.post(CHAT, json=body("a")).status_code == 200
     assert refused.status_code == 429
     assert refused.headers["retry-after"] == "1"
-    assert "2 requests wait already" in refused.json()["error"]["message"]
+    assert "the queue of 2 requests is full" in refused.json()["error"]["message"]
 
 
 def test_a_failed_batch_is_told_and_the_next_one_answered(
@@ -631,7 +631,7 @@ def test_who_leaves_a_request_ends_its_answer(
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_who_has_left_takes_no_place_in_the_queue(stream: bool, sapt: Learner) -> None:
-    app = create_app(sapt, waiting=1)  # its thread does not run, so that whoever asks waits
+    app = create_app(sapt, queue_size=1)  # its thread does not run, so that whoever asks waits
     batcher = app.state.batcher
 
     async def ask() -> list[int]:
@@ -710,8 +710,8 @@ def test_the_command_serves_until_ctrl_c(
     ("key", "more", "says"),
     [
         ("", (), "RETAIN_API_KEY is empty"),
-        (None, ("--port", "{taken}"), "cannot listen there (Address already in use)"),
-        (None, ("--host", "203.0.113.1"), "203.0.113.1:8000: cannot listen there"),
+        (None, ("--port", "{taken}"), "cannot listen on this address (Address already in use)"),
+        (None, ("--host", "203.0.113.1"), "203.0.113.1:8000: cannot listen on this address"),
         (None, ("--port", "0"), "no such run"),
     ],
 )

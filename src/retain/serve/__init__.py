@@ -1,4 +1,4 @@
-"""`retain serve`: a run behind OpenAI's chat-completions interface, and a page to try it."""
+"""`retain serve`: OpenAI's chat-completions API over a run, and a web page to try it."""
 
 from __future__ import annotations
 
@@ -17,51 +17,56 @@ from retain.serve.app import create_app
 
 KEY = "RETAIN_API_KEY"
 PATIENCE = 10
-"""Seconds that answers under way have after Ctrl-C."""
+"""Seconds that running answers get to finish after Ctrl-C."""
 
 
 def serve(
     folder: Path,
     host: str,
     port: int,
-    waiting: int,
-    say: Callable[[str], None],
+    queue_size: int,
+    announce: Callable[[str], None],
     trust_remote_code: bool = False,
 ) -> None:
-    """Answers until Ctrl-C.
+    """Serves a run over HTTP until Ctrl-C.
 
     Args:
         folder: the run directory.
         host: name or address to listen on.
-        port: 0 takes a free one.
-        waiting: requests that may wait for the model.
-        say: is told the address, once requests are accepted.
+        port: port to listen on; 0 takes a free one.
+        queue_size: maximum number of requests that wait for the model.
+        announce: receives a line with the address once requests are accepted, and warnings.
         trust_remote_code: as in `Learner.load`.
 
     Raises:
-        RetainError: when the run has nothing to answer with, or nobody can listen there.
+        RetainError: if the run has learned no task, or the address cannot be used.
     """
     key = os.environ.get(KEY)
     if key is not None and not key.strip():
-        raise RetainError(f"{KEY} is empty; give it a key, or unset it")
+        raise RetainError(f"{KEY} is empty; set it to a key, or unset it")
     with _bound(host, port) as listening:
         learner = Learner.load(folder, trust_remote_code=trust_remote_code)
         learner.refuse_unready()
         address, port = listening.getsockname()[:2]
         local = ipaddress.ip_address(address).is_loopback
-        app = create_app(learner, key, waiting, local)
+        app = create_app(learner, key, queue_size, local)
         url = f"http://{f'[{address}]' if ':' in address else address}:{port}/"
         listening.listen()
-        say(f"serves {folder} at {url} until Ctrl-C")
+        announce(f"serves {folder} at {url} until Ctrl-C")
         if not local and key is None:
-            say(f"warning: whoever reaches {address} can use it; set {KEY} to ask for a key")
+            announce(
+                f"warning: everyone who can reach {address} can use it; set {KEY} to require a key"
+            )
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=PATIENCE)
-        with suppress(KeyboardInterrupt):  # uvicorn raises it again after it has ended in order
+        with suppress(KeyboardInterrupt):  # uvicorn raises it again after an orderly shutdown
             uvicorn.Server(config).run(sockets=[listening])
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """Taken at once, but not listened on before the model is there."""
+    """Binds a socket, so that a used port is reported before the model is loaded.
+
+    It does not listen yet: clients would wait for the model to load.
+    """
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with ExitStack() as unless_bound:
@@ -72,6 +77,7 @@ def _bound(host: str, port: int) -> socket.socket:
     except OSError as error:
         cause = error.strerror or error
         raise RetainError(
-            f"{host}:{port}: cannot listen there ({cause}); choose another --host or --port"
+            f"{host}:{port}: cannot listen on this address ({cause}); choose another --host or "
+            "--port"
         ) from None
     return listening

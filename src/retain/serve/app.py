@@ -1,4 +1,4 @@
-"""The HTTP side: which address answers what, who may ask, and how much."""
+"""The HTTP application: routes, access checks and request limits."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ from retain.serve.batcher import Batcher, Job, QueueFullError
 from retain.serve.protocol import ChatRequest, Completion, error_body, event
 
 MAX_BODY = 1 << 20
-"""Bytes of a request; ten times what the longest prompts need."""
+"""Maximum number of bytes of a request; ten times what the longest prompts need."""
 BEARER = Depends(HTTPBearer(auto_error=False))
-FAILED = "the model failed on this request; the server's log says why"
+FAILED = "the model failed on this request; see the server's log"
 LOCAL = re.compile(r"(localhost|127(\.\d+){3}|\[::1\])(:\d+)?", re.ASCII | re.IGNORECASE)
-"""Names that mean this machine to itself, whoever asks."""
+"""`Host` headers that name this machine itself, which no web page elsewhere can send."""
 PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""The page reaches its own origin and nothing else."""
+"""Content security policy of the page: it may connect to its own origin only."""
 
 
 def create_app(
-    learner: Learner, key: str | None = None, waiting: int = 64, local: bool = False
+    learner: Learner, key: str | None = None, queue_size: int = 64, local: bool = False
 ) -> FastAPI:
-    """The application over a loaded run; from here on only its own thread uses the model.
+    """Creates the application over a loaded run; from now on only its own thread uses the model.
 
     Args:
-        learner: has learned something.
-        key: what `Authorization: Bearer …` has to say; None lets everybody in.
-        waiting: requests that may wait for the model; one more gets 429.
-        local: answers only to the names of this machine, so that no web page which rebinds its own
-            name to it can read answers.
+        learner: a run that has learned a task.
+        key: the key that `Authorization: Bearer …` must have; None allows every request.
+        queue_size: maximum number of requests that wait for the model; one more gets 429.
+        local: whether only requests to a name of this machine are answered. Otherwise a web page
+            that rebinds its own name to this machine (DNS rebinding) could read answers.
     """
-    batcher = Batcher(learner, waiting)
+    batcher = Batcher(learner, queue_size)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -56,20 +56,20 @@ def create_app(
         yield
         await asyncio.to_thread(batcher.close)
 
-    everywhere = [Depends(_check_host)] if local else []
-    app = FastAPI(lifespan=lifespan, openapi_url=None, dependencies=everywhere)
+    host_check = [Depends(_check_host)] if local else []
+    app = FastAPI(lifespan=lifespan, openapi_url=None, dependencies=host_check)
     app.exception_handler(HTTPException)(_refused)
     app.exception_handler(Exception)(_failed)
     app.state.batcher = batcher
     model = learner.run.path.resolve().name
-    guarded = [Depends(_key_check(key))]
+    key_check = [Depends(_key_check(key))]
     page = files("retain.serve").joinpath("page.html").read_text(encoding="utf-8")
 
     @app.get("/")
     def show_page() -> HTMLResponse:
         return HTMLResponse(page, headers={"Content-Security-Policy": PAGE_POLICY})
 
-    @app.get("/v1/models", dependencies=guarded)
+    @app.get("/v1/models", dependencies=key_check)
     def list_models() -> dict[str, Any]:
         served = {
             "id": model,
@@ -81,58 +81,62 @@ def create_app(
         }
         return {"object": "list", "data": [served]}
 
-    @app.post("/v1/chat/completions", dependencies=guarded)
+    @app.post("/v1/chat/completions", dependencies=key_check)
     async def complete(
-        request: Request, asked: Annotated[ChatRequest, Depends(_chat_request)]
+        request: Request, chat: Annotated[ChatRequest, Depends(_chat_request)]
     ) -> Response:
-        job = _job(asked, learner, model)
+        job = _job(chat, learner, model)
         try:
             batcher.submit(job)
         except QueueFullError:
-            message = f"{waiting} requests wait already, the most that may; try again"
+            message = f"the queue of {queue_size} requests is full; try again later"
             raise HTTPException(429, message, {"Retry-After": "1"}) from None
-        completion = Completion(asked, job, model)
-        if asked.stream:
+        completion = Completion(chat, job, model)
+        if chat.stream:
             headers = {"Cache-Control": "no-cache"}
             return StreamingResponse(
                 _stream(job, completion), media_type="text/event-stream", headers=headers
             )
         watch = asyncio.create_task(_watch(request, job))
         try:
-            *_, answer = [told async for told in _events(job, completion)]
+            *_, answer = [event async for event in _events(job, completion)]
         except Exception:
             raise HTTPException(500, FAILED) from None
         finally:
             watch.cancel()
-        assert isinstance(answer, Answer)  # nothing else ends a job
-        return JSONResponse(completion.whole(answer))
+        assert isinstance(answer, Answer)  # the last event of a job that did not fail
+        return JSONResponse(completion.body(answer))
 
     return app
 
 
 async def _check_host(request: Request) -> None:
+    """Refuses a request whose `Host` header is no name of this machine."""
     host = request.headers.get("host", "")
     if not LOCAL.fullmatch(host):
         message = (
-            f"request: its Host is '{host}', and a server on the loopback address answers to names "
-            "of its own machine only; let the proxy send 'Host: localhost', or start retain serve "
+            f"request: its Host is '{host}', but a server on the loopback address accepts only "
+            "names of its own machine; let the proxy send 'Host: localhost', or start retain serve "
             "with another --host"
         )
         raise HTTPException(400, message)
 
 
 def _key_check(key: str | None) -> Any:
-    def check_key(given: Annotated[HTTPAuthorizationCredentials | None, BEARER]) -> None:
-        token = given.credentials if given else ""
+    def check_key(credentials: Annotated[HTTPAuthorizationCredentials | None, BEARER]) -> None:
+        token = credentials.credentials if credentials else ""
         if key is not None and not hmac.compare_digest(token.encode("latin-1"), key.encode()):
-            message = "this server needs its key, as 'Authorization: Bearer KEY'"
+            message = "this server needs its key; send 'Authorization: Bearer KEY'"
             raise HTTPException(401, message, {"WWW-Authenticate": "Bearer"})
 
     return check_key
 
 
 async def _chat_request(request: Request) -> ChatRequest:
-    """The body, checked; any type but JSON's is refused, which a foreign web page could send."""
+    """Reads and checks the body.
+
+    Content types other than JSON are refused, since a foreign web page could send them.
+    """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise HTTPException(415, "request: its Content-Type must be application/json")
@@ -145,49 +149,54 @@ async def _chat_request(request: Request) -> ChatRequest:
 
 
 async def _body(request: Request) -> bytes:
+    """Reads the body up to MAX_BODY bytes."""
     content = bytearray()
     async for part in request.stream():
         content += part
         if len(content) > MAX_BODY:
-            raise HTTPException(413, f"request: has more than {MAX_BODY} bytes; shorten it")
+            raise HTTPException(413, f"request: longer than {MAX_BODY} bytes; shorten it")
     return bytes(content)
 
 
-def _job(asked: ChatRequest, learner: Learner, model: str) -> Job:
-    """What the model's thread needs; refused here is what would fail there."""
-    if asked.model not in (None, model):
-        raise HTTPException(404, f"field 'model': there is only '{model}' here")
+def _job(chat: ChatRequest, learner: Learner, model: str) -> Job:
+    """Makes the job of a request; refuses here what would fail in the model's thread."""
+    if chat.model not in (None, model):
+        raise HTTPException(404, f"field 'model': only '{model}' is served here; name it")
     known = [task.name for task in learner.tasks]
-    task = asked.task if learner.method.traits.needs_task_id else None
+    task = chat.task if learner.method.traits.needs_task_id else None
     if learner.method.traits.needs_task_id and task not in known:
         message = f"field 'task': this method needs the task's name, one of {', '.join(known)}"
         raise HTTPException(400, message)
     try:
-        return Job(asked.example(), task, asked.limit, asked.stream or bool(asked.stop))
+        return Job(chat.example(), task, chat.limit, chat.stream or bool(chat.stop))
     except RetainError as error:
         raise HTTPException(400, str(error)) from None
 
 
 async def _watch(request: Request, job: Job) -> None:
-    """Ends the answer of who leaves before it is whole; for a stream, its response does that."""
+    """Cancels a job if its client disconnects; a streaming response does this itself."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
     job.put(ClientDisconnect())
 
 
 async def _events(job: Job, completion: Completion) -> AsyncIterator[str | Answer]:
-    """Chunks of the answer, if its pieces are told, and then the whole; a stop ends it early."""
-    async for told in job.events():
-        yield told if isinstance(told, Answer) else completion.piece(told)
+    """Yields chunks for the pieces of the answer, if it streams, and then the full answer.
+
+    A stop text ends the answer early.
+    """
+    async for part in job.events():
+        yield part if isinstance(part, Answer) else completion.piece(part)
         if completion.stopped:
             job.reply.cancelled = True
 
 
 async def _stream(job: Job, completion: Completion) -> AsyncIterator[str]:
+    """Yields the server-sent events of a streaming response."""
     yield completion.begin()
     try:
-        async for told in _events(job, completion):
-            if chunks := completion.end(told) if isinstance(told, Answer) else told:
+        async for part in _events(job, completion):
+            if chunks := completion.end(part) if isinstance(part, Answer) else part:
                 yield chunks
     except Exception:
         yield event(error_body(500, FAILED))

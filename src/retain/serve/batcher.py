@@ -1,4 +1,4 @@
-"""The one thread that uses the model, and the requests that wait for it."""
+"""The thread that uses the model, and the queue of requests."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from retain.learner import Answer, Learner
 from retain.tasks import Example
 
 GATHER = 0.01
-"""Seconds in which those who were just answered may ask again, before the next batch begins."""
+"""Seconds to wait after a batch, so that its clients can join the next batch."""
 
 
 class QueueFullError(Exception):
-    """As many requests wait as may."""
+    """The queue has its maximum number of requests."""
 
 
 class Job:
-    """One request, from the event loop to the model's thread and back.
+    """One request, passed from the event loop to the model's thread and back.
 
     Args:
-        example: its prompt.
-        task: the task's name, where the method needs it.
-        limit: the most tokens of its answer; None for the run's own limit.
+        example: the prompt.
+        task: the task's name, if the method needs it.
+        limit: maximum number of answer tokens; None for the run's limit.
         stream: whether pieces of the answer are wanted before its end.
 
     Attributes:
-        reply: its answer as it grows.
-        prompt_tokens: what the model read, once it is answered.
+        reply: the answer so far.
+        prompt_tokens: number of prompt tokens, set when the job is answered.
     """
 
     def __init__(self, example: Example, task: str | None, limit: int | None, stream: bool) -> None:
@@ -42,13 +42,16 @@ class Job:
         self._events: asyncio.Queue[str | Answer | Exception] = asyncio.Queue()
 
     def put(self, event: str | Answer | Exception) -> None:
-        """Tells the event loop a piece of the answer, or how it ended; from any thread."""
+        """Passes a piece of the answer, the full answer or an error to the event loop.
+
+        It may be called from any thread.
+        """
         self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     async def events(self) -> AsyncGenerator[str | Answer, None]:
-        """Pieces of the answer, if they were asked for, and then the whole.
+        """Yields pieces of the answer, if they were asked for, and then the full answer.
 
-        Whoever leaves early ends the answer too. Raises what went wrong in the model's thread.
+        A consumer that stops early cancels the answer. Errors of the model's thread are raised.
         """
         try:
             while True:
@@ -63,19 +66,23 @@ class Job:
 
 
 class Batcher:
-    """Answers what waits, a batch at a time, in the order it came.
+    """Answers waiting requests in batches, in the order of their arrival.
 
-    Requests of a batch differ in their routing, since every row has its own weights; only those of
-    another task, for a method that needs its name, wait for a batch of their own. A batch has at
-    most as many rows as the run's `evaluation.batch_size`.
+    Each request of a batch has its own weights over blocks. So a batch mixes tasks, except under a
+    method that needs the task's name: then it has one task. A batch has at most the run's
+    `evaluation.batch_size` requests.
+
+    Args:
+        learner: a loaded run.
+        queue_size: maximum number of waiting requests.
 
     Attributes:
         waiting: the requests that wait for a batch.
     """
 
-    def __init__(self, learner: Learner, room: int) -> None:
+    def __init__(self, learner: Learner, queue_size: int) -> None:
         self._learner = learner
-        self._room = room
+        self._queue_size = queue_size
         self.waiting: list[Job] = []
         self._running: list[Job] = []
         self._closing = False
@@ -83,24 +90,24 @@ class Batcher:
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
 
     def start(self) -> None:
-        """Begins to answer."""
+        """Starts the model's thread."""
         self._thread.start()
 
     def submit(self, job: Job) -> None:
-        """Takes a request in.
+        """Adds a request to the queue.
 
         Raises:
-            QueueFullError: when as many wait as may.
+            QueueFullError: if the queue is full.
         """
         with self._changed:
-            self.waiting = self._wanted()
-            if len(self.waiting) >= self._room:
+            self.waiting = self._not_cancelled()
+            if len(self.waiting) >= self._queue_size:
                 raise QueueFullError
             self.waiting.append(job)
             self._changed.notify()
 
     def close(self) -> None:
-        """Ends the answers under way with their next token, and the thread."""
+        """Cancels running answers after their next token and ends the model's thread."""
         with self._changed:
             self._closing = True
             for job in self._running:
@@ -109,10 +116,13 @@ class Batcher:
         self._thread.join()
 
     def _work(self) -> None:
+        """Answers batches until the batcher is closed."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self.waiting or self._closing)
-                if len(self._running) > 1:  # else clients in step take turns in small batches
+                # Without this wait, the clients of the last batch miss the next one, and two groups
+                # of clients take turns in small batches.
+                if len(self._running) > 1:
                     self._changed.wait_for(lambda: self._closing, GATHER)
                 if self._closing:
                     return
@@ -120,19 +130,20 @@ class Batcher:
             if self._running:
                 self._answer(self._running)
 
-    def _wanted(self) -> list[Job]:
-        """The waiting requests that somebody still listens to."""
+    def _not_cancelled(self) -> list[Job]:
+        """Returns the waiting requests whose clients are still connected."""
         return [job for job in self.waiting if not job.reply.cancelled]
 
     def _next(self) -> list[Job]:
-        """The longest waiting request, and what may go with it."""
-        wanted = self._wanted()
-        most = self._learner.experiment.evaluation.batch_size
-        chosen = [job for job in wanted if job.task == wanted[0].task][:most]
-        self.waiting = [job for job in wanted if job not in chosen]
+        """Takes the next batch from the queue: the oldest request and others of the same task."""
+        jobs = self._not_cancelled()
+        limit = self._learner.experiment.evaluation.batch_size
+        chosen = [job for job in jobs if job.task == jobs[0].task][:limit]
+        self.waiting = [job for job in jobs if job not in chosen]
         return chosen
 
     def _answer(self, jobs: list[Job]) -> None:
+        """Answers one batch and passes the answers, or the error, to its jobs."""
         try:
             examples = [job.example for job in jobs]
             answers = self._learner.answers(examples, jobs[0].task, [job.reply for job in jobs])
@@ -140,7 +151,7 @@ class Batcher:
                 encoded = self._learner.backbone.encode(job.example, with_answer=False)
                 job.prompt_tokens = len(encoded["input_ids"])
                 job.put(answer)
-        except Exception as error:  # out of memory, say: this batch fails, the next may not
+        except Exception as error:  # such as out of memory: the next batch may still succeed
             logging.getLogger("uvicorn.error").exception("a batch of %d failed", len(jobs))
             for job in jobs:
                 job.put(error)

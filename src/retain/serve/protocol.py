@@ -1,4 +1,4 @@
-"""OpenAI's chat completions as JSON: what is asked, what is answered, how it is refused."""
+"""OpenAI's chat-completions protocol: requests, responses and errors as JSON."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from retain.serve.batcher import Job
 from retain.tasks import Example, user_text
 
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
-"""Bounded, since the end of every piece of a stream is compared with it."""
+"""A stop text; its length is limited, since every piece of a stream is compared with it."""
 
 
 class Message(BaseModel):
-    """One turn; of its other fields nothing is read, as in training data.
+    """One turn of a conversation. Other fields are ignored, as in training data.
 
-    `developer` is OpenAI's newer name for `system`; parts of text are put together line by line.
+    `developer` is OpenAI's newer name for `system`. Text parts are joined with line breaks.
     """
 
     role: Literal["system", "user", "assistant"]
@@ -41,24 +41,27 @@ class Message(BaseModel):
         for i, part in enumerate(content):
             kind = part.get("type") if isinstance(part, dict) else None
             if kind != "text":
-                raise ValueError(f"part {i} has type {kind!r}; only parts of type 'text' are read")
+                raise ValueError(
+                    f"part {i} has type {kind!r}, but only 'text' is supported; remove it"
+                )
             if not isinstance(part.get("text"), str):
-                raise ValueError(f"part {i} has no field 'text' with a text; add it")
+                raise ValueError(f"part {i} has no field 'text' with a string; add it")
         return "\n".join(part["text"] for part in content)
 
 
 class StreamOptions(BaseModel):
-    """Whether a stream ends with the numbers of tokens."""
+    """Options of a stream: whether its end reports the numbers of tokens."""
 
     include_usage: bool = False
 
 
 class ChatRequest(BaseModel):
-    """A request's fields; null is the same as left out, and what is not listed is refused.
+    """The fields of a request. A null field counts as absent; an unknown field is refused.
 
-    `task` and `routing` are retain's own: the task's name for methods that need it, and whether the
-    weights over blocks are wanted. Answers are greedy, as `retain generate` has them; settings of
-    sampling, which most clients always send, are taken and change nothing.
+    Two fields are specific to retain: `task`, the task's name for methods that need it, and
+    `routing`, whether the response has the weights over blocks. Answers are greedy, like those of
+    `retain generate`. Sampling settings are accepted without effect, since most clients always send
+    them.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -94,39 +97,41 @@ class ChatRequest(BaseModel):
 
     @property
     def limit(self) -> int | None:
-        """The most tokens that the answer may have; the run's own limit holds as well."""
-        asked = [n for n in (self.max_tokens, self.max_completion_tokens) if n is not None]
-        return min(asked, default=None)
+        """Maximum number of answer tokens, or None; the run's own limit also applies."""
+        limits = [n for n in (self.max_tokens, self.max_completion_tokens) if n is not None]
+        return min(limits, default=None)
 
     def example(self) -> Example:
-        """The conversation as training data has it, so that answers are those of training.
+        """Returns the conversation in the form that training uses.
 
-        Training takes chat `messages` in two ways: the backbone's chat template writes all of them,
-        or, without a template, their texts stand line by line. Routing reads what the user says.
-        Here it is the same, with the messages in the place of what comes before a training answer.
-        So one message of the user is the prompt of `retain generate`, in either way.
+        Training reads chat `messages` in two ways. With a chat template, the template formats them.
+        Without one, their texts are joined with line breaks. Routing reads the user's text. A
+        request is read the same way, as the messages before a training answer. So a single user
+        message equals the same prompt in `retain generate`.
 
         Raises:
-            RetainError: when the user does not have the last word, or says nothing.
+            RetainError: if the last message is not the user's or is empty.
         """
         messages = tuple(message.model_dump() for message in self.messages)
         if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
-            raise RetainError("request: the last of 'messages' must be a text of the user's")
+            raise RetainError(
+                "request: the last of 'messages' must be a non-empty text with role 'user'; add it"
+            )
         return Example(user_text(messages), ("",), messages)
 
 
 class Completion:
-    """The answer to one request, whole or as the chunks of a stream.
+    """The response to one request, as one body or as the chunks of a stream.
 
     Attributes:
-        stopped: whether one of the texts to stop at came, so that nothing after it is wanted.
+        stopped: whether the answer contains a stop text, which ends it.
     """
 
     def __init__(self, request: ChatRequest, job: Job, model: str) -> None:
         self._request = request
         self._job = job
-        self._text = ""  # all that the model has told, and how much of it was passed on
-        self._told = 0
+        self._text = ""  # the answer so far
+        self._sent = 0  # number of its characters that were sent
         self.stopped = False
         self._head = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
@@ -134,8 +139,8 @@ class Completion:
             "model": model,
         }
 
-    def whole(self, answer: Answer) -> dict[str, Any]:
-        """The body of a response."""
+    def body(self, answer: Answer) -> dict[str, Any]:
+        """Returns the body of a response that does not stream."""
         text, self.stopped = _until_stop(answer.output, self._request.stop)
         message = {"role": "assistant", "content": text}
         return {
@@ -147,26 +152,29 @@ class Completion:
         }
 
     def begin(self) -> str:
-        """The first event of a stream."""
+        """Returns the first event of a stream."""
         return self._chunk({"role": "assistant", "content": ""})
 
     def piece(self, text: str) -> str:
-        """The event of one more piece of the answer; empty while it may be a text to stop at."""
+        """Adds a piece of the answer and returns the event of the text that is now final.
+
+        It returns "" while the text may be the beginning of a stop text.
+        """
         self._text += text
         text, self.stopped = _until_stop(self._text, self._request.stop)
-        return self._rest(text if self.stopped else _without_begun(text, self._request.stop))
+        return self._rest(text if self.stopped else _without_partial_stop(text, self._request.stop))
 
     def end(self, answer: Answer) -> str:
-        """The events after the last piece."""
+        """Returns the events after the last piece."""
         text, self.stopped = _until_stop(answer.output, self._request.stop)
-        last = self._rest(text) + self._chunk({}, self._finish(), self._routing(answer))
+        events = self._rest(text) + self._chunk({}, self._finish(), self._routing(answer))
         if self._request.stream_options.include_usage:
-            last += event({**self._chunk_head(), "choices": [], "usage": self._usage()})
-        return last + "data: [DONE]\n\n"
+            events += event({**self._chunk_head(), "choices": [], "usage": self._usage()})
+        return events + "data: [DONE]\n\n"
 
     def _rest(self, text: str) -> str:
-        """The event of what was not passed on yet of the answer so far."""
-        rest, self._told = text[self._told :], len(text)
+        """Returns the event of the part of the answer that was not sent yet."""
+        rest, self._sent = text[self._sent :], len(text)
         return self._chunk({"content": rest}) if rest else ""
 
     def _chunk_head(self) -> dict[str, Any]:
@@ -185,36 +193,37 @@ class Completion:
         return "stop" if self.stopped or self._job.reply.ended else "length"
 
     def _usage(self) -> dict[str, int]:
-        read, written = self._job.prompt_tokens, len(self._job.reply.tokens)
+        prompt, completion = self._job.prompt_tokens, len(self._job.reply.tokens)
         return {
-            "prompt_tokens": read,
-            "completion_tokens": written,
-            "total_tokens": read + written,
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
         }
 
 
 def _until_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """A text before the stop that is whole first, and whether there is one.
+    """Cuts a text before a stop text; returns it and whether there was one.
 
-    So the text is the same whether it comes at once or grows piece by piece.
+    The stop text that ends first counts. So the result is the same for a full text and for a text
+    that arrives in pieces.
     """
-    found = [(text.index(stop) + len(stop), text.index(stop)) for stop in stops if stop in text]
-    return (text[: min(found)[1]], True) if found else (text, False)
+    spans = [(text.index(stop) + len(stop), text.index(stop)) for stop in stops if stop in text]
+    return (text[: min(spans)[1]], True) if spans else (text, False)
 
 
-def _without_begun(text: str, stops: Sequence[str]) -> str:
-    """A text without the part at its end that may be the beginning of a stop."""
-    begun = [n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])]
-    return text[: len(text) - max(begun, default=0)]
+def _without_partial_stop(text: str, stops: Sequence[str]) -> str:
+    """Removes the end of a text that may be the beginning of a stop text."""
+    lengths = [n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])]
+    return text[: len(text) - max(lengths, default=0)]
 
 
 def event(data: dict[str, Any]) -> str:
-    """A server-sent event."""
+    """Formats a server-sent event."""
     return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 
 def error_body(status: int, message: str) -> dict[str, Any]:
-    """A refusal or a failure, in OpenAI's shape."""
+    """Returns an error in OpenAI's format."""
     kinds = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error"}
     kind = kinds.get(status, "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": None, "code": None}}
