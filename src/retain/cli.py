@@ -40,6 +40,27 @@ TrustCode = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="Let the run's backbone run code of its own."),
 ]
+
+
+def _load_plugins(names: list[str] | None) -> list[str] | None:
+    """Imports the modules that the user named, before the command looks up any method."""
+    if names:
+        from retain.methods import load_plugins
+
+        load_plugins(names, Path())
+    return names
+
+
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin",
+        callback=_load_plugins,
+        envvar="RETAIN_PLUGINS",
+        help="A module or .py file that registers methods. It runs with your rights.",
+        metavar="MODULE",
+    ),
+]
 Single = Annotated[
     Path | None,
     typer.Option("--single", help="A pertask run on the same test data, for forward transfer."),
@@ -72,6 +93,7 @@ def run(
         list[str] | None,
         typer.Option("--set", help="Change a field: --set training.max_steps=50.", metavar="A.B=C"),
     ] = None,
+    plugins: Plugins = None,
 ) -> None:
     """Learn a stream of tasks, scoring all tasks so far after each."""
     from retain.experiment.config import read_experiment
@@ -110,6 +132,7 @@ def learn(
         ),
     ] = None,
     trust_remote_code: TrustCode = False,
+    plugins: Plugins = None,
 ) -> None:
     """Add tomorrow's task to a finished run."""
     from retain.experiment.config import TaskConfig
@@ -136,6 +159,7 @@ def evaluate(
         typer.Option(help="Tasks of lm-eval instead, or YAML files of such.", metavar="A,B"),
     ] = None,
     trust_remote_code: TrustCode = False,
+    plugins: Plugins = None,
 ) -> None:
     """Answer every learned task's test examples again; nothing is written."""
     from retain.learner import Learner
@@ -171,6 +195,7 @@ def generate(
     task: Annotated[str | None, typer.Option(help="For methods that need the task.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per prompt.")] = False,
     trust_remote_code: TrustCode = False,
+    plugins: Plugins = None,
 ) -> None:
     """Answer prompts of any learned task."""
     from retain.learner import Learner
@@ -204,6 +229,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more get 429.")] = 64,
     trust_remote_code: TrustCode = False,
+    plugins: Plugins = None,
 ) -> None:
     """Answer OpenAI's /v1/chat/completions over HTTP; a page at / tries it.
 
@@ -231,6 +257,7 @@ def report(
     as_markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the tables as Markdown.")
     ] = False,
+    plugins: Plugins = None,
 ) -> None:
     """Print the scores and write one self-contained HTML page."""
     from retain.report import markdown, matrices_png, render, summarise
@@ -265,6 +292,7 @@ def inspect(
         str | None,
         typer.Option(help="Task to show in detail (AM-LoRA: by layer); default: the newest."),
     ] = None,
+    plugins: Plugins = None,
 ) -> None:
     """Show what the run's method attends to, such as blocks or heads, and its pseudo-samples."""
     from retain.report.sections import require_sections, section_tables, write_png
@@ -283,7 +311,10 @@ def inspect(
 
 
 @app.command()
-def verify(run: Run) -> None:
+def verify(
+    run: Run,
+    plugins: Plugins = None,
+) -> None:
     """Read and check every file of a run."""
     from retain.learner.stream import complaints
     from retain.runs.results import open_run
@@ -307,6 +338,7 @@ def export(
         typer.Option(help="Merge blocks with fixed weights.", metavar="TASK=WEIGHT"),
     ] = None,
     trust_remote_code: TrustCode = False,
+    plugins: Plugins = None,
 ) -> None:
     """Write a run's blocks as PEFT adapters, or one merged model, with a model card."""
     from retain.export import export as write
@@ -331,6 +363,7 @@ def check(
     points: Annotated[
         float, typer.Option("--max-forgetting", help="Points that a task may lose.", min=0)
     ],
+    plugins: Plugins = None,
 ) -> None:
     """Exit with status 1 if a task has lost more than --max-forgetting points: for CI."""
     from retain.metrics.continual import points_lost
@@ -351,6 +384,7 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(help="Finished runs; the first is the base.")],
     table: Annotated[Path | None, typer.Option("--csv", help="Also write a line a run.")] = None,
     page: Annotated[Path | None, typer.Option("--html", help="Also write the tables.")] = None,
+    plugins: Plugins = None,
 ) -> None:
     """Methods side by side over seeds and orders, and what one has over the other."""
     from retain.report import compare as comparison
@@ -372,6 +406,7 @@ def compare(
 def rollback(
     run: Run,
     task: Annotated[str, typer.Option("--to", help="The last task to keep.", metavar="TASK")],
+    plugins: Plugins = None,
 ) -> None:
     """Delete every task learned after TASK, for good; impossible where whole models learn."""
     from retain.learner.stream import roll_back
@@ -381,12 +416,18 @@ def rollback(
 
 
 @app.command()
-def methods() -> None:
+def methods(plugins: Plugins = None) -> None:
     """List the methods: what each needs, its idea, and what it stores per task."""
-    from retain.methods import METHODS
+    from retain.methods import find, list_methods
 
     table = Table("method", "needs", "idea", "stores per task", box=SIMPLE_HEAD)
-    for name, method in sorted(METHODS.items()):
+    for name in list_methods():
+        try:
+            method = find(name)
+        except RetainError as error:
+            table.add_row(name, "", f"error: {error}", "")
+            continue
+        assert method is not None
         traits = method.traits
         needs = {"task name": traits.needs_task_id, "old data": traits.needs_old_data}
         words = ", ".join(need for need, needed in needs.items() if needed)

@@ -26,8 +26,18 @@ from retain.backbone import BackboneConfig, PromptConfig
 from retain.errors import RetainError, first_line
 from retain.evaluation.answers import EvaluationConfig
 from retain.experiment.validation import UnknownFieldError, check, set_field
-from retain.methods import METHODS, Method, MethodConfig, list_methods
+from retain.methods import (
+    Method,
+    MethodConfig,
+    find,
+    is_installed,
+    list_methods,
+    load_plugins,
+    source_of,
+)
 from retain.metrics.text import METRICS
+from retain.runs.environment import PLUGIN
+from retain.runs.records import ENVIRONMENT, read_record
 from retain.system.files import parse_yaml, read_text
 from retain.training.config import TrainingConfig
 
@@ -80,6 +90,7 @@ class ExperimentConfig(BaseModel):
 
     `order` says which of `tasks` is learned first, second, …, by their numbers from 1, or
     `reversed`. The checked experiment has its tasks in that order, and `order` is null.
+    `plugins` are modules that register methods, beside the file or on Python's path.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -91,6 +102,7 @@ class ExperimentConfig(BaseModel):
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     prompt: PromptConfig = Field(default_factory=PromptConfig)
+    plugins: list[str] = Field(default_factory=list)
     seed: NonNegativeInt = Field(default=0, lt=2**32)
     output: str | None = Field(default=None, min_length=1)
 
@@ -139,12 +151,13 @@ def check_method(choice: Mapping[str, Any], where: str) -> tuple[str, MethodConf
     """The method's name and its checked options."""
     options = dict(choice)
     name = options.pop("name", None)
-    if not isinstance(name, str) or name not in METHODS:
+    method = find(name) if isinstance(name, str) else None
+    if method is None:
         raise RetainError(
             f"{where}: field 'method.name': no method {reprlib.repr(name)}; "
             f"choose one of {', '.join(list_methods())}"
         )
-    return name, check(METHODS[name].Config, options, where, "method.")
+    return name, check(method.Config, options, where, "method.")
 
 
 def stored_experiment(
@@ -158,13 +171,36 @@ def stored_experiment(
     """
     try:
         experiment = check(ExperimentConfig, values, str(path))
-        name, _ = check_method(experiment.method, str(path))
+        method = find(str(experiment.method.get("name")))
+        if method is None:
+            raise RetainError(_without_method(experiment, path))
+        check_method(experiment.method, str(path))
     except UnknownFieldError as error:
         raise RetainError(
             f"{path}: written by another version of retain (unknown field '{error.field}'); use "
             "that version, or start another run"
         ) from None
-    return experiment, METHODS[name]
+    return experiment, method
+
+
+def _without_method(experiment: ExperimentConfig, path: Path) -> str:
+    """Says which plugin or package a run's method needs: a run never imports one by itself."""
+    name = reprlib.repr(experiment.method.get("name"))
+    if experiment.plugins:
+        modules = " ".join(f"--plugin {module}" for module in experiment.plugins)
+        return (
+            f"{path}: the method {name} comes with a plugin, which may run any code; if you trust "
+            f"it, add {modules} (in Python: import it first)"
+        )
+    stored = read_record(dict[str, str], path.parent / ENVIRONMENT)
+    packages = [
+        f"{key.removeprefix(PLUGIN)} {value}"
+        for key, value in stored.items()
+        if key.startswith(PLUGIN)
+    ]
+    if packages:
+        return f"{path}: the method {name} comes with a package; install {' or '.join(packages)}"
+    return f"{path}: no method {name}; choose one of {', '.join(list_methods())}"
 
 
 def resolved(experiment: ExperimentConfig) -> ExperimentConfig:
@@ -172,7 +208,11 @@ def resolved(experiment: ExperimentConfig) -> ExperimentConfig:
     defaults of a later version."""
     name, options = check_method(experiment.method, "method")
     method = {"name": name, **options.model_dump(mode="json")}
-    return experiment.model_copy(update={"method": method})
+    plugins = list(experiment.plugins)
+    source = source_of(name)
+    if source is not None and source not in plugins and not is_installed(name):
+        plugins.append(source)
+    return experiment.model_copy(update={"method": method, "plugins": plugins})
 
 
 def read_experiment(path: Path, changes: Iterable[str] = ()) -> ExperimentConfig:
@@ -194,6 +234,7 @@ def read_experiment(path: Path, changes: Iterable[str] = ()) -> ExperimentConfig
     for change in changes:
         set_field(values, change)
     experiment = check(ExperimentConfig, values, str(path))
+    load_plugins(experiment.plugins, path.parent)
     check_method(experiment.method, str(path))
     return experiment
 
@@ -221,7 +262,7 @@ def refuse_changes(
     for part, field in FREE:
         del old[part][field], new[part][field]
     for values in (old, new):
-        del values["output"]
+        del values["output"], values["plugins"]
         values["tasks"] = dict(enumerate(values["tasks"][:learned]))
     differences = _differences(old, new)
     if differences:

@@ -30,7 +30,7 @@ from retain.learner.check_examples import check_examples
 from retain.learner.check_resources import check_room
 from retain.learner.lesson import Lesson, Seeds
 from retain.learner.score_row import score_row
-from retain.methods import METHODS
+from retain.methods import find
 from retain.methods.base import TaskContext
 from retain.runs import results
 from retain.runs.checkpoints import take_up
@@ -227,7 +227,9 @@ class Learner:
             for news in filter(None, (told, changes(stored))):
                 self.progress.message(news)
         transformers.set_seed(experiment.seed)
-        self.method = METHODS[name](self.backbone, options)
+        method = find(name)
+        assert method is not None  # check_method has found it
+        self.method = method(self.backbone, options)
 
     # -- learning
 

@@ -1,7 +1,7 @@
 """The methods by name. A new one is a file and a line here; the contract tests then cover it."""
 
 from retain.methods.amlora import AmLora
-from retain.methods.base import Method, MethodConfig, ParamGroup, Phase
+from retain.methods.base import Method, MethodConfig, ParamGroup, Phase, TaskContext, Traits
 from retain.methods.derpp import DerPp
 from retain.methods.ewc import Ewc
 from retain.methods.inclora import IncLora
@@ -12,13 +12,22 @@ from retain.methods.multitask import MultiTask
 from retain.methods.olora import OLora
 from retain.methods.pertask import PerTask
 from retain.methods.progprompt import ProgPrompt
+from retain.methods.registry import (
+    METHODS,
+    find,
+    is_installed,
+    list_methods,
+    load_plugins,
+    register,
+    source_of,
+)
 from retain.methods.replay import Replay
 from retain.methods.sapt import Sapt, SaptPrompt
 from retain.methods.seekr import Seekr
 from retain.methods.seqft import SeqFt
 from retain.methods.seqlora import SeqLora
 
-METHODS: dict[str, type[Method]] = {
+BUILT_IN: dict[str, type[Method]] = {
     "sapt": Sapt,
     "sapt-prompt": SaptPrompt,
     "amlora": AmLora,
@@ -37,16 +46,24 @@ METHODS: dict[str, type[Method]] = {
     "pertask": PerTask,
     "multitask": MultiTask,
 }
+"""retain's own."""
 
+for _name, _method in BUILT_IN.items():
+    register(_name)(_method)
 
-def list_methods() -> list[str]:
-    """Names that `method.name` takes."""
-    return sorted(METHODS)
-
-
-def find(name: str) -> type[Method] | None:
-    """The method of a name; None for one that is not installed here."""
-    return METHODS.get(name)
-
-
-__all__ = ["METHODS", "Method", "MethodConfig", "ParamGroup", "Phase", "find", "list_methods"]
+__all__ = [
+    "BUILT_IN",
+    "METHODS",
+    "Method",
+    "MethodConfig",
+    "ParamGroup",
+    "Phase",
+    "TaskContext",
+    "Traits",
+    "find",
+    "is_installed",
+    "list_methods",
+    "load_plugins",
+    "register",
+    "source_of",
+]

@@ -33,9 +33,15 @@ INCIDENTAL = ("transformers_version", "architectures", "dtype", "torch_dtype", "
 """Fields of a model's config that change with the way it is loaded or saved."""
 
 
+PLUGIN = "plugin "
+PLUGINS: dict[str, str] = {}
+"""By `PLUGIN` and name, the plugins that were loaded: a package's version, or a module's checksum."""
+
+
 def versions() -> dict[str, str]:
-    """Of Python and of the libraries that numbers depend on."""
-    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+    """The versions of Python, of the libraries that numbers depend on, and of loaded plugins."""
+    libraries = {name: version(name) for name in LIBRARIES}
+    return {"python": platform.python_version(), **libraries, **PLUGINS}
 
 
 def fingerprint(model: nn.Module) -> str:

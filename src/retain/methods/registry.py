@@ -1,0 +1,183 @@
+"""The methods by name: retain's own, those of installed packages, and those of named plugins.
+
+An installed package names its methods under the entry-point group `retain.methods`. A plugin is a
+module that registers methods when it is imported; only one that the user names is imported, never
+one that a run or an experiment of somebody else asks for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TypeVar
+
+from retain.errors import RetainError, first_line
+from retain.methods.base import Method
+from retain.runs.environment import PLUGIN, PLUGINS
+from retain.system.files import checksum
+
+GROUP = "retain.methods"
+"""The entry-point group: `name = "package.module:Class"`."""
+
+METHODS: dict[str, type[Method]] = {}
+"""The methods that were registered; those of installed packages are when they are asked for."""
+
+_SOURCES: dict[str, str] = {}
+"""The plugin or package of each method that is not retain's own."""
+
+MethodClass = TypeVar("MethodClass", bound=type[Method])
+
+
+def register(name: str) -> Callable[[MethodClass], MethodClass]:
+    """Registers a method class under a name: `@register("mine")` above the class.
+
+    Raises:
+        RetainError: when the name is taken by another class.
+    """
+
+    def add(method: MethodClass) -> MethodClass:
+        _add(name, method, method.__module__)
+        return method
+
+    return add
+
+
+def _add(name: str, method: type[Method], source: str) -> None:
+    known = METHODS.get(name)
+    if known is not None and _identity(known) != _identity(method):
+        raise RetainError(
+            f"{source}: registers the method '{name}', which {_SOURCES.get(name, 'retain')} has "
+            "registered already; give it another name"
+        )
+    METHODS[name] = method
+    if not source.startswith("retain."):
+        _SOURCES[name] = source
+        file = inspect.getsourcefile(method)  # none for a class typed into an interpreter
+        if file is not None and Path(file).is_file():
+            PLUGINS[f"{PLUGIN}{source}"] = checksum(Path(file))[:16]
+
+
+def _identity(method: type[Method]) -> tuple[str, str]:
+    """What stays the same when a module, or a notebook's cell, is run again."""
+    return method.__module__, method.__qualname__
+
+
+def load_plugins(names: Iterable[str], beside: Path) -> None:
+    """Imports modules that register methods.
+
+    Args:
+        names: a module's name, such as `pulled` or `package.module`, or the path of a .py file.
+        beside: a folder that is looked in first.
+
+    Raises:
+        RetainError: when there is no such module, it cannot be imported, or registers no method.
+    """
+    for name in names:
+        folder, module = beside, name
+        if name.endswith(".py"):
+            file = beside / Path(name).expanduser()
+            if not file.is_file():
+                raise RetainError(f"plugin {file}: no such file; check the path")
+            folder, module = file.parent, file.stem
+        _import(module, folder.resolve())
+
+
+def _import(module: str, folder: Path) -> None:
+    if module in _SOURCES.values():
+        return
+    before = dict(METHODS)
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        _forget(before)
+        sys.modules.pop(module, None)
+        if isinstance(error, RetainError):
+            raise
+        if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
+            raise RetainError(
+                f"plugin '{module}': no such module in {folder} or among the installed ones; name "
+                "a module or a .py file"
+            ) from None
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise RetainError(
+            f"plugin '{module}': cannot be imported ({type(error).__name__}: {first_line(error)}, "
+            f"{where.filename}, line {where.lineno}); correct it"
+        ) from error
+    finally:
+        sys.path.remove(str(folder))
+    new = METHODS.keys() - before.keys()
+    if not new:
+        raise RetainError(
+            f"plugin '{module}': registers no method; write @register(\"name\") from "
+            "retain.methods above its class"
+        )
+    for name in new:
+        _SOURCES[name] = module
+
+
+def _forget(before: dict[str, type[Method]]) -> None:
+    """Leaves no method of a plugin that failed half-way."""
+    for name in METHODS.keys() - before.keys():
+        del METHODS[name]
+        _SOURCES.pop(name, None)
+
+
+def find(name: str) -> type[Method] | None:
+    """Returns the method of a name, of an installed package too; None where there is none.
+
+    Raises:
+        RetainError: when its package cannot be imported, or two packages claim the name.
+    """
+    installed = [point for point in _entry_points() if point.name == name]
+    if installed and (name not in METHODS or _SOURCES.get(name) != _package(installed[0])):
+        for point in installed:
+            _load(point)
+    return METHODS.get(name)
+
+
+def _load(point: EntryPoint) -> None:
+    package = _package(point)
+    try:
+        method = point.load()
+    except Exception as error:
+        raise RetainError(
+            f"package {package}: its method '{point.name}' cannot be imported "
+            f"({type(error).__name__}: {first_line(error)}); repair or uninstall the package"
+        ) from error
+    if not (isinstance(method, type) and issubclass(method, Method)):
+        raise RetainError(
+            f"package {package}: its entry point '{point.name}' is no retain method but "
+            f"{method!r}; repair or uninstall the package"
+        )
+    _add(point.name, method, package)
+    PLUGINS[f"{PLUGIN}{package}"] = point.dist.version if point.dist else ""
+
+
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else point.module
+
+
+def _entry_points() -> Iterable[EntryPoint]:
+    return entry_points(group=GROUP)
+
+
+def list_methods() -> list[str]:
+    """Names that `method.name` takes, those of installed packages included."""
+    return sorted({*METHODS, *(point.name for point in _entry_points())})
+
+
+def source_of(name: str) -> str | None:
+    """The plugin or package that a method comes from; None for retain's own."""
+    return _SOURCES.get(name)
+
+
+def is_installed(name: str) -> bool:
+    """Whether a method comes from an installed package, which needs no `--plugin`."""
+    return any(point.name == name for point in _entry_points())
