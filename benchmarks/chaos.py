@@ -24,8 +24,8 @@ from tempfile import TemporaryDirectory
 import torch
 import transformers
 
+from retain.testing.tiny import OPTIONS, TRAINING, read_files, save_backbone
 from tests.command import call, settings, write_settings, write_tasks
-from tests.tiny import OPTIONS, TRAINING, read_files, save_backbone
 
 METHODS = ("sapt", "seekr", "amlora", "replay")
 TASKS = ("copy", "constant", "letter")

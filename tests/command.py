@@ -14,7 +14,7 @@ import yaml
 
 from retain.cli import main
 from retain.system.files import write_jsonl
-from tests.tiny import make_task
+from retain.testing.tiny import make_task
 
 
 class Called(NamedTuple):

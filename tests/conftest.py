@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from retain.testing.tiny import save_backbone
 from tests.command import call, settings, write_settings, write_tasks
-from tests.tiny import save_backbone
 
 
 @pytest.fixture(scope="session", autouse=True)

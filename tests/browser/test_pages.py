@@ -19,8 +19,8 @@ import pytest
 
 from retain.learner import Learner
 from retain.report import render, summarise
+from retain.testing.tiny import make_learner, make_task, prompts_of
 from tests.browser.driver import Browser, browser
-from tests.tiny import make_learner, make_task, prompts_of
 
 LONG = "task1687_sentiment140_classification"
 TASKS = [make_task("copy"), replace(make_task("constant"), name=LONG), make_task("letter")]

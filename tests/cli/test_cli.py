@@ -21,8 +21,8 @@ import yaml
 from retain.methods import METHODS
 from retain.runs.directory import RunDirectory
 from retain.system.files import write_json
+from retain.testing.tiny import OPTIONS, make_task, read_files
 from tests.command import call, settings, write_settings, write_tasks
-from tests.tiny import OPTIONS, make_task, read_files
 
 ODD = "[red] 任务/1"
 SAPT = {"name": "sapt", "rank": 2, **OPTIONS["sapt"]}

@@ -25,8 +25,8 @@ from retain.report.compare import (
     why_no_pair,
 )
 from retain.runs import results
+from retain.testing.tiny import make_backbone, make_learner, make_task
 from tests.command import call
-from tests.tiny import make_backbone, make_learner, make_task
 
 
 def entry(

@@ -17,8 +17,8 @@ from retain.backbone import Backbone
 from retain.export import export
 from retain.learner import Learner
 from retain.tasks import Example
+from retain.testing.tiny import make_backbone, make_learner, make_task, save_backbone
 from tests.command import call
-from tests.tiny import make_backbone, make_learner, make_task, save_backbone
 
 FIRST, SECOND = make_task("copy"), make_task("constant")
 

@@ -28,8 +28,8 @@ from retain.runs.directory import RunDirectory
 from retain.runs.results import open_run, read_required
 from retain.runs.sections import Grid
 from retain.system.files import write_json
+from retain.testing.tiny import make_backbone, make_learner, make_task
 from tests.command import call, refused
-from tests.tiny import make_backbone, make_learner, make_task
 
 PICTURE = ("inspect", "run", "--picture", "heads.png")
 T5 = [

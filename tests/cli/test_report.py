@@ -34,7 +34,7 @@ from retain.report.sections import section_tables
 from retain.report.summary import Examined
 from retain.report.tables import cost_table, standings_table
 from retain.runs.results import TaskCost
-from tests.tiny import EVALUATION, TRAINING, make_backbone, make_task
+from retain.testing.tiny import EVALUATION, TRAINING, make_backbone, make_task
 
 ODD = '<b>&"任务'
 

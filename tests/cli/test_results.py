@@ -23,9 +23,9 @@ from retain.errors import RetainError
 from retain.methods.amlora.diagnostics import GATES
 from retain.system.files import read_json, read_jsonl, write_jsonl
 from retain.tasks import Example, Task
+from retain.testing.runs import KilledError, Record, content
+from retain.testing.tiny import WORDS, make_backbone, make_task
 from tests.command import Called, check, settings, snapshot, write_settings
-from tests.runs import KilledError, Record, content
-from tests.tiny import WORDS, make_backbone, make_task
 
 ROOT = Path(__file__).parents[2]
 CONFIG = "configs/paper/exp.yaml"

@@ -27,8 +27,8 @@ from retain.learner import Answer, Learner
 from retain.serve.app import MAX_BODY, create_app
 from retain.serve.batcher import Batcher, Job
 from retain.tasks import Example
+from retain.testing.tiny import make_backbone, make_learner, make_task, prompts_of, save_backbone
 from tests.command import call
-from tests.tiny import make_backbone, make_learner, make_task, prompts_of, save_backbone
 
 TASKS = (make_task("copy"), make_task("letter"))
 PROMPTS = prompts_of(*TASKS)

@@ -14,9 +14,9 @@ from tensorboardX.proto.event_pb2 import Event
 
 from retain.errors import RetainError
 from retain.learner import Learner
+from retain.testing.tiny import make_backbone, make_learner, make_task, read_files
 from retain.training.config import TrainingConfig
 from tests.command import call, settings, write_settings, write_tasks
-from tests.tiny import make_backbone, make_learner, make_task, read_files
 
 
 def scalars(folder: Path) -> dict[tuple[str, int], float]:

@@ -23,8 +23,15 @@ from retain.learner import Learner
 from retain.report.ability import General, general_table
 from retain.system.files import write_jsonl
 from retain.system.progress import Progress
+from retain.testing.tiny import (
+    EVALUATION,
+    TRAINING,
+    VARIANTS,
+    make_backbone,
+    make_learner,
+    make_task,
+)
 from tests.command import call
-from tests.tiny import EVALUATION, TRAINING, VARIANTS, make_backbone, make_learner, make_task
 
 PAIRS = [
     ("the ant is", " red"),

@@ -22,7 +22,7 @@ from retain.methods.progprompt import ProgPrompt, ProgPromptConfig
 from retain.methods.shared.lora import LoraMethodConfig
 from retain.system.files import read_jsonl
 from retain.tasks import Example
-from tests.tiny import context_of, make_backbone, make_learner, make_task
+from retain.testing.tiny import context_of, make_backbone, make_learner, make_task
 
 FIRST, SECOND, THIRD = make_task("copy"), make_task("constant"), make_task("letter")
 

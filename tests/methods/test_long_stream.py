@@ -11,8 +11,8 @@ from torch import Tensor
 
 from retain.layers.pooled_linear import PooledLinear
 from retain.learner import Learner
-from tests.runs import KilledError, Record, content
-from tests.tiny import make_backbone, make_learner, make_task
+from retain.testing.runs import KilledError, Record, content
+from retain.testing.tiny import make_backbone, make_learner, make_task
 
 NAMES = ("copy", "constant", "letter")
 TASKS = [*map(make_task, NAMES), replace(make_task("copy"), name="again")]

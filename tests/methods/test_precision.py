@@ -18,7 +18,7 @@ from retain.methods import METHODS
 from retain.methods.shared.weights import MODEL
 from retain.runs import results
 from retain.system.files import read_jsonl
-from tests.tiny import make_backbone, make_learner, make_task, prompts_of
+from retain.testing.tiny import make_backbone, make_learner, make_task, prompts_of
 
 ROUTED = ("sapt", "amlora", "seekr")
 WHOLE = [name for name, method in METHODS.items() if MODEL in method.traits.latest_only]

@@ -27,8 +27,8 @@ from retain.metrics.generated import (
 )
 from retain.report import render, summarise
 from retain.runs import results
+from retain.testing.tiny import EVALUATION, OPTIONS, TRAINING, make_backbone, make_task
 from tests.command import call
-from tests.tiny import EVALUATION, OPTIONS, TRAINING, make_backbone, make_task
 
 TEXTS = st.lists(st.text("ab \n", min_size=1).filter(str.strip), min_size=1, max_size=12)
 

@@ -14,7 +14,7 @@ from retain.backbone import Backbone, Features
 from retain.learner import Learner
 from retain.methods.seekr.heads import Measure, importance, normalised, select, sensitivity
 from retain.methods.seekr.method import Seekr, SeekrConfig, budget
-from tests.tiny import ENCODED, KINDS, make_backbone, make_learner, make_task
+from retain.testing.tiny import ENCODED, KINDS, make_backbone, make_learner, make_task
 
 FIRST, SECOND = make_task("copy"), make_task("letter")
 

@@ -15,8 +15,15 @@ from retain.learner import Learner
 from retain.runs import results
 from retain.system.files import read_json, read_jsonl
 from retain.tasks import Task
+from retain.testing.tiny import (
+    EVALUATION,
+    TRAINING,
+    make_backbone,
+    make_learner,
+    make_task,
+    save_backbone,
+)
 from tests.command import call, settings, write_settings, write_tasks
-from tests.tiny import EVALUATION, TRAINING, make_backbone, make_learner, make_task, save_backbone
 
 FIRST, SECOND, THIRD = make_task("copy"), make_task("constant"), make_task("letter")
 USUAL = EVALUATION["max_new_tokens"]

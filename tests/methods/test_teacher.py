@@ -26,9 +26,16 @@ from retain.methods.shared.teacher import (
     squared_error,
     stacked,
 )
+from retain.testing.runs import Record
+from retain.testing.tiny import (
+    ENCODED,
+    context_of,
+    make_backbone,
+    make_learner,
+    make_task,
+    read_files,
+)
 from retain.training.parameters import release
-from tests.runs import Record
-from tests.tiny import ENCODED, context_of, make_backbone, make_learner, make_task, read_files
 
 FIRST, SECOND, THIRD = make_task("copy"), make_task("constant"), make_task("letter")
 FULL = {"top_k": None, "dtype": "float32"}

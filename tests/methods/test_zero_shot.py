@@ -7,7 +7,7 @@ import pytest
 
 from retain.errors import RetainError
 from retain.learner import Learner
-from tests.tiny import TRAINING, make_backbone, make_task
+from retain.testing.tiny import TRAINING, make_backbone, make_task
 
 
 @pytest.mark.parametrize(("method", "measured"), [("seqlora", True), ("pertask", False)])

@@ -16,9 +16,9 @@ from retain.backbone import Batch
 from retain.errors import RetainError
 from retain.learner import Learner
 from retain.tasks import Task
+from retain.testing.runs import KIND, KilledError, Record
+from retain.testing.tiny import make_backbone, make_learner, make_task
 from retain.training.phase import Phase
-from tests.runs import KIND, KilledError, Record
-from tests.tiny import make_backbone, make_learner, make_task
 
 FIRST = make_task("copy")
 

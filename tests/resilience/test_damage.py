@@ -11,9 +11,9 @@ from pathlib import Path, PurePath
 import pytest
 
 from retain.runs.results import open_run
+from retain.testing.runs import FIRST, KIND, SECOND, KilledError, Record, carry_on, content
+from retain.testing.tiny import OPTIONS, make_backbone, make_learner, read_files
 from tests.command import call, settings, write_settings, write_tasks
-from tests.runs import FIRST, KIND, SECOND, KilledError, Record, carry_on, content
-from tests.tiny import OPTIONS, make_backbone, make_learner, read_files
 
 METHODS = ("sapt", "seekr", "amlora")
 COMMANDS = {

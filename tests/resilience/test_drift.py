@@ -18,8 +18,15 @@ from retain.learner.stream import complaints, learn_stream, roll_back
 from retain.runs import environment
 from retain.runs.environment import fingerprint, fingerprints
 from retain.runs.results import open_run
-from tests.runs import Record
-from tests.tiny import KINDS, TRAINING, make_backbone, make_learner, make_task, save_backbone
+from retain.testing.runs import Record
+from retain.testing.tiny import (
+    KINDS,
+    TRAINING,
+    make_backbone,
+    make_learner,
+    make_task,
+    save_backbone,
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from retain.testing.runs import content
+from retain.testing.tiny import OPTIONS, TRAINING
 from tests.command import Called, call, settings, write_settings, write_tasks
-from tests.runs import content
-from tests.tiny import OPTIONS, TRAINING
 
 METHODS = ("sapt",)
 

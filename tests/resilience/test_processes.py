@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load
 
 from retain.methods.seekr import Seekr
+from retain.testing.tiny import VARIANTS, make_backbone, make_learner, make_task, read_files
 from tests.command import call, settings, write_settings, write_tasks
-from tests.tiny import VARIANTS, make_backbone, make_learner, make_task, read_files
 
 NAMES = ("copy", "constant")
 

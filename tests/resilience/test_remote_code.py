@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import dynamic_module_utils
 
+from retain.testing.tiny import save_backbone
 from tests.command import call, check, settings, snapshot, write_settings, write_tasks
-from tests.tiny import save_backbone
 
 CODE = """
 from pathlib import Path

@@ -14,7 +14,7 @@ from transformers import (
 
 from retain.errors import RetainError
 from retain.layers.attention_capture import AttentionCapture, Wanted, squared_gradient
-from tests.tiny import KINDS, make_backbone
+from retain.testing.tiny import KINDS, make_backbone
 
 
 def bert() -> PreTrainedModel:

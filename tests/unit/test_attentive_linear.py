@@ -22,7 +22,7 @@ from retain.layers.attentive_linear import (
 )
 from retain.methods.amlora.method import SELECTOR, AmLora, AmLoraConfig
 from retain.system.files import read_tensors
-from tests.tiny import context_of, make_backbone, make_task
+from retain.testing.tiny import context_of, make_backbone, make_task
 
 SCALE = 1.7
 

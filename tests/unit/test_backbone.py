@@ -9,7 +9,7 @@ import torch
 
 from retain.backbone import Backbone, BackboneConfig, PromptConfig, load_backbone
 from retain.errors import RetainError
-from tests.tiny import KINDS, make_backbone, make_task, save_backbone
+from retain.testing.tiny import KINDS, make_backbone, make_task, save_backbone
 
 TASK = make_task("copy")
 

@@ -16,7 +16,7 @@ from benchmarks.seekr_step import Bench
 from benchmarks.shift import reworded, shifted
 from retain.runs import results
 from retain.tasks import Example, Task
-from tests.tiny import make_backbone, make_learner, make_task
+from retain.testing.tiny import make_backbone, make_learner, make_task
 
 
 def test_seekr_and_eager_attention_take_the_same_loss(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from retain.errors import RetainError
 from retain.evaluation.answers import EvaluationConfig
 from retain.learner.check_examples import check_examples
 from retain.tasks import Example, Task
-from tests.tiny import make_backbone, make_task
+from retain.testing.tiny import make_backbone, make_task
 
 TASK = make_task("copy")  # a token a character; every prompt is longer than 16
 

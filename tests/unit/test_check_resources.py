@@ -16,9 +16,9 @@ from retain.methods import METHODS
 from retain.methods.base import Footprint, Traits, bytes_of
 from retain.system.files import write_jsonl
 from retain.tasks import Example
+from retain.testing.runs import Record
+from retain.testing.tiny import make_backbone, make_learner, make_task
 from retain.training.config import TrainingConfig
-from tests.runs import Record
-from tests.tiny import make_backbone, make_learner, make_task
 
 FIRST = make_task("copy")
 

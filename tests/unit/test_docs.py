@@ -17,7 +17,7 @@ from retain.cli import app
 from retain.experiment.config import check_method, read_experiment
 from retain.methods import METHODS
 from retain.system.files import write_jsonl
-from tests.tiny import make_task
+from retain.testing.tiny import make_task
 
 ROOT = Path(__file__).parents[2]
 LOG = ROOT / "docs" / "experiments"  # commands as they were run on their day

@@ -14,11 +14,11 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from retain.errors import RetainError, StoppedError
 from retain.experiment.config import ExperimentConfig, refuse_changes
 from retain.learner import Learner
+from retain.testing.runs import content
+from retain.testing.tiny import make_backbone, make_learner, make_task
 from retain.training import extra, fit
 from retain.training.config import TrainingConfig
 from retain.training.trainer import PRIVATE, PhaseTrainer
-from tests.runs import content
-from tests.tiny import make_backbone, make_learner, make_task
 
 NAMES = {field.name for field in dataclasses.fields(TrainingArguments)}
 FIELDS = set(TrainingConfig.model_fields)

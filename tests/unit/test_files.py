@@ -10,7 +10,7 @@ import torch
 
 from retain.errors import RetainError
 from retain.system import files
-from tests.tiny import read_files
+from retain.testing.tiny import read_files
 
 
 def test_written_values_read_back(tmp_path: Path) -> None:

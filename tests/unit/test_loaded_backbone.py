@@ -14,7 +14,7 @@ from retain.backbone import PromptConfig
 from retain.errors import RetainError
 from retain.learner import Learner
 from retain.tasks import Example
-from tests.tiny import EVALUATION, TRAINING, make_learner, make_task, prompts_of
+from retain.testing.tiny import EVALUATION, TRAINING, make_learner, make_task, prompts_of
 
 Folder = Callable[[str], Path]
 COPY, CONSTANT = make_task("copy"), make_task("constant")

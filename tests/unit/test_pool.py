@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from retain.errors import RetainError
 from retain.layers.pooled_linear import LoraPool, Mixture, PooledLinear
-from tests.tiny import make_backbone
+from retain.testing.tiny import make_backbone
 
 SCALE = 1.7
 

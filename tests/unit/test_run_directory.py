@@ -13,7 +13,7 @@ from retain.errors import RetainError
 from retain.runs import directory as store
 from retain.runs.directory import RunDirectory
 from retain.system import files
-from tests.tiny import read_files
+from retain.testing.tiny import read_files
 
 
 def make_run(path: Path, **texts: str) -> RunDirectory:

@@ -10,8 +10,8 @@ import pytest
 from retain.evaluation.answers import Evaluation
 from retain.learner import Learner
 from retain.tasks import Task
-from tests.runs import Record
-from tests.tiny import make_backbone, make_learner, make_task
+from retain.testing.runs import Record
+from retain.testing.tiny import make_backbone, make_learner, make_task
 
 FIRST, SECOND = make_task("copy"), make_task("constant")
 CHECKED = 2

@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import nn
 
 from retain.layers.soft_prompt import PromptPool
-from tests.tiny import KINDS, make_backbone, make_task
+from retain.testing.tiny import KINDS, make_backbone, make_task
 
 TASK = make_task("copy")
 

@@ -30,7 +30,7 @@ from retain.tasks.readers import (
     read_superni,
     read_trace,
 )
-from tests.tiny import make_backbone
+from retain.testing.tiny import make_backbone
 
 ROWS = [{"prompt": f"p{i}", "answer": f"a{i}"} for i in range(40)]
 EXAMPLES = [Example(f"p{i}", (f"a{i}",)) for i in range(40)]

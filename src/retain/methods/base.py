@@ -28,6 +28,7 @@ class MethodConfig(BaseModel):
     """Base of every method's options: unknown keys are refused, values are checked."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     @field_validator("*")
     @classmethod

@@ -11,7 +11,7 @@ import importlib
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TypeVar
@@ -113,13 +113,21 @@ def _import(module: str, folder: Path) -> None:
     finally:
         sys.path.remove(str(folder))
     new = METHODS.keys() - before.keys()
-    if not new:
+    for name in new:
+        _SOURCES[name] = module
+    if not new and not any(_load_all(module)):
         raise RetainError(
             f"plugin '{module}': registers no method; write @register(\"name\") from "
             "retain.methods above its class"
         )
-    for name in new:
-        _SOURCES[name] = module
+
+
+def _load_all(module: str) -> Iterator[str]:
+    """Registers the entry points that lie in a module or package; yields their names."""
+    for point in _entry_points():
+        if point.module == module or point.module.startswith(f"{module}."):
+            _load(point)
+            yield point.name
 
 
 def _forget(before: dict[str, type[Method]]) -> None:

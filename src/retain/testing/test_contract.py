@@ -23,8 +23,7 @@ from retain.methods import METHODS, Phase
 from retain.methods.amlora import AmLora
 from retain.system.files import read_json
 from retain.tasks import Task
-from retain.training.parameters import release
-from tests.tiny import (
+from retain.testing.tiny import (
     KINDS,
     VARIANTS,
     context_of,
@@ -34,6 +33,7 @@ from tests.tiny import (
     prompts_of,
     read_files,
 )
+from retain.training.parameters import release
 
 FIRST, SECOND, THIRD = make_task("copy"), make_task("constant"), make_task("letter")
 
@@ -119,9 +119,9 @@ def learned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     model, watch = learner.backbone.model, Watch()
     before = [(name, p, p.detach().clone()) for name, p in model.named_parameters()]
     phases = learner.method.phases
-    learner.method.phases = watch.wrap(model, phases)
+    vars(learner.method)["phases"] = watch.wrap(model, phases)
     learner.learn(SECOND)
-    learner.method.phases = phases
+    del vars(learner.method)["phases"]
     unreleased = [
         name for name, p, old in before if id(p) not in watch.released and not torch.equal(p, old)
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import string
 from collections.abc import Sequence
 from functools import cache
@@ -27,7 +28,7 @@ from transformers import (
 
 from retain.backbone import Backbone
 from retain.learner import Learner
-from retain.methods import METHODS
+from retain.methods import BUILT_IN, METHODS, load_plugins
 from retain.methods.base import TaskContext
 from retain.system.progress import Progress
 from retain.tasks import Example, Task
@@ -55,8 +56,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 """What makes a method small; one without an entry runs with its defaults."""
 
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    **{name: (name, OPTIONS.get(name, {})) for name in METHODS},
+OWN_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, OPTIONS.get(name, {})) for name in BUILT_IN},
     "sapt-sparse": (
         "sapt",
         {
@@ -92,7 +93,25 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "lwf-lora": ("lwf", {"tune": "lora"}),
     "ewc-lora": ("ewc", {"tune": "lora"}),
 }
-"""What the contract tests run: each method, and those whose options change what they train."""
+"""retain's methods, and with options that change what is trained."""
+
+
+def variants() -> dict[str, tuple[str, dict[str, Any]]]:
+    """The methods and options that the contract tests run: of RETAIN_PLUGINS, or retain's own."""
+    modules = os.environ.get("RETAIN_PLUGINS", "").split()
+    if not modules:
+        return OWN_VARIANTS
+    load_plugins(modules, Path())
+    names = [name for name in METHODS if name not in BUILT_IN]
+    presets = {
+        f"{name}-{preset}": (name, {"preset": preset})
+        for name in names
+        for preset in METHODS[name].Config.presets
+    }
+    return {**{name: (name, {}) for name in names}, **presets}
+
+
+VARIANTS = variants()
 
 TRAINING = {
     "max_steps": 3,  # two steps an epoch: the third is in the second epoch

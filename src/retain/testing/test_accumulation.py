@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from retain.tasks import Task
-from tests.tiny import VARIANTS, make_backbone, make_learner, make_task
+from retain.testing.tiny import VARIANTS, make_backbone, make_learner, make_task
 
 FAST = ("sapt", "seekr", "amlora", "ewc", "olora", "l2p", "derpp")
 """The kinds of terms that a loss may have."""

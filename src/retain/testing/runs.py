@@ -7,7 +7,7 @@ from pathlib import Path
 
 from retain.learner import Learner
 from retain.system.progress import Progress
-from tests.tiny import make_backbone, make_task, read_files
+from retain.testing.tiny import make_backbone, make_task, read_files
 
 KIND = "llama"
 FIRST, SECOND = make_task("copy"), make_task("constant")
