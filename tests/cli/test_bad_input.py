@@ -68,7 +68,7 @@ pytestmark = pytest.mark.usefixtures("place")
         (
             "training",
             {"lr_scheduler_type": "polynomial", "learning_rate": 1e-8},
-            ["field 'training': learning_rate (1e-08) has to be above 1e-07", "take linear"],
+            ["field 'training': learning_rate (1e-08) has to be above 1e-07", "use linear"],
         ),
         (
             "tasks.0.training",

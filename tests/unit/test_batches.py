@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retain.training.batches import Batches
-from retain.training.phase import Phase, Replay
+from retain.training.phase import Phase, ReplayRows
 
 
 def phase_of(rows: int, replayed: int = 0, every: int | None = None) -> Phase:
     row = {"input_ids": [1]}
-    replay = Replay([row] * replayed, every) if replayed else None
+    replay = ReplayRows([row] * replayed, every) if replayed else None
     return Phase("learn", [row] * rows, [], lambda batch: {}, replay=replay)
 
 

@@ -1,1 +1,1 @@
-"""One optimisation: what a method asks for, and how transformers' Trainer carries it out."""
+"""Training of one phase: what a method asks for, carried out by transformers' Trainer."""

@@ -1,4 +1,4 @@
-"""How a task is trained: checked settings, named as in transformers.TrainingArguments."""
+"""The settings of training, named as in transformers.TrainingArguments."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from retain.training.phase import MOST, Amount, Count
 from retain.training.trackers import Tracker
 
 POLYNOMIAL_END = 1e-7
-"""The rate at which transformers' polynomial schedule ends."""
+"""The learning rate at which transformers' polynomial schedule ends."""
 
 
 class TrainingConfig(BaseModel):
-    """How a task is trained: names and meanings are those of transformers.TrainingArguments.
+    """How a task is trained. Names and meanings are those of transformers.TrainingArguments.
 
     `extra` passes further names of it on to Trainer, those of `retain.training.extra.PASSED_ON`.
     """
@@ -33,7 +33,8 @@ class TrainingConfig(BaseModel):
     max_steps: int = -1  # −1 leaves it to num_train_epochs
     num_train_epochs: Amount = 3.0
     per_device_train_batch_size: Count = 8
-    gradient_accumulation_steps: Annotated[int, Field(gt=0, le=10**4)] = 1  # all read at once
+    # Bounded, since Trainer reads all micro-batches of a step before the first is computed.
+    gradient_accumulation_steps: Annotated[int, Field(gt=0, le=10**4)] = 1
     learning_rate: Amount = 1e-3
     lr_scheduler_type: Literal[
         "constant", "constant_with_warmup", "linear", "cosine", "polynomial"
@@ -74,7 +75,7 @@ class TrainingConfig(BaseModel):
         if self.lr_scheduler_type == "polynomial" and self.learning_rate <= POLYNOMIAL_END:
             raise ValueError(
                 f"learning_rate ({self.learning_rate}) has to be above {POLYNOMIAL_END}, where "
-                "lr_scheduler_type: polynomial ends; raise it, or take linear"
+                "lr_scheduler_type: polynomial ends; raise it, or use linear"
             )
         if options := self.extra.get("lr_scheduler_kwargs"):
             check_scheduler(self.lr_scheduler_type, self.learning_rate, options)

@@ -1,4 +1,4 @@
-"""Experiment trackers, through Trainer's own `report_to`: one tracker run per phase of a task."""
+"""Experiment trackers by Trainer's own `report_to`, with one tracker run per phase of a task."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from retain.errors import RetainError
 
 Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow"]
 PROJECT = "retain"
-"""Trackio's; wandb and MLflow take theirs from WANDB_PROJECT and MLFLOW_EXPERIMENT_NAME."""
+"""Trackio's project; wandb and MLflow read WANDB_PROJECT and MLFLOW_EXPERIMENT_NAME instead."""
 TENSORBOARD = "tensorboard"
 """The folder in a run for TensorBoard, unless TENSORBOARD_LOGGING_DIR names another."""
 
 
 @dataclass(frozen=True)
 class TrackedPhase:
-    """What trackers call a phase.
+    """The name of a phase in trackers.
 
     Attributes:
         run: the run's folder.
-        name: of task and phase, such as `01-tickets/2-learn`: they sort as they were learned.
+        name: of task and phase, such as `01-tickets/2-learn`, so that names sort in the order
+            learned.
     """
 
     run: Path
@@ -34,12 +35,12 @@ class TrackedPhase:
 
     @property
     def run_name(self) -> str:
-        """The tracker run's."""
+        """The name of the tracker run."""
         return f"{self.run.resolve().name}/{self.name}"
 
 
 def refuse_missing(trackers: Iterable[Tracker]) -> None:
-    """Raises RetainError for a tracker that is not installed, before anything is trained."""
+    """Raises a RetainError for a tracker that is not installed, before anything is trained."""
     installed = {
         "tensorboard": integrations.is_tensorboard_available,
         "trackio": integrations.is_trackio_available,
@@ -50,27 +51,27 @@ def refuse_missing(trackers: Iterable[Tracker]) -> None:
         if not installed[name]():
             raise RetainError(
                 f"training.report_to: {name} is not installed; install it (pip install {name}), or "
-                "leave it out: training.jsonl has the same log"
+                "remove it: training.jsonl has the same log"
             )
 
 
 @contextmanager
 def tracking(trainer: Trainer, phase: TrackedPhase) -> Iterator[None]:
-    """Gives a phase a run of its own in each of the trainer's trackers, and ends it."""
+    """Opens a run for a phase in each of the trainer's trackers, and ends it."""
     callbacks = trainer.callback_handler.callbacks
     for callback in callbacks:
         if isinstance(callback, TensorBoardCallback):
-            # Trainer's own place is among the checkpoints, which go when the task ends.
-            given = callback.logging_dir and Path(callback.logging_dir) / phase.run_name
-            callback.logging_dir = str(given or phase.run / TENSORBOARD / phase.name)
+            # Trainer's default lies among the checkpoints, which are deleted after the task.
+            chosen = callback.logging_dir and Path(callback.logging_dir) / phase.run_name
+            callback.logging_dir = str(chosen or phase.run / TENSORBOARD / phase.name)
     if not any(isinstance(callback, WandbCallback) for callback in callbacks):
         yield
         return
     import wandb
 
-    users = wandb.run  # one that is open already is the user's, and takes in all phases
+    users_run = wandb.run  # one that is open already is the user's, and gets all phases
     try:
         yield
     finally:
-        if users is None:
-            wandb.finish()  # or the next phase would go on in it, and its steps begin again
+        if users_run is None:
+            wandb.finish()  # else the next phase would log to it, with steps from 1 again
