@@ -17,7 +17,7 @@ from lm_eval.api.instance import Instance
 from torch.nn.functional import log_softmax
 
 from retain.backbone import Backbone
-from retain.harness.ability import _error, general_ability
+from retain.harness.ability import _standard_error, general_ability
 from retain.harness.model import Route, RoutedLM
 from retain.learner import Learner
 from retain.report.ability import General, general_table
@@ -254,10 +254,10 @@ def test_a_change_beside_its_error() -> None:
     rows = [{"doc_id": i, "filter": "none", "acc": float(i % 2)} for i in range(6)]
     other = [{**row, "acc": 1.0} for row in rows[::-1]]
     expected = stdev([1.0, 0.0] * 3) / 6**0.5
-    assert _error(rows, other, "acc,none", 0.5) == pytest.approx(expected)
-    assert _error(rows, other, "acc,none", 0.4) is None  # not what the metric is made of
-    assert _error(rows, other, "f1,none", 0.5) is None
-    assert _error(rows[:1], other[-1:], "acc,none", 1.0) is None
+    assert _standard_error(rows, other, "acc,none", 0.5) == pytest.approx(expected)
+    assert _standard_error(rows, other, "acc,none", 0.4) is None  # not what the metric is made of
+    assert _standard_error(rows, other, "f1,none", 0.5) is None
+    assert _standard_error(rows[:1], other[-1:], "acc,none", 1.0) is None
 
 
 def test_the_table() -> None:
@@ -284,9 +284,9 @@ def test_refusals(sapt: Learner, tmp_path: Path) -> None:
         ("", "--general: no task"),
         (
             "hellaswagg",
-            "--general hellaswagg: no such task; take a file, or a name that lm-eval knows",
+            "--general hellaswagg: no such file or task; use a task file, or a name that lm-eval",
         ),
-        (str(other), f"--general {other}: no such task"),
+        (str(other), f"--general {other}: no such file or task"),
         (str(broken), f"--general {broken}: cannot be read"),
     ):
         done = call("eval", sapt.run.path, "--general", given)

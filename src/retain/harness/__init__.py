@@ -1,1 +1,1 @@
-"""lm-evaluation-harness on a run: general ability outside of the stream."""
+"""lm-evaluation-harness on a run: general ability, outside of the stream."""

@@ -1,4 +1,4 @@
-"""General ability, by lm-evaluation-harness: tasks outside the stream, before it and now."""
+"""General ability: lm-evaluation-harness tasks, for the plain backbone and for the run's model."""
 
 from __future__ import annotations
 
@@ -29,69 +29,74 @@ def general_ability(
     progress: Progress,
     trust_remote_code: bool = False,
 ) -> list[General]:
-    """Asks tasks of the harness of a run's plain backbone, and of its model.
+    """Evaluates a run's plain backbone and its model on tasks of lm-evaluation-harness.
 
     Args:
         folder: the run directory.
-        names: of tasks, groups or tags of the harness, or YAML files of tasks of its kind.
-        limit: takes the first so many examples of each task.
-        progress: is told what happens.
+        names: names of the harness's tasks, groups or tags, or paths of its YAML task files.
+        limit: number of examples used from the start of each task; None for all.
+        progress: receives the progress of both evaluations.
         trust_remote_code: as in `Learner.load`.
 
+    Returns:
+        One result per task and metric.
+
     Raises:
-        RetainError: when the run cannot answer, needs the task's name, or a task cannot be read.
+        RetainError: if the run cannot answer, its method needs the task's name, or a task cannot be
+            read.
     """
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it speaks of settings of its own command
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns about its command's settings
     manager = _manager(names)
     learner = Learner.load(folder, progress, trust_remote_code=trust_remote_code)
     learner.refuse_unready()
     if learner.method.traits.needs_task_id:
         raise RetainError(
-            f"{folder}: its method needs the task's name at inference, and none of its tasks is "
-            "one of these; take a method that routes by itself"
+            f"{folder}: its method needs the task's name at inference, and these tasks are not "
+            "the run's; use a method that routes by the prompt"
         )
     tasks = _loaded(manager, names)
     experiment = learner.experiment
     options = experiment.evaluation.batch_size, progress
 
-    def asked(backbone: Backbone, route: Route, label: str) -> Any:
+    def evaluated(backbone: Backbone, route: Route, label: str) -> Any:
         transformers.set_seed(experiment.seed)
         model = RoutedLM(backbone, route, *options, label)
         return lm_eval.evaluate(model, tasks, limit=limit, bootstrap_iters=0)
 
-    now = asked(learner.backbone, learner.method.route, "general ability of the run")
-    del learner  # before the backbone is there once more
+    now = evaluated(learner.backbone, learner.method.route, "general ability of the run")
+    del learner  # frees its memory before the backbone is loaded again
     plain = load_backbone(experiment.backbone, experiment.prompt)
-    before = asked(plain, lambda batch: None, "general ability of the backbone")
+    before = evaluated(plain, lambda batch: None, "general ability of the backbone")
     return list(_compared(before, now))
 
 
 def _manager(names: Sequence[str]) -> TaskManager:
-    """The harness' index of tasks; RetainError for a name that is not in it."""
+    """Returns the harness's index of tasks; raises RetainError for a name that is not in it."""
     if not names:
         raise RetainError(
             "--general: no task; name one of lm-evaluation-harness, such as hellaswag"
         )
     files = [name for name in names if Path(name).is_file()]
-    manager = TaskManager(include_defaults=len(files) < len(names))  # thousands of files
+    # Reading the harness's own tasks takes long: thousands of files.
+    manager = TaskManager(include_defaults=len(files) < len(names))
     for name in names:
         if name not in files and name not in manager.all_tasks:
             near = get_close_matches(name, manager.all_tasks) or ["hellaswag"]
             raise RetainError(
-                f"--general {name}: no such task; take a file, or a name that lm-eval knows, such "
-                f"as {', '.join(near)}"
+                f"--general {name}: no such file or task; use a task file, or a name that lm-eval "
+                f"knows, such as {', '.join(near)}"
             )
     return manager
 
 
 def _loaded(manager: TaskManager, names: Sequence[str]) -> Any:
-    """Tasks with their data; RetainError when a file or the data cannot be read."""
+    """Loads tasks and their data; raises RetainError if a file or the data cannot be read."""
     try:
         tasks = manager.load(list(names))
-    except Exception as error:  # of every kind: the file, its code, the hub, the network
+    except Exception as error:  # any type: from the file, its code, the hub or the network
         raise RetainError(
-            f"--general {','.join(names)}: cannot be read ({first_line(error)}); correct it, "
-            "or see that its data can be reached"
+            f"--general {','.join(names)}: cannot be read ({first_line(error)}); correct the "
+            "file, or make sure that its data is reachable"
         ) from None
     for task in tasks["tasks"].values():
         if task.get_config("num_fewshot") is None:
@@ -101,33 +106,40 @@ def _loaded(manager: TaskManager, names: Sequence[str]) -> Any:
 
 
 def _compared(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[General]:
+    """Yields one result per task and metric from the harness's results of both models."""
     for task, values in before["results"].items():
         for key, value in values.items():
-            metric, _, kept = key.partition(",")
-            if not kept or metric.endswith("_stderr") or not isinstance(value, int | float):
+            metric, _, answer_filter = key.partition(",")
+            if not answer_filter or metric.endswith("_stderr"):
+                continue
+            if not isinstance(value, int | float):
                 continue
             change = now["results"][task][key] - value
-            rows = [each["samples"].get(task, ()) for each in (before, now)]
-            error = _error(rows[0], rows[1], key, change)
+            samples = [results["samples"].get(task, ()) for results in (before, now)]
+            error = _standard_error(samples[0], samples[1], key, change)
             better = before["higher_is_better"].get(task, {}).get(metric)
-            name = metric if kept == "none" else f"{metric} ({kept})"
+            name = metric if answer_filter == "none" else f"{metric} ({answer_filter})"
             yield General(task, name, value, value + change, error, better)
 
 
-def _error(
+def _standard_error(
     before: Iterable[Mapping[str, Any]], now: Iterable[Mapping[str, Any]], key: str, change: float
 ) -> float | None:
-    """Of the mean of the examples' differences, if that is what the metric's change is."""
-    metric, _, kept = key.partition(",")
-    first, last = (
+    """Returns the standard error of the mean difference between paired examples.
+
+    It is None if the metric is not a mean over examples, so that `change` is not that difference.
+    """
+    metric, _, answer_filter = key.partition(",")
+    values_before, values_now = (
         {
-            row["doc_id"]: float(row[metric])
-            for row in rows
-            if row["filter"] == kept and isinstance(row.get(metric), int | float)
+            sample["doc_id"]: float(sample[metric])
+            for sample in samples
+            if sample["filter"] == answer_filter and isinstance(sample.get(metric), int | float)
         }
-        for rows in (before, now)
+        for samples in (before, now)
     )
-    differences = [last[number] - value for number, value in first.items() if number in last]
+    shared = [doc_id for doc_id in values_before if doc_id in values_now]
+    differences = [values_now[doc_id] - values_before[doc_id] for doc_id in shared]
     if len(differences) < 2 or not math.isclose(fmean(differences), change, abs_tol=1e-9):
         return None
     return stdev(differences) / math.sqrt(len(differences))

@@ -1,4 +1,4 @@
-"""The model as lm-evaluation-harness asks it."""
+"""A backbone behind lm-evaluation-harness's model interface."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ Route = Callable[[Batch], None]
 """Sets the weights over blocks for a batch."""
 
 MAX_TOKENS = 2048
-"""Of a text that is read at once, for models that could read more, or do not say how much."""
+"""Longest text read at once, for models with a longer window or without a stated one."""
 LIMITS = ("max_position_embeddings", "n_positions")
+"""Names under which model configs state the window."""
 
 
 class RoutedLM(TemplateLM):
-    """A backbone as the harness asks it: raw text, without chat template.
+    """A backbone that answers the harness's requests, on raw text without a chat template.
 
-    The method's routing reads the context, as it would read a prompt; where there is none, the
-    text itself.
+    The method's routing reads the context like a prompt; if there is no context, it reads the text
+    itself.
 
     Args:
-        backbone: with a method's layers installed, or plain.
+        backbone: plain, or with a method's layers installed.
         route: sets the weights over blocks for a batch.
-        batch_size: texts that are read at once.
-        progress: is told of each batch.
-        label: of the stretch of work.
+        batch_size: number of texts per batch.
+        progress: receives each batch.
+        label: what the progress shows.
     """
 
     def __init__(
@@ -56,19 +57,19 @@ class RoutedLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """The end token."""
+        """The id of the end token."""
         return int(self.tokenizer.eos_token_id)
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text without a context."""
+        """The id of the token that precedes a text without context."""
         begin = self.tokenizer.bos_token_id
         return self.eot_token_id if begin is None else int(begin)
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Token ids, with the tokenizer's special ones unless told otherwise."""
+        """Tokenizes a text, with special tokens unless `add_special_tokens` is False."""
         special = add_special_tokens is not False
         ids: list[int] = self.tokenizer(string, add_special_tokens=special)["input_ids"]
         return ids
@@ -76,24 +77,24 @@ class RoutedLM(TemplateLM):
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """log p of whole texts, in windows where they are long."""
+        """Computes log p of full texts; a long text is split into windows."""
         texts = [str(request.args[0]) for request in requests]
-        pieces, owners = [], []
+        pieces, text_of_piece = [], []
         for number, text in enumerate(texts):
             ids = self.tok_encode(text, add_special_tokens=False)
             windows = get_rolling_token_windows(ids, self.prefix_token_id, self.max_length - 1, 1)
             for context, predicted in map(make_disjoint_window, windows):
                 pieces.append((text, context, predicted))
-                owners.append(number)
-        found = [0.0] * len(texts)
-        # One at a time: logits over the vocabulary at every position.
-        for number, (log_p, _) in zip(owners, self._scored(pieces, 1), strict=True):
-            found[number] += log_p
-        return found
+                text_of_piece.append(number)
+        totals = [0.0] * len(texts)
+        # Batch size 1, since every position has logits over the vocabulary.
+        for number, (log_p, _) in zip(text_of_piece, self._scored(pieces, 1), strict=True):
+            totals[number] += log_p
+        return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Answers up to a stop text; greedy unless the task samples."""
-        found = [""] * len(requests)
+        """Generates answers up to a stop text, greedily unless the task asks for sampling."""
+        answers = [""] * len(requests)
         groups: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             groups.setdefault(repr(request.args[1]), []).append(number)
@@ -105,21 +106,22 @@ class RoutedLM(TemplateLM):
                 sampling = {"do_sample": True, "temperature": options["temperature"]}
             if stops:
                 sampling |= {"stop_strings": stops, "tokenizer": self.tokenizer}
-            room = max(1, self.max_length - (0 if self.backbone.is_encoder_decoder else count))
+            answer_length = 0 if self.backbone.is_encoder_decoder else count
+            context_length = max(1, self.max_length - answer_length)
             texts = [str(requests[number].args[0]) for number in numbers]
             rows = [
-                self._row(text, (self.tok_encode(text) or [self.prefix_token_id])[-room:])
+                self._row(text, (self.tok_encode(text) or [self.prefix_token_id])[-context_length:])
                 for text in texts
             ]
             for chosen in self._batches(rows, self._batch_size):
                 batch = self.backbone.collate([rows[i] for i in chosen])
                 with torch.no_grad():
                     self._route(batch)
-                answers = self.backbone.generate(batch, count, **sampling)
-                for i, text in zip(chosen, answers, strict=True):
+                generated = self.backbone.generate(batch, count, **sampling)
+                for i, text in zip(chosen, generated, strict=True):
                     cut = min((text.find(stop) for stop in stops if stop in text), default=None)
-                    found[numbers[i]] = text[:cut]
-        return found
+                    answers[numbers[i]] = text[:cut]
+        return answers
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
@@ -130,11 +132,11 @@ class RoutedLM(TemplateLM):
     def _scored(
         self, pieces: Sequence[tuple[str, list[int], list[int]]], batch_size: int
     ) -> list[tuple[float, bool]]:
-        """log p of each piece's last ids after its first, and whether greedy decoding writes them.
+        """Computes log p of ids that follow a context, and whether greedy decoding gives them.
 
         Args:
-            pieces: what is routed on, ids of the context, ids that are predicted.
-            batch_size: pieces that are read at once.
+            pieces: each the text that routing reads, the context's ids and the ids to predict.
+            batch_size: number of pieces per batch.
         """
         rows = []
         for text, context, predicted in pieces:
@@ -146,29 +148,31 @@ class RoutedLM(TemplateLM):
             ids = row["input_ids"]
             labels = [IGNORED] * len(ids) + predicted
             rows.append({**row, "input_ids": ids + predicted, "labels": labels})
-        found = [(0.0, True)] * len(rows)
+        scores = [(0.0, True)] * len(rows)
         for chosen in self._batches(rows, batch_size):
             batch = self.backbone.collate([rows[i] for i in chosen])
             with torch.no_grad():
                 self._route(batch)
-                logits, targets = self.backbone.answer_logits(batch)
-            wanted = targets != IGNORED
-            losses = F.cross_entropy(
+                logits, targets = self.backbone.answer_logits(batch)  # (B, K, V), (B, K)
+            losses = F.cross_entropy(  # (B, K)
                 logits.transpose(1, 2).float(), targets, ignore_index=IGNORED, reduction="none"
             )
-            greedy = ((logits.argmax(-1) == targets) | ~wanted).all(1)
+            greedy = ((logits.argmax(-1) == targets) | (targets == IGNORED)).all(1)  # (B,)
             for i, loss, is_greedy in zip(chosen, losses.sum(1), greedy, strict=True):
-                found[i] = (-float(loss), bool(is_greedy))
-        return found
+                scores[i] = (-float(loss), bool(is_greedy))
+        return scores
 
     def _row(self, text: str, ids: list[int]) -> Features:
-        """A context's ids with what the router reads of a text."""
-        read = self.backbone.encode(Example(text, ("",)), with_answer=False)["route_ids"]
+        """Returns features with a context's ids and the ids that routing reads of a text."""
+        route_ids = self.backbone.encode(Example(text, ("",)), with_answer=False)["route_ids"]
         virtual = [*range(-1, -1 - self.backbone.virtual_tokens, -1)]
-        return {"input_ids": [*virtual, *ids], "route_ids": read}
+        return {"input_ids": [*virtual, *ids], "route_ids": route_ids}
 
     def _batches(self, rows: Sequence[Features], size: int) -> Iterator[list[int]]:
-        """Numbers of rows that are read together, longest first, so that little is padded."""
+        """Yields the indices of each batch's rows, longest first, so that there is little padding.
+
+        Progress is updated after each batch.
+        """
         self.backbone.model.eval()
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))
         self._progress.start(self._label, len(rows), "texts")
