@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("place")
         ("method.rank", 0, ["'method.rank'", "should be greater than 0", "got '0'"]),
         ("method.rank", "big", ["'method.rank'", "should be a valid integer"]),
         ("method.alpha", float("inf"), ["'method.alpha'", "should be a finite number"]),
-        ("method.target_modules", ["nose"], ["'nose'", "choose among down_proj, gate_proj"]),
+        ("method.target_modules", ["nose"], ["'nose'", "choose from down_proj, gate_proj"]),
         (
             "method",
             {"name": "replay", "rank": 4},

@@ -1,8 +1,12 @@
-"""Attention weights of chosen heads and queries, beside fused attention.
+"""Attention weights of selected heads and queries, in addition to fused attention.
 
-transformers hands an attention function each layer's q, k, v. The one registered here computes the
-output with SDPA as usual; only for the heads and query positions that were asked for does it also
-compute softmax(q kᵀ), so the (S × S) matrices of all heads never exist.
+transformers passes q, k, v of each layer to an attention function. The one registered here computes
+the output with SDPA as usual. It also computes softmax(q kᵀ), but only for the selected heads and
+query positions, so the (S × S) matrices of all heads never exist.
+
+In shapes, B is the batch size, H the number of heads, H_kv that of key-value heads, h that of
+selected heads, Q the number of selected queries, S_q and S the lengths of queries and keys, d the
+width of a head.
 """
 
 from __future__ import annotations
@@ -24,12 +28,12 @@ ATTRIBUTE = "_retain_capture"
 
 
 Side = Literal["input_ids", "labels"]
-"""Which of a batch's sequences queries or keys stand for; decoder-only models know one."""
+"""The sequence of a batch that queries or keys belong to; decoder-only models have one only."""
 
 
 @dataclass(frozen=True)
 class AttentionModule:
-    """One attention module of a model: how many heads, and over which sequences."""
+    """One attention module of a model: its number of heads, and the sequences it relates."""
 
     heads: int
     queries: Side
@@ -41,8 +45,8 @@ class Wanted:
     """What to capture of one attention module.
 
     Attributes:
-        heads: their indices (h,).
-        positions: query positions (B, Q) within the batch's sequences; None takes all.
+        heads: indices of the heads, (h,).
+        positions: query positions (B, Q) in the batch's sequences; None takes all.
     """
 
     heads: Tensor
@@ -50,30 +54,31 @@ class Wanted:
 
 
 class AttentionCapture:
-    """Captures attention in a model while it is on.
+    """Captures attention weights of a model while it is on.
 
-    Call `clear` before a forward: what was captured stays until then. Layers are named by their
-    attention module, since T5's encoder, decoder and cross-attention share layer indices. Leave the
-    capture on until `backward` has run: gradient checkpointing recomputes the forward then.
+    Call `clear` before a forward: captured tensors stay until then. Layers are identified by the
+    name of their attention module, since T5's encoder, decoder and cross-attention share layer
+    indices. Leave the capture on until `backward` has run, since gradient checkpointing recomputes
+    the forward.
 
     Attributes:
         wanted: what to capture, by the attention module's name.
-        consume: is given name and weights as soon as they are computed, instead of keeping them:
-            then one layer's are in memory at a time.
-        weights: after a forward, of each such module the weights (B, h, Q, S), with their graph.
-        outputs: after a forward with `keep_outputs`, of each module its output per head
-            (B, S, H, d) and its values (B, H_kv, S, d).
-        keep_outputs: whether outputs and values are kept, for `sensitivity`.
+        consume: receives name and weights as soon as they are computed. The weights are then not
+            kept, so that those of one layer at a time are in memory.
+        weights: after a forward, the weights (B, h, Q, S) by module, with their graph.
+        outputs: after a forward with `keep_outputs`, each module's output per head (B, S_q, H, d)
+            and its values (B, H_kv, S, d).
+        keep_outputs: whether outputs and values are kept.
 
     Raises:
-        RetainError: for an architecture outside transformers' attention interface.
+        RetainError: if the architecture does not use transformers' attention interface.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         if not model._can_set_attn_implementation():
             raise RetainError(
                 f"attention capture: {type(model).__name__} does not use transformers' attention "
-                "interface; choose a method that does not look at attention"
+                "interface; choose a method that does not read attention weights"
             )
         self.model = model
         self.wanted: dict[str, Wanted] = {}
@@ -81,40 +86,41 @@ class AttentionCapture:
         self.keep_outputs = False
         self.weights: dict[str, Tensor] = {}
         self.outputs: dict[str, tuple[Tensor, Tensor]] = {}
-        self._before: str | None = None
+        self._original: str | None = None  # the attention implementation, while the capture is on
 
     def on(self) -> None:
-        """Starts: every attention module of the model goes through `_attend`."""
-        if self._before is None:
-            self._before = self.model.config._attn_implementation
+        """Starts the capture: every attention module of the model calls `_attend`."""
+        if self._original is None:
+            self._original = self.model.config._attn_implementation
             for name, module in self.model.named_modules():
                 setattr(module, ATTRIBUTE, (self, name))
             self.model.set_attn_implementation(IMPLEMENTATION)
 
     def off(self) -> None:
-        """Ends, wants nothing any more, and leaves the model as it was."""
-        if self._before is not None:
-            self.model.set_attn_implementation(self._before)
+        """Ends the capture, resets what is wanted, and restores the model."""
+        if self._original is not None:
+            self.model.set_attn_implementation(self._original)
             for module in self.model.modules():
                 delattr(module, ATTRIBUTE)
-            self._before = None
+            self._original = None
         self.wanted, self.consume = {}, None
         self.clear()
 
     def clear(self) -> None:
-        """Lets go of what was captured."""
+        """Drops the captured tensors."""
         self.weights, self.outputs = {}, {}
 
     def modules(self) -> dict[str, AttentionModule]:
-        """The model's attention modules by name, in the order in which it calls them.
+        """Returns the model's attention modules by name, in the order in which it calls them.
 
-        Found by a forward on three tokens, and two for a decoder, whose lengths tell the sides.
+        It runs a forward on three tokens, and two for a decoder. The lengths then identify the
+        sequences.
         """
         ids = torch.ones(1, 3, dtype=torch.long, device=self.model.device)
         inputs = {"input_ids": ids}
         if self.model.config.is_encoder_decoder:
             inputs["decoder_input_ids"] = ids[:, :2]
-        was_off = self._before is None
+        was_off = self._original is None
         self.on()
         self.clear()
         self.keep_outputs = True
@@ -122,14 +128,14 @@ class AttentionCapture:
             self.model(**inputs, use_cache=False)
         self.keep_outputs = False
         sides: dict[int, Side] = {3: "input_ids", 2: "labels"}
-        found = {
+        modules = {
             name: AttentionModule(output.shape[2], sides[output.shape[1]], sides[value.shape[2]])
             for name, (output, value) in self.outputs.items()
         }
         self.clear()
         if was_off:
             self.off()
-        return found
+        return modules
 
 
 def attention_weights(
@@ -143,19 +149,19 @@ def attention_weights(
     is_causal: bool | None = None,
     position_bias: Tensor | None = None,
 ) -> Tensor:
-    """softmax(q kᵀ · scaling + bias + mask) for some heads and queries, in float32.
+    """Computes softmax(q kᵀ · scaling + bias + mask) for some heads and queries, in float32.
 
     Args:
-        module: the attention module, which says whether it is causal.
+        module: the attention module; its `is_causal` says whether it is causal.
         query: (B, H, S_q, d).
         key: (B, H_kv, S, d); H is a multiple of H_kv (grouped heads).
         mask: bool (True = may attend) or additive, (B or 1, 1 or H, S_q, S); None means causal for
             a causal module, else no mask.
-        scaling: of the scores; None is d^−½.
-        heads: (h,) indices.
-        positions: (B, Q) query positions, or None for all.
-        is_causal: instead of the module's own, when not None.
-        position_bias: T5's, (1, H, S_q, S).
+        scaling: factor of the scores; None is d^−½.
+        heads: indices of the heads, (h,).
+        positions: query positions (B, Q), or None for all.
+        is_causal: replaces the module's `is_causal` unless None.
+        position_bias: T5's position bias, (1, H, S_q, S).
 
     Returns:
         (B, h, Q, S).
@@ -186,7 +192,14 @@ def attention_weights(
 
 
 def _rows(table: Tensor, heads: Tensor, index: Tensor, batch: int) -> Tensor:
-    """Rows of a (B or 1, H or 1, S_q or 1, S) table at the chosen heads and queries."""
+    """Selects a table (B or 1, H or 1, S_q or 1, S) at the chosen heads and queries.
+
+    Args:
+        table: a mask or a bias.
+        heads: (h,).
+        index: query positions, (B, 1, Q, 1).
+        batch: B.
+    """
     if table.shape[1] > 1:
         table = table[:, heads]
     if table.shape[2] == 1:
@@ -196,20 +209,20 @@ def _rows(table: Tensor, heads: Tensor, index: Tensor, batch: int) -> Tensor:
 
 
 def squared_gradient(gradient: Tensor, value: Tensor) -> Tensor:
-    """Squared Frobenius norm of ∂L/∂A per sample and head, without the matrix A.
+    """Computes the squared Frobenius norm of ∂L/∂A per example and head, without the matrix A.
 
-    O = A V, so ∂L/∂A = G Vᵀ with G = ∂L/∂O, and ‖G Vᵀ‖² = ⟨GᵀG, VᵀV⟩: two d × d Gram matrices,
-    O(S d²) time and d² memory. Exact without attention dropout.
+    O = A V, so ∂L/∂A = G Vᵀ with G = ∂L/∂O, and ‖G Vᵀ‖² = ⟨GᵀG, VᵀV⟩. This takes two d × d Gram
+    matrices, O(S d²) time and d² memory. It is exact without attention dropout.
 
     Args:
         gradient: G (B, S_q, H, d).
-        value: V (B, H_kv, S, d); rows of keys that do not count are zero.
+        value: V (B, H_kv, S, d), zero at keys that do not count.
 
     Returns:
         (B, H).
     """
-    g = torch.einsum("bshd,bshe->bhde", gradient, gradient)
-    v = torch.einsum("bhsd,bhse->bhde", value, value)
+    g = torch.einsum("bshd,bshe->bhde", gradient, gradient)  # (B, H, d, d)
+    v = torch.einsum("bhsd,bhse->bhde", value, value)  # (B, H_kv, d, d)
     return (g * v.repeat_interleave(g.shape[1] // v.shape[1], 1)).sum((2, 3))
 
 
@@ -221,11 +234,12 @@ def _attend(
     attention_mask: Tensor | None,
     **options: Any,
 ) -> tuple[Tensor, None]:
+    """Attention function for transformers: SDPA, and the weights that the capture wants."""
     for option in ("softcap", "s_aux"):
         if options.get(option) is not None:
             raise RetainError(
                 f"attention capture: {type(module).__name__} uses {option}, which fused attention "
-                "cannot reproduce; choose a method that does not look at attention"
+                "cannot reproduce; choose a method that does not read attention weights"
             )
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     capture, name = _installed(module)
@@ -245,7 +259,8 @@ def _attend(
         if capture.consume is not None:
             capture.consume(name, weights)
         else:
-            # Gradient checkpointing comes here again during backward; the first are in use.
+            # Gradient checkpointing calls this again during backward. Keep the first weights: the
+            # loss was computed from them.
             capture.weights.setdefault(name, weights)
     if capture.keep_outputs:
         capture.outputs[name] = (output, value)
@@ -253,8 +268,9 @@ def _attend(
 
 
 def _installed(module: nn.Module) -> tuple[AttentionCapture, str]:
-    found: Any = getattr(module, ATTRIBUTE)
-    return found
+    """Returns the capture that is on, and the module's name."""
+    capture: tuple[AttentionCapture, str] = getattr(module, ATTRIBUTE)
+    return capture
 
 
 AttentionInterface.register(IMPLEMENTATION, _attend)

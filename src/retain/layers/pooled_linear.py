@@ -1,9 +1,12 @@
-"""A pool of LoRA blocks over a backbone's linear layers, mixed per instance.
+"""A pool of LoRA blocks over a backbone's linear layers, mixed per example.
 
-Every adapted layer computes W x + Σ_i a_i (α/r) B_i A_i x (SAPT, equation 6) with one weight vector
-a per instance, shared by all layers. The blocks' factors are stacked, so that their mixture costs
-two matrix products whatever their number: z = A x in rank space, z scaled by a, then B z. The block
-that learns has two of its own.
+Every adapted layer computes W x + Σ_i a_i (α/r) B_i A_i x (SAPT, arXiv 2401.08295, equation 6). One
+weight vector a per example is shared by all layers. The factors of frozen blocks are stacked, so
+that their mixture takes two matrix products for any number of blocks: z = A x in rank space, z
+scaled by a, then B z. The trainable block takes two more.
+
+In shapes, B is the batch size, S the sequence length, T the number of blocks, n that of frozen
+blocks, r their rank.
 """
 
 from __future__ import annotations
@@ -24,43 +27,42 @@ from retain.runs.records import read_record
 from retain.system.files import read_weights, write_json, write_tensors
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-"""The names of a block's files in peft's layout."""
+"""Names of a block's files in peft's layout."""
 
 Factors = tuple[Tensor, Tensor, Tensor]
-"""A, B and the weights that go with them; or what else a layer takes from its factors."""
+"""Three tensors that a layer derives from its blocks, such as A, B and the weights of a mixture."""
 
 
 @dataclass(eq=False)
 class Mixture:
-    """The weights a (B, T) of the coming forward, read by every layer of one pool.
+    """The weights a (B, T) of the next forward, read by every layer of one pool.
 
-    They stay until they are replaced: through all steps of a generation, and through the
+    They stay until they are replaced: during all steps of a generation, and during the
     recomputation of gradient checkpointing.
 
     Attributes:
         weights: a; None switches all blocks off.
-        block: the number of the one block that has all weight, in every sample; None where there
-            are several.
-        top_k: how many frozen blocks of a sample have a weight at most; None is all of them.
-        gathered: without a graph, what each layer has put together: once for a generation.
+        block: index of the block that has the full weight in every example; None for a mixture.
+        top_k: maximum number of frozen blocks with a weight per example; None for all.
+        cache: tensors that each layer computes once per generation, when no gradient is needed.
     """
 
     weights: Tensor | None = None
     block: int | None = None
     top_k: int | None = None
-    gathered: dict[nn.Module, Factors] = field(default_factory=dict)
+    cache: dict[nn.Module, Factors] = field(default_factory=dict)
 
     def set(self, weights: Tensor | None, block: int | None = None) -> None:
         """Replaces the weights."""
         self.weights, self.block = weights, block
-        self.gathered.clear()
+        self.cache.clear()
 
 
 class PooledLinear(nn.Module):
-    """One linear layer with the pool's factors for it.
+    """One linear layer with its part of the pool's blocks.
 
     Attributes:
-        A, B: the block that learns, (r, d_in) and (d_out, r), or None.
+        A, B: the trainable block, (r, d_in) and (d_out, r), or None.
     """
 
     _old_A: Tensor
@@ -80,30 +82,33 @@ class PooledLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The base layer's weight; some models ask for its dtype (T5's `wo`)."""
+        """The base layer's weight; some models read its dtype (T5's `wo`)."""
         weight: Tensor = self.base.weight
         return weight
 
     @property
     def old_A(self) -> Tensor:
-        """A of the frozen blocks, stacked oldest first: (n·r, d_in)."""
+        """A of the frozen blocks, oldest first, (n·r, d_in)."""
         self._stack()
         return self._old_A
 
     @property
     def old_B(self) -> Tensor:
-        """B of the frozen blocks, side by side: (d_out, n·r)."""
+        """B of the frozen blocks, oldest first, (d_out, n·r)."""
         self._stack()
         return self._old_B
 
     def _stack(self) -> None:
-        """Stacks what was pushed, all at once: a copy a block would make long streams quadratic."""
+        """Stacks all pushed blocks at once; one copy per block would cost quadratic time."""
         if self._pushed:
-            # To where the stack is: the model may have moved since.
-            As, Bs = ([f.to(self._old_A) for f in each] for each in zip(*self._pushed, strict=True))
+            # The model may have moved to another device since the push.
+            As, Bs = (
+                [factor.to(self._old_A) for factor in factors]
+                for factors in zip(*self._pushed, strict=True)
+            )
             self._old_A = torch.cat([self._old_A, *As])
             self._old_B = torch.cat([self._old_B, *Bs], dim=1)
-            if self.mixture.top_k is not None:  # blocks are picked out of it: each in one piece
+            if self.mixture.top_k is not None:  # so that each selected block is contiguous
                 self._old_B = self._old_B.mT.contiguous().mT
             self._pushed.clear()
 
@@ -111,7 +116,7 @@ class PooledLinear(nn.Module):
         return torch.zeros(size, device=self.base.weight.device)
 
     def clear(self) -> None:
-        """Forgets all blocks."""
+        """Removes all blocks."""
         self._pushed: list[tuple[Tensor, Tensor]] = []
         self._old_A = self._empty(0, self.d_in)
         self._old_B = self._empty(self.d_out, 0)
@@ -119,7 +124,7 @@ class PooledLinear(nn.Module):
         self.B: nn.Parameter | None = None
 
     def restart(self, generator: torch.Generator | None = None) -> None:
-        """Replaces the learning block by a fresh one: A as in peft, B zero."""
+        """Replaces the trainable block by a fresh one: A as in peft, B zero."""
         A = nn.init.kaiming_uniform_(
             torch.empty(self.rank, self.d_in), a=5**0.5, generator=generator
         )
@@ -127,13 +132,13 @@ class PooledLinear(nn.Module):
         self.B = nn.Parameter(self._empty(self.d_out, self.rank))
 
     def freeze(self) -> None:
-        """Moves the learning block onto the stack."""
+        """Moves the trainable block to the frozen ones."""
         if self.A is not None and self.B is not None:
             self.push(self.A.detach(), self.B.detach())
             self.A = self.B = None
 
     def thaw(self) -> None:
-        """Takes the newest frozen block off the stack, to learn on."""
+        """Makes the newest frozen block trainable again."""
         if self.A is None:
             split = self.old_A.shape[0] - self.rank
             self.A = nn.Parameter(self.old_A[split:].clone())
@@ -141,11 +146,15 @@ class PooledLinear(nn.Module):
             self._old_A, self._old_B = self.old_A[:split].clone(), self.old_B[:, :split].clone()
 
     def push(self, A: Tensor, B: Tensor) -> None:
-        """Adds one frozen block: (r, d_in) and (d_out, r)."""
+        """Adds one frozen block, A (r, d_in) and B (d_out, r)."""
         self._pushed.append((A, B))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, S, d_in) → (B, S, d_out); B may be a multiple of the weights' (beams)."""
+        """Maps x (B, S, d_in) to (B, S, d_out); B may be a multiple of the weights' (beam search).
+
+        Raises:
+            RetainError: if the input is not (batch, sequence, dim).
+        """
         y: Tensor = self.base(x)
         weights = self.mixture.weights
         if weights is None:
@@ -154,43 +163,48 @@ class PooledLinear(nn.Module):
         blocks = old + (self.A is not None)
         if x.dim() != 3:
             raise RetainError(
-                f"method.target_modules: a layer of them takes {tuple(x.shape)} and not a sequence "
-                "of each prompt, as the experts of a mixture do; leave it out"
+                f"method.target_modules: a target layer got input of shape {tuple(x.shape)}, "
+                "expected (batch, sequence, dim); expert layers of a mixture of experts are not "
+                "supported, remove them"
             )
         if x.shape[0] % weights.shape[0] or weights.shape[1] != blocks:
             raise RuntimeError(
-                f"weights {tuple(weights.shape)} are not of this input {tuple(x.shape)} "
-                f"and {blocks} blocks; route the batch before the forward"
+                f"weights of shape {tuple(weights.shape)} do not fit input of shape "
+                f"{tuple(x.shape)} and {blocks} blocks; route the batch before the forward"
             )
-        one = self.mixture.block
+        block = self.mixture.block
         weights = weights.repeat_interleave(x.shape[0] // weights.shape[0], 0) * self.scale
-        if old and (one is None or one < old):
+        if old and (block is None or block < old):
             source = x if self.old_block_gradient else x.detach()
             A, B, gates = self._frozen(weights[:, :old])
-            gates = gates.repeat_interleave(self.rank, 1)  # (B, blocks · r)
+            gates = gates.repeat_interleave(self.rank, 1)  # (B, selected blocks · r)
             y = y + _delta(source, A, B, gates).to(y.dtype)
-        if self.A is not None and self.B is not None and one in (None, old):
+        if self.A is not None and self.B is not None and block in (None, old):
             gates = weights[:, old:].expand(-1, self.rank)  # (B, r)
             y = y + _delta(x, self.A, self.B, gates).to(y.dtype)
         return y
 
     def _frozen(self, weights: Tensor) -> Factors:
-        """The factors of the frozen blocks that count, with their weights, of (B, old)."""
-        one, few = self.mixture.block, self.mixture.top_k
-        if one is not None:
-            place = slice(one * self.rank, (one + 1) * self.rank)
-            return self.old_A[place], self.old_B[:, place], weights[:, one : one + 1]
-        if few is None or few >= weights.shape[1]:
+        """Returns A, B and weights of the frozen blocks to compute, from weights (B, n) of all."""
+        block, top_k = self.mixture.block, self.mixture.top_k
+        if block is not None:
+            span = slice(block * self.rank, (block + 1) * self.rank)
+            return self.old_A[span], self.old_B[:, span], weights[:, block : block + 1]
+        if top_k is None or top_k >= weights.shape[1]:
             return self.old_A, self.old_B, weights
         if torch.is_grad_enabled():
-            return self._largest(weights, few)
-        kept = self.mixture.gathered.get(self)
-        if kept is None or len(kept[2]) != len(weights):  # beams came in between
-            kept = self.mixture.gathered[self] = self._largest(weights, few)
-        return kept
+            return self._largest(weights, top_k)
+        selected = self.mixture.cache.get(self)
+        if selected is None or len(selected[2]) != len(weights):  # beam search widens the batch
+            selected = self.mixture.cache[self] = self._largest(weights, top_k)
+        return selected
 
     def merged(self, weights: Tensor) -> nn.Module:
-        """The base layer with W + Σ_i a_i (α/r) B_i A_i, a (T,) over the frozen blocks."""
+        """Merges the frozen blocks into the base layer, W + Σ_i a_i (α/r) B_i A_i; returns it.
+
+        Args:
+            weights: a, (n,).
+        """
         gates = weights.to(self.old_A).repeat_interleave(self.rank) * self.scale
         delta = (self.old_B * gates) @ self.old_A  # (d_out, d_in)
         delta = delta.T if isinstance(self.base, Conv1D) else delta
@@ -199,14 +213,14 @@ class PooledLinear(nn.Module):
         return self.base
 
     def _largest(self, weights: Tensor, count: int) -> Factors:
-        """The factors of each sample's blocks with the largest weights, and these weights.
+        """Selects each example's frozen blocks with the largest weights.
 
         Args:
-            weights: of the frozen blocks, (B, old).
-            count: k, how many.
+            weights: weights of the frozen blocks, (B, n).
+            count: k, the number of blocks to select.
 
         Returns:
-            (B, k·r, d_in), (B, d_out, k·r), (B, k).
+            A (B, k·r, d_in), B (B, d_out, k·r) and their weights (B, k).
         """
         largest, index = weights.topk(count, dim=1)
         A = self.old_A.unflatten(0, (-1, self.rank))[index].flatten(1, 2)
@@ -215,23 +229,30 @@ class PooledLinear(nn.Module):
 
 
 def _delta(x: Tensor, A: Tensor, B: Tensor, gates: Tensor) -> Tensor:
-    """Factors are the same for all samples, or one set each."""
-    z = x.to(A.dtype) @ A.mT  # (B, S, k), k = blocks · r
+    """Computes B (gates ⊙ A x), with k = blocks · r.
+
+    Args:
+        x: (B, S, d_in).
+        A: (k, d_in), or (B, k, d_in) if each example has its own blocks.
+        B: (d_out, k), or (B, d_out, k).
+        gates: (B, k).
+    """
+    z = x.to(A.dtype) @ A.mT  # (B, S, k)
     return (z * gates[:, None].to(z.dtype)) @ B.mT  # (B, S, d_out)
 
 
 class LoraPool:
-    """The pool of a model: the same blocks in every adapted layer.
+    """The LoRA blocks of a model; each block has factors in every adapted layer.
 
     Args:
         model: the backbone; its target layers are replaced by `PooledLinear`.
         target_modules: endings of layer names, or None for peft's default.
         rank: r of every block.
         alpha: blocks are scaled by alpha / r.
-        old_block_gradient: whether frozen blocks pass a gradient to their input x. The equations
-            say yes, SAPT's published code says no; their weights a_i get one either way.
-        mixture: what the layers read their weights from; a new one when None.
-        make_layer: makes the layers, with the arguments of `PooledLinear`.
+        old_block_gradient: whether frozen blocks pass a gradient to their input x. SAPT's equations
+            do, its published code does not. Their weights a_i get a gradient in both cases.
+        mixture: holds the weights that the layers read; None creates one.
+        make_layer: creates the layers, with the arguments of `PooledLinear`.
     """
 
     def __init__(
@@ -257,13 +278,13 @@ class LoraPool:
             self.layers[name] = layer
 
     def grow(self, name: str, seed: int) -> None:
-        """Freezes the trainable block and adds a fresh one, which `seed` fixes."""
+        """Freezes the trainable block and adds a fresh one, determined by `seed`."""
         self.freeze()
         self.blocks.append(name)
         self.restart(seed)
 
     def restart(self, seed: int) -> None:
-        """Replaces the trainable block by a fresh one, which `seed` fixes.
+        """Replaces the trainable block by a fresh one, determined by `seed`.
 
         All methods start a task from the same block: they pass the same seed.
         """
@@ -272,26 +293,26 @@ class LoraPool:
             layer.restart(generator)
 
     def freeze(self) -> None:
-        """Stacks the learning block with the frozen ones."""
-        self.mixture.gathered.clear()
+        """Moves the trainable block to the frozen ones."""
+        self.mixture.cache.clear()
         for layer in self.layers.values():
             layer.freeze()
 
     def thaw(self) -> None:
-        """Lets the newest block learn on."""
-        self.mixture.gathered.clear()
+        """Makes the newest block trainable again."""
+        self.mixture.cache.clear()
         for layer in self.layers.values():
             layer.thaw()
 
     def clear(self) -> None:
-        """Forgets all blocks."""
+        """Removes all blocks."""
         self.blocks.clear()
-        self.mixture.gathered.clear()
+        self.mixture.cache.clear()
         for layer in self.layers.values():
             layer.clear()
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        """The learning block's factors, by layer."""
+        """Returns the trainable block's factors, named by layer, such as `….q_proj.A`."""
         return {
             f"{name}.{letter}": factor
             for name, layer in self.layers.items()
@@ -300,11 +321,11 @@ class LoraPool:
         }
 
     def parameters(self) -> list[nn.Parameter]:
-        """The same, without names."""
+        """Returns the trainable block's factors without names."""
         return list(self.named_parameters().values())
 
     def shapes(self) -> dict[str, tuple[int, int]]:
-        """The shapes of a block's factors, named as in `named_parameters`."""
+        """Returns the shapes of a block's factors, named as in `named_parameters`."""
         return {
             f"{name}.{letter}": shape
             for name, layer in self.layers.items()
@@ -312,35 +333,43 @@ class LoraPool:
         }
 
     def block_size(self) -> int:
-        """Numbers in a block."""
+        """Returns the number of parameters of one block."""
         return sum(rows * columns for rows, columns in self.shapes().values())
 
     @property
     def weights(self) -> Tensor | None:
-        """The weights (B, T) that `use` has set."""
+        """The weights (B, T) of the next forward, or None."""
         return self.mixture.weights
 
     def use(self, weights: Tensor | None) -> None:
-        """Sets the weights (B, T) for the coming forward; None switches all blocks off."""
+        """Sets the weights (B, T) of the next forward; None switches all blocks off."""
         self.mixture.set(weights)
 
     def use_block(self, batch_size: int, index: int) -> None:
-        """Sets one-hot weights on the block `index` for every sample; only it is computed."""
+        """Gives block `index` the full weight in every example; other blocks are not computed."""
         device = next(iter(self.layers.values())).weight.device
         one_hot = torch.zeros(batch_size, len(self.blocks), device=device)
         one_hot[:, index] = 1.0
         self.mixture.set(one_hot, range(len(self.blocks))[index])
 
     def merge(self, weights: Sequence[float]) -> None:
-        """Adds the blocks, with these weights, to the backbone's own for good, and leaves it."""
+        """Merges the blocks permanently into the backbone's weights and removes the pool's layers.
+
+        Args:
+            weights: one per block.
+        """
         for name, layer in self.layers.items():
             self._model.set_submodule(name, layer.merged(torch.tensor(weights)))
         self.layers.clear()
 
     def save_block(self, folder: Path, base_name: str) -> None:
-        """Writes the learning block in peft's layout, for PeftModel.from_pretrained, and stacks it.
+        """Writes the trainable block in peft's layout, for PeftModel.from_pretrained; freezes it.
 
-        Stacked as `load_block` would stack it, it computes the same bits as after a restart.
+        It is stacked as `load_block` stacks it, so it computes the same bits as after a restart.
+
+        Args:
+            folder: the task's folder.
+            base_name: the backbone's name, which peft's config records.
         """
         config = LoraConfig(
             r=self.rank,
@@ -355,7 +384,7 @@ class LoraPool:
         tensors = {}
         for name, layer in self.layers.items():
             if layer.A is None or layer.B is None:
-                raise RuntimeError("no block is learning, so there is none to save")
+                raise RuntimeError("there is no trainable block to save")
             tensors[_peft_name(f"{name}.A")] = layer.A
             tensors[_peft_name(f"{name}.B")] = layer.B
         write_tensors(folder / ADAPTER, tensors)
@@ -366,13 +395,13 @@ class LoraPool:
         """Adds a saved block, frozen.
 
         Raises:
-            RetainError: when the file does not hold this pool's layers at this rank.
+            RetainError: if the files do not have this pool's layers, rank and alpha.
         """
         path = folder / ADAPTER
         config = read_record(dict, folder / ADAPTER_CONFIG)
         if (config.get("r"), config.get("lora_alpha")) != (self.rank, self.alpha):
             raise RetainError(
-                f"{folder / 'adapter_config.json'}: rank and alpha are "
+                f"{folder / ADAPTER_CONFIG}: rank and alpha are "
                 f"{config.get('r')} and {config.get('lora_alpha')}, "
                 f"but the run's are {self.rank} and {self.alpha:g}; restore the file from a copy "
                 "of the run"
@@ -386,13 +415,13 @@ class LoraPool:
 
 
 def _peft_name(factor: str) -> str:
-    """peft's name of a factor such as `model.layers.0.self_attn.q_proj.A`."""
+    """Returns peft's name of a factor such as `model.layers.0.self_attn.q_proj.A`."""
     layer, _, letter = factor.rpartition(".")
     return f"base_model.model.{layer}.lora_{letter}.weight"
 
 
 def plain(config: dict[str, object]) -> dict[str, object]:
-    """peft's config as JSON values."""
+    """Returns a peft config as JSON values, without null fields."""
     return {
         key: sorted(value) if isinstance(value, set) else getattr(value, "value", value)
         for key, value in config.items()

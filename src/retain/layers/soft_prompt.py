@@ -1,9 +1,12 @@
-"""Soft prompts: rows of embeddings before the prompt's own tokens, and a pool of them.
+"""Soft prompts, trained embeddings before a prompt's tokens, and a pool of them.
 
-A soft prompt is n rows of embeddings (Lester et al., arXiv 2104.08691). A sequence carries it as n
-virtual tokens with the ids −1 … −n; the embedding layer looks these up in the rows of the coming
-forward, and all other ids in the backbone's table. So padding, masks, caches and generation need to
-know nothing of prompts.
+A soft prompt is n embeddings (Lester et al., arXiv 2104.08691). In a sequence it is n virtual
+tokens with the ids −1 … −n. The embedding layer looks these up in the embeddings set for the next
+forward, and all other ids in the backbone's table. So padding, masks, caches and generation need no
+code for soft prompts.
+
+In shapes, B is the batch size, S the sequence length, T the number of soft prompts, n the length of
+one, d the width of the embeddings.
 """
 
 from __future__ import annotations
@@ -24,11 +27,11 @@ KEY = "prompt_embeddings"
 
 
 class PromptedEmbedding(nn.Module):
-    """The token embedding, with a soft prompt's rows for virtual tokens.
+    """The backbone's token embedding, extended by virtual tokens.
 
     Attributes:
-        rows: of the coming forward, (B, n, d), one for all samples when B = 1. They stay until they
-            are replaced: through all steps of a generation.
+        rows: embeddings of the virtual tokens in the next forward, (B, n, d), or (1, n, d) for all
+            examples. They stay until they are replaced, during all steps of a generation.
     """
 
     def __init__(self, base: nn.Embedding) -> None:
@@ -39,18 +42,18 @@ class PromptedEmbedding(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The backbone's table (vocabulary, d)."""
+        """The backbone's embedding table, (vocabulary, d)."""
         return self.base.weight
 
     def words(self, count: int, seed: int) -> Tensor:
-        """Embeddings of random tokens, (count, d), which `seed` fixes."""
+        """Returns embeddings of random tokens, (count, d), determined by `seed`."""
         generator = torch.Generator().manual_seed(seed)
         ids = torch.randint(len(self.weight), (count,), generator=generator)
-        with torch.no_grad():  # through the layer: some scale what they look up
+        with torch.no_grad():  # through the layer, since some layers scale their embeddings
             return self.base(ids.to(self.weight.device)).float()
 
     def forward(self, ids: Tensor) -> Tensor:
-        """ids (B, S) → (B, S, d); B may be a multiple of the rows' (beams)."""
+        """Maps ids (B, S) to (B, S, d); B may be a multiple of the rows' (beam search)."""
         y: Tensor = self.base(ids.clamp(min=0))
         rows = self.rows
         if ids.shape[1] == 1 or not (ids < 0).any():  # a step of decoding has no virtual token
@@ -58,27 +61,27 @@ class PromptedEmbedding(nn.Module):
         if rows is None or ids.shape[0] % rows.shape[0] or int(-ids.min()) > rows.shape[1]:
             shape = None if rows is None else tuple(rows.shape)
             raise RuntimeError(
-                f"rows {shape} are not those of these ids {tuple(ids.shape)}; route the batch "
-                "before the forward"
+                f"soft-prompt rows of shape {shape} do not fit ids of shape {tuple(ids.shape)}; "
+                "route the batch before the forward"
             )
         rows = rows.repeat_interleave(ids.shape[0] // rows.shape[0], 0)
-        place = (-1 - ids).clamp(min=0)[:, :, None].expand(-1, -1, rows.shape[2])  # (B, S, d)
-        return torch.where((ids < 0)[:, :, None], rows.gather(1, place).to(y.dtype), y)
+        index = (-1 - ids).clamp(min=0)[:, :, None].expand(-1, -1, rows.shape[2])  # (B, S, d)
+        return torch.where((ids < 0)[:, :, None], rows.gather(1, index).to(y.dtype), y)
 
 
 def prompted_embedding(backbone: Backbone) -> PromptedEmbedding:
-    """Replaces a backbone's embedding by one that knows virtual tokens."""
+    """Replaces a backbone's embedding by a `PromptedEmbedding` and returns that."""
     layer = PromptedEmbedding(backbone.embedding)
     backbone.model.set_input_embeddings(layer)
     return layer
 
 
 class Prompts(nn.Module):
-    """The prompts of a pool, as a child of the model: checkpoints and data parallelism see it.
+    """The soft prompts of a pool, as a child of the model for checkpoints and data parallelism.
 
     Attributes:
-        old: the frozen ones, oldest first, (T, n, d).
-        new: the one that learns, (n, d), or None.
+        old: the frozen prompts, oldest first, (·, n, d).
+        new: the trainable prompt, (n, d), or None.
     """
 
     old: Tensor
@@ -89,26 +92,28 @@ class Prompts(nn.Module):
         self.new: nn.Parameter | None = None
 
     def every(self) -> Tensor:
-        """All of them, (T, n, d)."""
+        """Returns all prompts, (T, n, d)."""
         return self.old if self.new is None else torch.cat([self.old, self.new[None]])
 
     def mixed(self, weights: Tensor) -> Tensor:
-        """Σ_i a_i P_i of weights (B, T), (B, n, d); no gradient is made for the frozen prompts."""
-        count = len(self.old)
-        every = count + (self.new is not None)
-        if weights.shape[1] != every:
-            raise RuntimeError(f"weights {tuple(weights.shape)} are not of {every} prompts")
-        rows = torch.einsum("bt,tnd->bnd", weights[:, :count], self.old)
-        return rows if self.new is None else rows + weights[:, count:, None] * self.new
+        """Computes Σ_i a_i P_i (B, n, d) from weights a (B, T), without gradient of frozen P_i."""
+        frozen = len(self.old)
+        count = frozen + (self.new is not None)
+        if weights.shape[1] != count:
+            raise RuntimeError(
+                f"weights of shape {tuple(weights.shape)} do not fit {count} soft prompts"
+            )
+        rows = torch.einsum("bt,tnd->bnd", weights[:, :frozen], self.old)
+        return rows if self.new is None else rows + weights[:, frozen:, None] * self.new
 
     def freeze(self) -> None:
-        """Moves the learning prompt onto the stack."""
+        """Moves the trainable prompt to the frozen ones."""
         if self.new is not None:
             self.push(self.new.detach())
             self.new = None
 
     def thaw(self) -> None:
-        """Takes the newest frozen prompt off the stack, to learn on."""
+        """Makes the newest frozen prompt trainable again."""
         if self.new is None:
             self.new = nn.Parameter(self.old[-1].clone())
             self.old = self.old[:-1]
@@ -118,22 +123,22 @@ class Prompts(nn.Module):
         self.old = torch.cat([self.old, prompt[None].to(self.old)])
 
     def clear(self) -> None:
-        """Forgets all prompts."""
+        """Removes all prompts."""
         self.old, self.new = self.old[:0], None
 
 
 class PromptPool:
-    """A pool of soft prompts, mixed per instance or concatenated; the counterpart of `LoraPool`.
+    """A pool of soft prompts, mixed per example or concatenated; the counterpart of `LoraPool`.
 
     Args:
-        backbone: its sequences carry virtual tokens from the first block on.
-        length: n, rows of a prompt.
-        concatenated: whether a sequence carries all prompts, whose rows its owner then puts, and
-            not their mixture.
+        backbone: its sequences have virtual tokens from the first prompt on.
+        length: n, the number of virtual tokens of a prompt.
+        concatenated: whether a sequence has the virtual tokens of all prompts, and the caller sets
+            `embedding.rows`; otherwise it has those of their mixture.
 
     Attributes:
-        blocks: the blocks' names.
-        weights: (B, T), that `use` has set.
+        blocks: the prompts' names.
+        weights: the weights (B, T) of the next forward, or None.
     """
 
     def __init__(self, backbone: Backbone, length: int, concatenated: bool = False) -> None:
@@ -147,60 +152,60 @@ class PromptPool:
         self._backbone = backbone
 
     def grow(self, name: str, seed: int) -> None:
-        """Freezes the trainable prompt and adds a fresh one, which `seed` fixes."""
+        """Freezes the trainable prompt and adds a fresh one, determined by `seed`."""
         self.prompts.freeze()
         self._add(name)
         self.restart(seed)
 
     def restart(self, seed: int) -> None:
-        """Replaces the trainable prompt by random words, which `seed` fixes."""
+        """Replaces the trainable prompt by embeddings of random tokens, determined by `seed`."""
         self.prompts.new = nn.Parameter(self.embedding.words(self.length, seed))
 
     def thaw(self) -> None:
-        """Lets the newest prompt learn on."""
+        """Makes the newest prompt trainable again."""
         self.prompts.thaw()
 
     def clear(self) -> None:
-        """Forgets all prompts."""
+        """Removes all prompts."""
         self.blocks.clear()
         self.prompts.clear()
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        """The learning prompt."""
+        """Returns the trainable prompt by name."""
         return dict(self.prompts.named_parameters())
 
     def parameters(self) -> list[nn.Parameter]:
-        """The same, without its name."""
+        """Returns the trainable prompt without its name."""
         return list(self.prompts.parameters())
 
     def shapes(self) -> dict[str, tuple[int, int]]:
-        """The shape of a prompt, named as in `named_parameters`."""
+        """Returns the shape of a prompt, named as in `named_parameters`."""
         return {"new": (self.length, self._backbone.width)}
 
     def block_size(self) -> int:
-        """Numbers in a prompt."""
+        """Returns the number of parameters of one prompt."""
         return self.length * self._backbone.width
 
     def use(self, weights: Tensor | None) -> None:
-        """Puts the mixture Σ_i a_i P_i (SAPT, section 3.2), weights (B, T), before each prompt."""
+        """Puts the mixture Σ_i a_i P_i (SAPT, section 3.2) before each prompt; a is (B, T)."""
         self.embedding.rows = None if weights is None else self.prompts.mixed(weights)
         self.weights = weights
 
     def use_block(self, batch_size: int, index: int) -> None:
-        """Sets one-hot weights on the block `index` for every sample."""
+        """Gives soft prompt `index` the full weight in every example."""
         one_hot = torch.zeros(batch_size, len(self.blocks), device=self._backbone.device)
         one_hot[:, index] = 1.0
         self.use(one_hot)
 
     def save_block(self, folder: Path, base_name: str) -> None:
-        """Writes the learning prompt in peft's layout, and stacks it."""
+        """Writes the trainable prompt in peft's layout and freezes it."""
         if self.prompts.new is None:
-            raise RuntimeError("no prompt is learning, so there is none to save")
+            raise RuntimeError("there is no trainable prompt to save")
         encoder_decoder = self._backbone.is_encoder_decoder
         config = PromptTuningConfig(
             num_virtual_tokens=self.length,
             token_dim=self._backbone.width,
-            num_transformer_submodules=1,  # peft too puts prompts before the encoder's input only
+            num_transformer_submodules=1,  # prompts are before the encoder's input only
             prompt_tuning_init=PromptTuningInit.RANDOM,
             task_type=TaskType.SEQ_2_SEQ_LM if encoder_decoder else TaskType.CAUSAL_LM,
             base_model_name_or_path=base_name,
@@ -214,7 +219,7 @@ class PromptPool:
         """Adds a saved prompt, frozen.
 
         Raises:
-            RetainError: when the file does not hold a prompt of this length and width.
+            RetainError: if the file does not have a prompt of this length and width.
         """
         path = folder / ADAPTER
         kind = read_record(dict, folder / ADAPTER_CONFIG).get("peft_type")

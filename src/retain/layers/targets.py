@@ -1,4 +1,4 @@
-"""Which linear layers of a backbone carry blocks."""
+"""Selection of the linear layers of a backbone that carry blocks."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from retain.errors import RetainError
 def target_linears(
     model: PreTrainedModel, wanted: Sequence[str] | None
 ) -> tuple[dict[str, nn.Linear], list[str]]:
-    """The layers to adapt by full name, and the name endings that chose them.
+    """Returns the layers to adapt by full name, and the name endings that selected them.
 
     Args:
         model: the backbone.
-        wanted: endings such as `q_proj`; None takes peft's table for the architecture.
+        wanted: endings such as `q_proj`; None uses peft's table for the architecture.
 
     Raises:
-        RetainError: when the table does not know the architecture or an ending matches nothing;
-            it lists the candidates found in the model.
+        RetainError: if the table lacks the architecture or an ending matches nothing; the message
+            lists the endings of the model's linear layers.
     """
     linears = {
         name: module
@@ -36,7 +36,7 @@ def target_linears(
     if not endings:
         raise RetainError(
             f"method.target_modules: peft has no default for '{kind}'; "
-            f"choose among {', '.join(candidates)}"
+            f"choose from {', '.join(candidates)}"
         )
     chosen = {
         name: module
@@ -47,12 +47,12 @@ def target_linears(
         if not any(name == ending or name.endswith(f".{ending}") for name in chosen):
             raise RetainError(
                 f"method.target_modules: no linear layer '{ending}' in this model; "
-                f"choose among {', '.join(candidates)}"
+                f"choose from {', '.join(candidates)}"
             )
     return chosen, sorted(endings)
 
 
 def shape(linear: nn.Linear) -> tuple[int, int]:
-    """(d_in, d_out) of a linear layer; GPT-2's Conv1D keeps its weight transposed."""
+    """Returns (d_in, d_out) of a linear layer; GPT-2's Conv1D stores its weight transposed."""
     rows, columns = linear.weight.shape
     return (rows, columns) if isinstance(linear, Conv1D) else (columns, rows)
