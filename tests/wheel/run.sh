@@ -36,7 +36,7 @@ evaluation: {max_new_tokens: 5}
 YAML
 "$bin/retain" run experiment.yaml --output runs/tiny
 "$bin/retain" verify runs/tiny
-"$bin/retain" generate runs/tiny "copy this word: owl"
+"$bin/retain" generate runs/tiny "copy this word: owl" --json | grep -F '"output"'
 "$bin/retain" report runs/tiny
 if "$bin/retain" eval runs/tiny --general arc_easy 2> refusal; then exit 1; fi
 grep -F "pip install 'retain[general]'" refusal
