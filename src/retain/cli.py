@@ -320,11 +320,12 @@ def verify(
     from retain.runs.results import open_run
 
     opened = open_run(run)
-    found = complaints(opened)
-    for line in found:
+    lines = complaints(opened)
+    for line in lines:
         _say(line)
-    if found:
-        raise RetainError(f"{run}: not whole: {len(found)} of its files; see the lines above")
+    if lines:
+        count = "1 file" if len(lines) == 1 else f"{len(lines)} files"
+        raise RetainError(f"{run}: {count} failed verification (listed above)")
     _say(f"{len(opened.files)} files, all as they were written")
 
 

@@ -306,7 +306,7 @@ def test_verify_names_every_file_that_fails(place: Path) -> None:
             file.write(b" ")
     done = call("verify", "out")
     assert [line.partition(":")[0] for line in done.out.splitlines()] == [f"out/{n}" for n in names]
-    assert done.err == "error: out: not whole: 4 of its files; see the lines above\n"
+    assert done.err == "error: out: 4 files failed verification (listed above)\n"
 
 
 def test_what_changes_no_result_may_change_on_the_way(place: Path) -> None:

@@ -75,4 +75,4 @@ def test_a_terminal_that_does_not_know_every_letter(tmp_path: Path) -> None:
     status, out, err = retain(verify, subprocess.PIPE, PYTHONIOENCODING="ascii:strict")
     assert out == f"{run.path}/tasks/01-??/a: missing; restore it from a copy of the run\n"
     assert status == 2
-    assert err.startswith(f"error: {run.path}: not whole: 1 of its files; ")
+    assert err.startswith(f"error: {run.path}: 1 file failed verification")

@@ -36,7 +36,7 @@ class Begun:
     def refuses(self, task: Task, says: str) -> None:
         """And deletes nothing; what it says to do, done, is a way on."""
         before = read_files(self.run)
-        told = rf"02-constant: .*{says}.* delete this folder to learn the task anew"
+        told = rf"02-constant: .*{says}.* delete this folder to learn the task again"
         with pytest.raises(RetainError, match=told):
             self.goes_on(task)
         assert read_files(self.run) == before
@@ -76,7 +76,7 @@ def test_unfinished_work_of_other_processes_is_kept(begun: Begun) -> None:
 def test_unfinished_work_with_a_damaged_mark_is_kept(begun: Begun, content: bytes) -> None:
     begun.mark.write_bytes(content)
     begun.refuses(
-        SECOND, "begun otherwise" if content == b"{}" else "damaged checkpoints/task.json"
+        SECOND, "begun differently" if content == b"{}" else "damaged checkpoints/task.json"
     )
 
 
@@ -98,7 +98,7 @@ def test_unfinished_work_goes_on_under_another_patch_of_a_library(begun: Begun) 
     record = Record()
     record.message = told.append
     begun.goes_on(SECOND, record)
-    assert f"unfinished work of constant goes on, though torch {patched} is now {torch}" in told
+    assert f"continues unfinished work on constant, although torch {patched} is now {torch}" in told
     assert record.events[1].startswith("2 ")  # and not from the first step
 
 

@@ -1,8 +1,8 @@
-"""Unfinished work on disk: marked with what it is of, and sealed when it is whole.
+"""Unfinished work on disk: marked with its task and settings, and sealed when it is complete.
 
 Trainer neither syncs nor checks what it writes. A seal lists the checksums of a folder's synced
-files and is written last; a folder without one, or with a file that differs, was cut off by a kill
-or damaged since, and is made again.
+files and is written last. A folder without a seal, or with a file that differs, was cut off by a
+kill or damaged since; its work is done again.
 """
 
 from __future__ import annotations
@@ -22,50 +22,52 @@ from retain.tasks import Task
 
 SEAL = "sealed.json"
 TORCH_WRITES = ("inline_container", "iostream error")
-"""What torch.save says in its RuntimeError where the disk refuses."""
+"""Words of the RuntimeError that torch.save raises for a write error of the disk."""
 
 
 def take_up(run: RunDirectory, folder: Path, task: Task, say: Callable[[str], None]) -> None:
-    """Begins a task's unfinished work, or goes on with what there is; deletes none.
+    """Marks a task's unfinished work as begun, or checks that existing work can be continued.
+
+    Nothing is deleted.
 
     Args:
-        run: is held for writing.
-        folder: the task's.
-        task: is about to be learned.
-        say: is told what may change the numbers.
+        run: locked for writing.
+        folder: the task's folder.
+        task: the task that is about to be learned.
+        say: receives a message on what may change the numbers.
 
     Raises:
         RetainError: when there is work that was begun on another task, on other examples, under
             other training settings of the task's own, by another number of processes, or under
-            libraries of more than another patch.
+            libraries that differ by more than a patch version.
     """
     key = {
         "task": task.name,
         "training": {name: task.training[name] for name in sorted(task.training)},
         "fingerprints": task.fingerprints(),
-        "processes": processes.count(),  # a step's rows are dealt out among them
+        "processes": processes.count(),  # they share out the rows of each step
         **versions(),
     }
-    for found in run.unlearned():
-        mark = found / UNFINISHED / TASK
+    for begun in run.unlearned():
+        mark = begun / UNFINISHED / TASK
         if not mark.exists():
             raise RetainError(
-                f"{found}: has files that manifest.json does not list; restore the manifest that "
-                "does, or delete this folder to learn the task anew"
+                f"{begun}: has files that manifest.json does not list; restore the manifest that "
+                "lists them, or delete this folder to learn the task again"
             )
-        differs = _difference(mark, key) if found == folder else f"is not on '{task.name}'"
-        if differs:
+        difference = _difference(mark, key) if begun == folder else f"is not on '{task.name}'"
+        if difference:
             raise RetainError(
-                f"{found}: its unfinished work {differs}; go on with what it was begun with, or "
-                "delete this folder to learn the task anew"
+                f"{begun}: its unfinished work {difference}; continue with what it was begun with, "
+                "or delete this folder to learn the task again"
             )
-        if news := other_versions(read_json(mark)):
-            say(f"unfinished work of {task.name} goes on, though {', '.join(news)}")
+        if changed := other_versions(read_json(mark)):
+            say(f"continues unfinished work on {task.name}, although {', '.join(changed)}")
     write_json(folder / UNFINISHED / TASK, key)
 
 
 def _difference(mark: Path, key: Mapping[str, Any]) -> str:
-    """How unfinished work differs from what is to be learned; empty where it can go on."""
+    """How unfinished work differs from what is to be learned; empty where it can be continued."""
     try:
         stored = read_record(dict[str, Any], mark)
     except RetainError:
@@ -78,40 +80,40 @@ def _difference(mark: Path, key: Mapping[str, Any]) -> str:
     if stored.get("fingerprints") != key["fingerprints"]:
         differ.append("its examples have changed")
     differ += other_versions(stored, patches=False)
-    return f"was begun otherwise ({', '.join(differ)})" if differ else ""
+    return f"was begun differently ({', '.join(differ)})" if differ else ""
 
 
 def seal(folder: Path) -> None:
-    """Marks a folder of files as whole.
+    """Writes the seal of a folder whose files are complete.
 
     Raises:
-        RetainError: when the disk refuses.
+        RetainError: when the files cannot be written.
     """
     sums = {}
-    with processes.first_alone() as seals, writing(folder):
-        if seals:
+    with processes.first_alone() as writes, writing(folder):
+        if writes:
             files = [path for path in sorted(folder.iterdir()) if path.name != SEAL]
             for path in (*files, folder.parent):
                 sync(path)
             sums = {path.name: checksum(path) for path in files}
-    write_json(folder / SEAL, sums)  # by the first process, too
+    write_json(folder / SEAL, sums)  # on the first process alone, too
 
 
 def is_sealed(folder: Path) -> bool:
-    """Whether a folder is whole, every file as it was when it was sealed."""
+    """Whether a folder has a seal and every file is as it was when sealed."""
     try:
         sums = read_json(folder / SEAL)
-        return all(checksum(folder / name) == known for name, known in sums.items())
+        return all(checksum(folder / name) == sealed for name, sealed in sums.items())
     except (RetainError, OSError, AttributeError):
         return False
 
 
 @contextmanager
 def saving(folder: Path, step: int) -> Iterator[None]:
-    """Trainer writes the checkpoint of a step in here; it is sealed before the one before it goes.
+    """Wraps Trainer's save: seals the new checkpoint, then deletes the previous one.
 
     Raises:
-        RetainError: when the disk refuses.
+        RetainError: when the files cannot be written.
     """
     path = folder / f"checkpoint-{step}"
     with writing(path):
@@ -126,20 +128,20 @@ def saving(folder: Path, step: int) -> Iterator[None]:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a phase, if there is one."""
+    """The newest sealed checkpoint of a phase; None without one."""
     return next((path for path in reversed(checkpoints(folder)) if is_sealed(path)), None)
 
 
 def keep_only(folder: Path, kept: Path | None) -> None:
-    """Deletes a phase's other checkpoints; all processes have to come here."""
+    """Deletes a phase's other checkpoints; every process has to call it."""
     remove_folders(*(path for path in checkpoints(folder) if path != kept))
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """A phase's checkpoints, whole or not, in the order of their steps."""
+    """Folders of a phase's checkpoints, sealed or not, in the order of their steps."""
     return sorted(folder.glob("checkpoint-*"), key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimizer step after which it was taken."""
+    """Optimizer step after which a checkpoint was taken."""
     return int(checkpoint.name.rpartition("-")[2])

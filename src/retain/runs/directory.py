@@ -1,7 +1,7 @@
-"""The run directory: what is committed, checksums, one writer.
+"""The run directory: committed files, their checksums, and the lock of its one writer.
 
-`manifest.json` lists the sha256 of every committed file, and of itself; what it does not list is
-unfinished work, which a resumed run does again or continues.
+`manifest.json` lists the sha256 of every committed file, and of itself; files that it does not list
+are unfinished work, which a resumed run repeats or continues.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ LOCK = ".lock"
 BEFORE_MANIFEST = re.compile(
     r"\.lock|environment\.json|\.(environment\.json|config\.yaml|manifest\.json)\.\d+\.tmp"
 )
-"""What a kill before the first commit leaves; beside the environment, the settings too."""
+"""Files that a kill before the first commit leaves; beside the environment, the settings too."""
 NAME = re.compile(r"(tasks/\d+-|(?!tasks/))[\w.-]{1,60}(/[\w.-]{1,60})*")
-"""Names of a run's files: nothing else is opened for a manifest that names it."""
+"""Names of a run's files; a manifest that names any other is refused."""
 TASK_FOLDER = re.compile(r"\d+-.+")
-MENDED = {
+REMEDIES = {
     SCORES: "retain run CONFIG --resume writes it again",
     SINGLE: "retain report --single writes it again",
     ENVIRONMENT: "restore it from a copy, or from a run begun on the same backbone and versions",
 }
-"""The way back to a file that is not in a copy of the run alone."""
+"""How to get back files for which a copy of the run is not the only source."""
 
 
 def slug(name: str) -> str:
-    """A safe folder name for a free-text task name: letters of any script, digits, `-` and `_`."""
+    """Returns a safe folder name for a task: letters of any script, digits, `-` and `_`."""
     return re.sub(r"[^\w-]+", "-", name).strip("-")[:40] or "task"
 
 
@@ -66,14 +66,14 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the run for writing; it is free again at the end, or when the process dies.
+        """Locks the run for writing; the lock ends with the block, or with the process.
 
         Raises:
-            RetainError: when another process holds it, or has changed it since it was read.
+            RetainError: when another process holds the lock, or has changed the run since it was read.
         """
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            self._refuse_links()  # the lock might be one
+            self._refuse_links()  # before the lock is opened, which might be one
             try:
                 if processes.is_first():
                     self._lock.acquire(timeout=0)
@@ -89,16 +89,16 @@ class RunDirectory:
             self._lock.release()
 
     def _remove_temporary(self) -> None:
-        """A writer that was killed may have left them."""
+        """Deletes temporary files that a killed writer may have left."""
         if processes.is_first():
             for path in (*self.path.glob(".*.tmp"), *(self.path / "tasks").rglob(".*.tmp")):
                 with suppress(OSError):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def refuse_foreign(self) -> None:
-        """Raises RetainError where a run would begin among files that are not its own."""
+        """Raises RetainError when a run would begin in a folder with files that are not its own."""
         names = {path.name for path in self.path.glob("*")}
-        if ENVIRONMENT in names:  # is written before them
+        if ENVIRONMENT in names:  # which is written before the settings
             names.discard(CONFIG)
         if any(not BEFORE_MANIFEST.fullmatch(name) for name in names):
             raise RetainError(
@@ -107,26 +107,26 @@ class RunDirectory:
             )
 
     def _refuse_links(self) -> None:
-        """What a link leads to would be read, written or deleted in the run's name."""
+        """Raises RetainError for a link: files outside of the run would be read, written or deleted."""
         for folder, folders, names in os.walk(self.path):
             for path in (Path(folder, name) for name in (*folders, *names)):
                 if path.is_symlink():
                     raise RetainError(
-                        f"{path}: is a link, and a run has none; put what it leads to in its place"
+                        f"{path}: is a link, which a run may not contain; replace it by the file or folder it points to"
                     )
 
     def _refuse_changed(self) -> None:
-        """What another writer committed would look like unfinished work here, and be cleared."""
-        known = self.files
+        """Raises if another process committed since we loaded: its files would look unfinished here."""
+        loaded = self.files
         if self.exists:
             self.load_manifest()
         else:
             self.refuse_foreign()
-        now, self.files = self.files, known
-        if now != known:
+        on_disk, self.files = self.files, loaded
+        if on_disk != loaded:
             raise RetainError(f"{self.path}: changed since it was loaded; load it again")
 
-    # -- what is committed
+    # -- committed files
 
     @property
     def exists(self) -> bool:
@@ -158,11 +158,11 @@ class RunDirectory:
         self.files = files
 
     def commit(self, paths: Iterable[Path], superseded: Iterable[str] = ()) -> None:
-        """Adds files to the manifest (or renews their checksums), then writes it.
+        """Adds files to the manifest, or renews their checksums, and writes it.
 
         Args:
             paths: the files.
-            superseded: names of committed files that these replace: they leave the manifest.
+            superseded: names of committed files that these replace; they are dropped from it.
         """
         for name in superseded:
             del self.files[name]
@@ -177,11 +177,11 @@ class RunDirectory:
         return path.relative_to(self.path).as_posix() in self.files
 
     def damaged(self, paths: Iterable[str] | None = None) -> list[str]:
-        """Checks committed files (all of them by default); returns a line for each bad one."""
+        """Checks committed files, by default all; returns a line for each missing or damaged one."""
         complaints = []
         for name in self.files if paths is None else paths:
             path = self.path / name
-            remedy = MENDED.get(name, "restore it from a copy of the run")
+            remedy = REMEDIES.get(name, "restore it from a copy of the run")
             if not path.is_file():
                 complaints.append(f"{path}: missing; {remedy}")
             elif checksum(path) != self.files[name]:
@@ -189,23 +189,23 @@ class RunDirectory:
         return complaints
 
     def check(self, prefix: str = "") -> None:
-        """Raises RetainError for the first damaged committed file whose name starts so."""
+        """Raises RetainError for the first damaged committed file whose name begins with `prefix`."""
         for complaint in self.damaged(n for n in self.files if n.startswith(prefix)):
             raise RetainError(complaint)
 
     # -- tasks
 
     def task_folder(self, index: int, name: str) -> Path:
-        """`tasks/<nn>-<name>`, counted from 1."""
+        """Path of a task's folder, `tasks/<nn>-<name>`, counted from 1."""
         return self.path / "tasks" / f"{index + 1:02d}-{slug(name)}"
 
     def learned(self) -> list[Path]:
-        """The folders of the tasks whose learning is committed, oldest first."""
+        """Folders of the learned and committed tasks, oldest first."""
         names = (n for n in self.files if n.startswith("tasks/") and n.endswith("/task.json"))
         return [(self.path / name).parent for name in sorted(names, key=_task_number)]
 
     def unlearned(self) -> list[Path]:
-        """Folders of tasks that are not learned, and have files."""
+        """Folders with files of tasks that are not learned yet."""
         learned = self.learned()
         return [
             folder
@@ -241,18 +241,19 @@ class RunDirectory:
     def commit_folder(self, folder: Path, leave_out: str, latest_only: Iterable[str] = ()) -> None:
         """Commits a task's own files, except those in the subfolder `leave_out`.
 
-        `latest_only` names files that only the newest task's folder keeps.
+        `latest_only` names files of which only the newest task's are kept; older ones are dropped
+        from the manifest in the same write.
         """
-        wanted = {
+        replaced = {
             (old / name).relative_to(self.path).as_posix()
             for old in self.learned()
             for name in latest_only
             if (folder / name).exists()
         }
-        self.commit(self.own_files(folder, leave_out), wanted & self.files.keys())
+        self.commit(self.own_files(folder, leave_out), replaced & self.files.keys())
 
     def superseded(self, index: int, latest_only: Iterable[str]) -> Path | None:
-        """A file of task number `index` that only the newest task's folder has, if there is one."""
+        """A file of task `index` of which only the newest task's is kept; None without one."""
         learned = self.learned()
         for name in latest_only:
             old, new = (learned[i] / name for i in (index, -1))
@@ -263,31 +264,31 @@ class RunDirectory:
     def roll_back(
         self, index: int, latest_only: Iterable[str] = (), of_all_tasks: Iterable[str] = ()
     ) -> None:
-        """Forgets the tasks after number `index`, and files that speak of all tasks.
+        """Deletes the tasks after number `index`, and the files `of_all_tasks` beside them.
 
         The caller holds the lock.
 
         Raises:
-            RetainError: when the run keeps some of its files for the newest task only.
+            RetainError: when some of the files of task `index` are kept for the newest task only.
         """
         lost = self.superseded(index, latest_only)
         if lost is not None:
             raise RetainError(
-                f"{lost}: no longer there, since this method keeps only the newest weights; learn "
-                "the stream again up to that task"
+                f"{lost}: no longer there: this method keeps only the newest weights; learn the "
+                "stream again up to that task"
             )
         gone = self.learned()[index + 1 :]
         places = tuple(f"{folder.relative_to(self.path).as_posix()}/" for folder in gone)
         self.commit((), [n for n in self.files if n.startswith((*places, *of_all_tasks))])
         for folder in gone:
-            # Under a temporary name, for a kill in between must not leave half a task.
+            # Renamed first, so that a kill in between does not leave half a task.
             aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
             with writing(folder), suppress(FileNotFoundError):
                 folder.rename(aside)
             remove_folders(aside)
 
     def remove_superseded(self, latest_only: Iterable[str]) -> None:
-        """Deletes such files where they are no longer committed; a crash may have left them."""
+        """Deletes files `latest_only` that are no longer committed; a crash may have left them."""
         paths = [folder / name for folder in self.learned() for name in latest_only]
         with processes.first_alone() as deletes:
             for path in paths if deletes else ():

@@ -1,4 +1,4 @@
-"""What a run was made with: libraries and backbone; and what has changed since."""
+"""The libraries and the backbone that a run was made with, and what has changed since."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ from retain.runs.records import ENVIRONMENT
 LIBRARIES = ("retain", "torch", "transformers", "peft", "accelerate", "tokenizers")
 SAMPLED = 1024
 """Numbers of each tensor that the fingerprint reads; all of a large model would take minutes."""
-
-
 PARTS = {
     "backbone": "weights",
     "backbone_config": "settings (config.json)",
@@ -28,24 +26,22 @@ PARTS = {
     "backbone_special_tokens": "special tokens",
     "backbone_chat_template": "chat template",
 }
-"""Parts of a backbone, by the key of their fingerprint in `environment.json`."""
+"""Parts of a backbone in words, by the key of their fingerprint in `environment.json`."""
 INCIDENTAL = ("transformers_version", "architectures", "dtype", "torch_dtype", "use_cache")
 """Fields of a model's config that change with the way it is loaded or saved."""
-
-
 PLUGIN = "plugin "
 PLUGINS: dict[str, str] = {}
 """By `PLUGIN` and name, the plugins that were loaded: a package's version, or a module's checksum."""
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python, of the libraries that numbers depend on, and of loaded plugins."""
+    """Versions of Python, of the libraries that numbers depend on, and of loaded plugins."""
     libraries = {name: version(name) for name in LIBRARIES}
     return {"python": platform.python_version(), **libraries, **PLUGINS}
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Tells models apart: a sha256 of the tensors' names and shapes, and of numbers across each."""
+    """A sha256 of a model's tensors: their names and shapes, and `SAMPLED` numbers of each."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -55,33 +51,33 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def fingerprints(backbone: Backbone) -> dict[str, str]:
-    """By the keys of `PARTS`, what answers depend on; of a backbone as it was loaded.
+    """Fingerprints, by the keys of `PARTS`, of a backbone as it was loaded.
 
-    The chat template is there only where prompts are written with it.
+    The chat template has one only where prompts are written with it.
     """
     tokenizer, config = backbone.tokenizer, backbone.model.config.to_dict()
-    found = {
+    prints = {
         "backbone": fingerprint(backbone.model),
         "backbone_config": _sha256(
             {key: value for key, value in config.items() if key[0] != "_" and key not in INCIDENTAL}
         ),
-        "backbone_tokenizer": _sha256(_reading(tokenizer)),
+        "backbone_tokenizer": _sha256(_tokenization(tokenizer)),
         "backbone_special_tokens": _sha256(
             [tokenizer.special_tokens_map, backbone.pad_id, backbone.end_ids]
         ),
     }
     if backbone.prompt.chat_template:
-        found["backbone_chat_template"] = _sha256(tokenizer.chat_template)
-    return found
+        prints["backbone_chat_template"] = _sha256(tokenizer.chat_template)
+    return prints
 
 
-def _reading(tokenizer: Any) -> Any:
-    """What makes tokens of a text."""
+def _tokenization(tokenizer: Any) -> Any:
+    """The settings of a tokenizer that decide how a text becomes tokens."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return tokenizer.get_vocab()
     values = json.loads(backend.to_str())
-    # The last call's, and no property of the tokenizer.
+    # These two are arguments of the last call, not properties of the tokenizer.
     return {key: value for key, value in values.items() if key not in ("truncation", "padding")}
 
 
@@ -90,48 +86,53 @@ def _sha256(value: Any) -> str:
 
 
 def refuse_other_backbone(
-    stored: Mapping[str, str], found: Mapping[str, str], run: Path, name: str
+    stored: Mapping[str, str], loaded: Mapping[str, str], run: Path, name: str
 ) -> str:
-    """Refuses a backbone that is not the one that a run has learned on.
+    """Refuses a backbone that is not the one that a run was learned on.
 
     Args:
-        stored: the run's environment.json.
-        found: the backbone's `fingerprints`.
+        stored: the run's `environment.json`.
+        loaded: the backbone's `fingerprints`.
         run: the run's folder.
-        name: the backbone's.
+        name: the backbone's name.
 
     Returns:
-        What to tell: under another version of the libraries that write them, all but the weights
-        may come out otherwise though the backbone is the same.
+        A warning, or an empty text. Under another version of the libraries that write them, the
+        fingerprints of all but the weights may differ although the backbone is the same.
 
     Raises:
         RetainError: names the parts that differ, or one that the run does not have.
     """
-    if missing := [key for key in found if key not in stored]:
+    if missing := [key for key in loaded if key not in stored]:
         raise RetainError(
             f"{run / ENVIRONMENT}: has no '{missing[0]}'; restore it from a copy of the run"
         )
-    differ = {key: PARTS[key] for key in found if stored[key] != found[key]}
+    differ = {key: PARTS[key] for key in loaded if stored[key] != loaded[key]}
     if not differ:
         return ""
-    parts, news = " and ".join(differ.values()), changes(stored)
+    parts, changed = " and ".join(differ.values()), changes(stored)
     comparable = all(stored.get(name) == version(name) for name in ("transformers", "tokenizers"))
     if "backbone" in differ or comparable:
         raise RetainError(
             f"{run}: learned on other {parts} than backbone '{name}' now has; restore it, or start "
-            f"another run{f' ({news})' if news else ''}"
+            f"another run{f' ({changed})' if changed else ''}"
         )
     return f"backbone '{name}': other {parts} than the run was begun with, or other libraries"
 
 
 def changes(stored: Mapping[str, str]) -> str:
-    """Libraries that are of other versions than the run was begun with, in a sentence or empty."""
+    """A sentence on libraries of other versions than the run was begun with; empty without any."""
     differ = other_versions(stored)
     return f"begun with other versions: {', '.join(differ)}; numbers may differ" if differ else ""
 
 
 def other_versions(stored: Mapping[str, str], patches: bool = True) -> list[str]:
-    """What is of another version now, with or without those whose first two numbers agree."""
+    """Phrases on libraries whose version changed.
+
+    Args:
+        stored: versions that a run was begun with.
+        patches: whether to list those whose first two numbers agree.
+    """
     return [
         f"{name} {stored[name]} is now {now}"
         for name, now in versions().items()

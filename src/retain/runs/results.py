@@ -166,11 +166,11 @@ def environment(run: RunDirectory) -> dict[str, str]:
 
 
 def unlisted(run: RunDirectory, latest_only: Iterable[str]) -> list[str]:
-    """A line for each file in a learned task's folder that would be read unchecked.
+    """Returns a line for each file in a learned task's folder that would be read unchecked.
 
     Args:
         run: an opened run.
-        latest_only: which files its method keeps of the newest task only: a kill may have left
+        latest_only: files of which the method keeps the newest task's only; a kill may have left
             those of an older one.
     """
     complaints = []
@@ -178,9 +178,9 @@ def unlisted(run: RunDirectory, latest_only: Iterable[str]) -> list[str]:
     for folder in learned:
         passing = set(latest_only) if folder != learned[-1] else set()
         if not run.commits(folder / EVALUATION):
-            passing |= {EVALUATION, PREDICTIONS}  # are on their way
+            passing |= {EVALUATION, PREDICTIONS}  # being written
         complaints += [
-            f"{path}: not listed in {MANIFEST}; restore the one that lists it, or move this away"
+            f"{path}: not listed in {MANIFEST}; restore the manifest that lists it, or move this file away"
             for path in run.own_files(folder, UNFINISHED)
             if not run.commits(path) and path.relative_to(folder).parts[0] not in passing
         ]
@@ -192,11 +192,11 @@ def check_tasks(run: RunDirectory, latest_only: Iterable[str], name: str = "") -
 
     Args:
         run: an opened run.
-        latest_only: which files its method keeps of the newest task only.
+        latest_only: files of which the method keeps the newest task's only.
         name: of the files that are checked, in each task's folder; all by default.
 
     Raises:
-        RetainError: naming the first damaged file, and the task that can be gone back to.
+        RetainError: naming the first damaged file, and the task to roll back to.
     """
     learned = run.learned()
     for index, folder in enumerate(learned):
@@ -270,7 +270,7 @@ def final_scores(run: RunDirectory) -> Scores:
     all_scores = scores(run)
     if not all_scores.matrix or len(all_scores.matrix) < len(run.learned()):
         raise RetainError(
-            f"{run.path}: its newest task is not scored yet; go on with retain run --resume, or "
+            f"{run.path}: its newest task is not scored yet; continue with retain run --resume, or "
             "with the same retain learn"
         )
     return all_scores
