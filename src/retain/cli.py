@@ -249,7 +249,7 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="One run, or several to compare.")],
     single: Single = None,
     output: Annotated[
-        Path | None, typer.Option(help="The page; RUN/report.html if one run.")
+        Path | None, typer.Option(help="The page to write; for one run RUN/report.html.")
     ] = None,
     picture: Annotated[
         Path | None, typer.Option(help="Also write the score matrices as a PNG.")
@@ -259,7 +259,7 @@ def report(
     ] = False,
     plugins: Plugins = None,
 ) -> None:
-    """Print the scores and write one self-contained HTML page."""
+    """Print a run's scores and write one self-contained HTML page about it."""
     from retain.report import markdown, matrices_png, render, summarise
     from retain.runs import results
     from retain.system.files import write_text
@@ -362,11 +362,14 @@ def export(
 def check(
     run: Run,
     points: Annotated[
-        float, typer.Option("--max-forgetting", help="Points that a task may lose.", min=0)
+        float,
+        typer.Option(
+            "--max-forgetting", help="Points that a task may lose since it was learned.", min=0
+        ),
     ],
     plugins: Plugins = None,
 ) -> None:
-    """Exit with status 1 if a task has lost more than --max-forgetting points: for CI."""
+    """Exit with status 1 if a task lost more than --max-forgetting points; for CI."""
     from retain.metrics.continual import points_lost
     from retain.runs import results
 
@@ -382,12 +385,18 @@ def check(
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Finished runs; the first is the base.")],
-    table: Annotated[Path | None, typer.Option("--csv", help="Also write a line a run.")] = None,
-    page: Annotated[Path | None, typer.Option("--html", help="Also write the tables.")] = None,
+    runs: Annotated[
+        list[Path], typer.Argument(help="Finished runs; the first run's method is the base.")
+    ],
+    table: Annotated[
+        Path | None, typer.Option("--csv", help="Also write a CSV with one row per run.")
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option("--html", help="Also write the tables as an HTML page.")
+    ] = None,
     plugins: Plugins = None,
 ) -> None:
-    """Methods side by side over seeds and orders, and what one has over the other."""
+    """Compare methods across seeds and task orders, with paired confidence intervals."""
     from retain.report import compare as comparison
     from retain.system.files import write_text
 

@@ -1,4 +1,4 @@
-"""What `retain eval --general` shows: the plain backbone and the run, metric by metric."""
+"""The table of `retain eval --general`: the plain backbone and the run, metric by metric."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class General:
     """One metric of a task of the harness.
 
     Attributes:
-        task: its name, or its group's.
+        task: name of the task, or of its group.
         metric: its name, with the harness' filter of answers where there is one.
-        backbone: the plain backbone's, in the metric's own unit.
-        run: that of the run's model.
+        backbone: the plain backbone's score, in the metric's own unit.
+        run: the score of the run's model.
         error: standard error of the difference, from the examples one by one; None where the metric
             is no mean over them.
         higher_is_better: None where the task does not say.
@@ -34,11 +34,11 @@ class General:
 
 
 def general_table(scores: Sequence[General]) -> Table:
-    """A row a metric: the plain backbone's, the run's, the change with its standard error."""
+    """Table with a row per metric: backbone, run, the change and its standard error."""
     table = new_table("General ability", ["backbone", "run", "change", "±"])
-    for own in scores:
-        better = {True: " ↑", False: " ↓", None: ""}[own.higher_is_better]
-        error = "–" if own.error is None else f"{own.error:.3f}"
-        values = f"{own.backbone:.3f}", f"{own.run:.3f}", f"{own.run - own.backbone:+.3f}"
-        table.add_row(Text(f"{own.task} {own.metric}{better}"), *values, error)
+    for one in scores:
+        better = {True: " ↑", False: " ↓", None: ""}[one.higher_is_better]
+        error = "–" if one.error is None else f"{one.error:.3f}"
+        values = f"{one.backbone:.3f}", f"{one.run:.3f}", f"{one.run - one.backbone:+.3f}"
+        table.add_row(Text(f"{one.task} {one.metric}{better}"), *values, error)
     return table

@@ -15,14 +15,14 @@ from retain.runs.labels import short
 from retain.runs.records import Prediction, predictions_file, read_records
 
 LOST = 50.0
-"""Points of its metric that an answer has to lose to count."""
+"""Points that an answer has to lose under its metric to count as lost."""
 SHOWN = 5
-"""Most answers shown of a task, those that lost most first."""
+"""Most answers shown per task, those that lost most first."""
 
 
 @dataclass(frozen=True)
 class Lost:
-    """An answer that was right then and is wrong now; points are of the metric, 0 to 100."""
+    """An answer that was right when its task was learned and is wrong now; `points` were lost."""
 
     task: str
     prompt: str
@@ -34,9 +34,11 @@ class Lost:
 
 @dataclass(frozen=True)
 class Changes:
-    """By task but the newest, in the order learned: how many answers of how many were lost.
+    """Lost answers of all tasks but the newest.
 
-    `shown` are those to show.
+    Attributes:
+        counts: by task, in the order learned, how many answers were lost, and of how many.
+        shown: the answers to show.
     """
 
     counts: dict[str, tuple[int, int]]
@@ -44,7 +46,7 @@ class Changes:
 
 
 def read_changes(run: RunDirectory) -> Changes:
-    """Compares each task's predictions right after learning it with its newest.
+    """Compares the predictions right after a task was learned with the newest ones.
 
     Raises:
         RetainError: when a file of predictions is damaged.
@@ -69,11 +71,11 @@ def read_changes(run: RunDirectory) -> Changes:
 
 
 def changes_table(shown: Sequence[Lost]) -> Table:
-    """Prompt, expected answer, answer then and now."""
+    """Table of lost answers: prompt, expected answer, answer then and now."""
     table = new_table("", ["prompt", "expected", "answer then", "answer now"])
     for column in table.columns:
         column.justify = "left"
-    for each in shown:
-        words = (short(each.task), each.prompt, " / ".join(each.references), each.then, each.now)
+    for lost in shown:
+        words = (short(lost.task), lost.prompt, " / ".join(lost.references), lost.then, lost.now)
         table.add_row(*map(Text, words))
     return table

@@ -1,4 +1,4 @@
-"""Methods side by side over seeds and orders: means with their spread, and paired differences."""
+"""Comparison of methods over seeds and task orders: means, spread, paired differences."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from retain.runs import results
 from retain.runs.records import CONFIG, Prediction, read_records
 
 PARTS = ("training", "backbone", "prompt", "evaluation")
-"""Settings beside the method's own that runs should share."""
-SILENT = (*FREE, ("evaluation", "zero_shot"), ("training", "logging_steps"))
-"""What changes no number that is compared."""
+"""Parts of the experiment, beside the method, whose settings runs should share."""
+IRRELEVANT = (*FREE, ("evaluation", "zero_shot"), ("training", "logging_steps"))
+"""Settings that change no number that is compared."""
 DRAWS = 4000
-"""Resamplings for an interval."""
+"""Resamplings of the test examples for an interval."""
 SHOWN = 3
 """How many runs a warning names."""
 PAGE = """<!DOCTYPE html>
@@ -57,24 +57,23 @@ pre {{ overflow-x: auto; font-family: ui-monospace, Menlo, Consolas, monospace; 
 </body>
 </html>
 """
-"""Around what rich prints; without colours of its own, text and page take the reader's."""
+"""The page around the tables of rich; it sets no colours, so the reader's theme applies."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One run.
+    """A run that is compared.
 
     Attributes:
         folder: where it is.
         method: its name.
-        options: those of the method, the settings of training, backbone, prompt and evaluation, and
-            what a task has of its own, as `a.b` and value; one that the run does not know yet has
-            its default.
+        options: the method's options, the settings of training, backbone, prompt and evaluation,
+            and each task's own, as `a.b` and value; missing ones have their default.
         seed: the run's.
         tests: of each task in order its name, test data, and how they are scored.
-        learned: by task what tells its training and development examples from others.
+        learned: by task the fingerprints of its training and development examples.
         metrics: as in scores.json.
-        examples: by task the newest score of each test example, 0 to 100.
+        examples: by task the newest scores of its N test examples, (N,), 0 to 100.
     """
 
     folder: Path
@@ -88,12 +87,12 @@ class Entry:
 
     @property
     def pair(self) -> tuple[Any, ...]:
-        """What two runs share when they are compared: seed, order of tasks, test data."""
+        """Key that two runs share when they are paired: seed, order of tasks, test data."""
         return (self.seed, self.tests)
 
     @property
     def shared(self) -> dict[str, Any]:
-        """What runs of one method share when they are averaged: all but seed and order of tasks."""
+        """Values that runs of one method share when averaged: all but seed and order of tasks."""
         tests = _digest(sorted(test[:3] for test in self.tests))  # the rest is among the options
         return {**self.options, "tests": tests, "train": _digest(sorted(self.learned.items()))}
 
@@ -104,12 +103,12 @@ def _digest(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Difference:
-    """What a method's AP is above another's, over the pairs of runs with the same seed and order.
+    """Difference in AP between two methods, over pairs of runs with the same seed and order.
 
     Attributes:
-        mean: in points.
+        mean: in points; positive where the first method's AP is higher.
         low, high: 95 % interval, from resampling the test examples of each task (paired bootstrap).
-            It knows nothing of other seeds than those that ran.
+            It covers the seeds that ran only; other seeds may differ by more.
         pairs: how many.
     """
 
@@ -120,7 +119,7 @@ class Difference:
 
 
 def read_entry(folder: Path) -> Entry:
-    """Reads a finished run, without its model.
+    """Reads a finished run without loading its model.
 
     Raises:
         RetainError: when its newest task has not been scored.
@@ -132,7 +131,7 @@ def read_entry(folder: Path) -> Entry:
         for name, path in results.newest_predictions(run).items()
     }
     filled = _filled(values, folder)
-    for part, field in SILENT:
+    for part, field in IRRELEVANT:
         filled[part].pop(field, None)
     method = filled["method"].pop("name")
     tasks = [results.task_record(run, place) for place in run.learned()]
@@ -147,7 +146,7 @@ def read_entry(folder: Path) -> Entry:
 
 
 def _filled(settings: Mapping[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
-    """The method's options and the settings of `PARTS`, with defaults for what a run lacks."""
+    """The method's options and the settings of `PARTS`, with defaults for missing ones."""
     name = settings["method"]["name"]
     values = {"backbone": settings["backbone"]["name"], "method": name}
     blank = check(ExperimentConfig, values, str(folder / CONFIG))
@@ -158,10 +157,10 @@ def _filled(settings: Mapping[str, Any], folder: Path) -> dict[str, dict[str, An
 
 
 def grouped(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
-    """Runs of one method with the same options, training and test data, by a label that tells them.
+    """Groups runs of one method with the same options and data, under a label that says which.
 
     Raises:
-        RetainError: when two of them have the same seed and order.
+        RetainError: when two runs of a group have the same seed and order.
     """
     groups: dict[str, list[Entry]] = {}
     shared = [(entry, entry.shared) for entry in entries]
@@ -184,7 +183,7 @@ def grouped(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
 
 
 def warnings(entries: Sequence[Entry]) -> list[str]:
-    """A line for each thing that runs should share, of whatever method, and do not."""
+    """Returns a line for each setting or data set that runs should share and do not."""
     return list(_warnings(entries))
 
 
@@ -222,51 +221,60 @@ def _warnings(entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def _folders(entries: Sequence[Entry]) -> str:
-    """The first few by name."""
+    """The first `SHOWN` folders, and how many more there are."""
     more = len(entries) - SHOWN
     named = ", ".join(str(entry.folder) for entry in entries[:SHOWN])
     return f"{named} and {more} more" if more > 0 else named
 
 
 def difference(ours: Sequence[Entry], base: Sequence[Entry]) -> Difference | None:
-    """Of AP, over pairs of runs with the same seed, order and test examples; None without any.
+    """Difference in AP of a group from a base group; None without a pair of runs.
 
-    Either is a group of `grouped`, whose runs have the same tests.
+    Args:
+        ours: a group of `grouped`, whose runs have the same tests.
+        base: another one.
+
+    Returns:
+        The mean over pairs of runs and over tasks, with a bootstrap interval: in each of `DRAWS`
+        draws every task's test examples are resampled with replacement, the same ones for both
+        runs of every pair.
     """
     by_pair = {entry.pair: entry for entry in base}
     pairs = [(entry, by_pair[entry.pair]) for entry in ours if entry.pair in by_pair]
-    # A run that was stopped before its last evaluation lacks predictions.
+    # A multitask run has no predictions until its last task has come.
     if not pairs or any(len(e.examples) < len(e.tests) for pair in pairs for e in pair):
         return None
     generator = torch.Generator().manual_seed(0)
     means, draws = [], []
     for task in pairs[0][0].examples:
-        gain = torch.stack([a.examples[task] - b.examples[task] for a, b in pairs]).mean(0)
-        index = torch.randint(len(gain), (DRAWS, len(gain)), generator=generator)
+        gains = torch.stack([a.examples[task] - b.examples[task] for a, b in pairs])  # (pairs, N)
+        gain = gains.mean(0)  # (N,), of each test example
+        chosen = torch.randint(len(gain), (DRAWS, len(gain)), generator=generator)  # (DRAWS, N)
         means.append(gain.mean())
-        draws.append(gain[index].mean(1))
-    low, high = torch.stack(draws).mean(0).quantile(torch.tensor([0.025, 0.975])).tolist()
+        draws.append(gain[chosen].mean(1))  # (DRAWS,)
+    resampled = torch.stack(draws).mean(0)  # (tasks, DRAWS) -> (DRAWS,)
+    low, high = resampled.quantile(torch.tensor([0.025, 0.975])).tolist()
     return Difference(float(torch.stack(means).mean()), low, high, len(pairs))
 
 
 def why_no_pair(ours: Sequence[Entry], base: Sequence[Entry]) -> str:
-    """What keeps the two runs that share most from being a pair, where `difference` is None."""
-    found = []
+    """Why no two runs are a pair, for those that share most; where `difference` is None."""
+    reasons = []
     for a, b in product(ours, base):
         tests = set(a.tests) == set(b.tests)
-        found.append(
+        reasons.append(
             [
                 *(["other tasks, test data or scoring"] if not tests else []),
                 *(["tasks learned in another order"] if tests and a.tests != b.tests else []),
                 *(["another seed"] if a.seed != b.seed else []),
             ]
         )
-    fewest = min(found, key=len)
+    fewest = min(reasons, key=len)
     return f"no pair: {' and '.join(fewest) or 'predictions are missing'}"
 
 
 def tables(entries: Sequence[Entry]) -> RenderableType:
-    """Mean ± standard deviation of each metric by method, and AP against the first method."""
+    """Tables of mean ± standard deviation of each metric, and of AP against the first method."""
     groups = grouped(entries)
     heads = [words.partition(":")[0] for words in METRIC_LABELS.values()]
     scores = new_table("Mean ± sd over runs", ["runs", *heads])
@@ -289,10 +297,10 @@ def tables(entries: Sequence[Entry]) -> RenderableType:
 
 
 def _cells(group: Sequence[Entry], base: Sequence[Entry]) -> tuple[str, str, str]:
-    found = difference(group, base)
-    if found is None:
+    gain = difference(group, base)
+    if gain is None:
         return ("–", why_no_pair(group, base), "0")
-    return (f"{found.mean:+.1f}", f"{found.low:+.1f} to {found.high:+.1f}", str(found.pairs))
+    return (f"{gain.mean:+.1f}", f"{gain.low:+.1f} to {gain.high:+.1f}", str(gain.pairs))
 
 
 def _spread(group: Sequence[Entry], key: str) -> str:
@@ -303,7 +311,7 @@ def _spread(group: Sequence[Entry], key: str) -> str:
 
 
 def as_html(entries: Sequence[Entry]) -> str:
-    """Warnings and tables as one page."""
+    """Warnings and tables as one HTML page."""
     page = Console(record=True, file=io.StringIO(), width=110)
     for line in warnings(entries):
         page.print(Text(f"warning: {line}"))
@@ -312,7 +320,7 @@ def as_html(entries: Sequence[Entry]) -> str:
 
 
 def as_csv(entries: Sequence[Entry]) -> str:
-    """A line a run: folder, method, seed, order, metrics."""
+    """CSV with one row per run: folder, method, seed, order, metrics."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["run", "method", "seed", "order", *METRIC_LABELS])

@@ -16,7 +16,7 @@ from retain.report import losses
 from retain.report.changes import Changes, changes_table
 from retain.report.plots import Curve, curves, drawing_svg, heat_map
 from retain.report.sections import drawings, section_tables
-from retain.report.summary import RunSummary, sentence, told_apart
+from retain.report.summary import RunSummary, sentence, with_distinct_labels
 from retain.report.tables import (
     cost_table,
     examined_table,
@@ -30,9 +30,9 @@ from retain.runs.sections import Section
 
 @dataclass(frozen=True)
 class Part:
-    """A heading, a sentence, pictures, and tables.
+    """Part of the page: a heading, a sentence, pictures (SVG), and tables.
 
-    A table with a caption opens by a click; one without is always shown.
+    A table with a caption is folded and opens by a click; one without is always shown.
     """
 
     title: str
@@ -42,8 +42,8 @@ class Part:
 
 
 def render(summaries: Sequence[RunSummary]) -> str:
-    """The page as text: no scripts and no external resources, equal for equal input."""
-    summaries = told_apart(summaries)
+    """Returns the page as HTML: no scripts, no external resources, equal for equal input."""
+    summaries = with_distinct_labels(summaries)
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -61,7 +61,7 @@ def render(summaries: Sequence[RunSummary]) -> str:
 
 
 def _cells(table: Table) -> tuple[list[str], list[list[str]], bool]:
-    """Headings and rows of a terminal table, so that both show the same; whether it holds words."""
+    """Headings and rows of a terminal table, and whether its cells are words."""
     columns = [[str(cell) for cell in column.cells] for column in table.columns]
     heads = [str(column.header) for column in table.columns]
     rows = [list(row) for row in zip(*columns, strict=True)]
@@ -102,7 +102,7 @@ def _parts(run: RunSummary) -> Iterator[Part]:
 
 def _tasks(run: RunSummary) -> Part:
     words = "What was learned, in this order, and how it is scored (0 to 100)."
-    exact = [own.tested for own in run.examined if own.metric == "exact_match" and own.tested]
+    exact = [task.tested for task in run.examined if task.metric == "exact_match" and task.tested]
     if exact:
         words += (
             " The standard error of an exact-match score p over n examples is 100·√(p(1−p)/n) "

@@ -56,7 +56,7 @@ class Drawing(Protocol):
 
     @property
     def title(self) -> str:
-        """In words, for those who do not see it."""
+        """Its title, also read out to those who do not see it."""
 
     @property
     def width(self) -> float:
@@ -113,7 +113,7 @@ class Panel:
         return TITLE_HEIGHT + _CELL * len(self.rows) + self.slant + 2 * MARGIN
 
     def draw(self, axes: Axes, offset: float) -> None:
-        """Draw with the left edge at `offset` inches on axes whose units are inches, y downwards.
+        """Draws with the left edge at `offset` inches on axes whose units are inches, y downwards.
 
         Text outside the cells is black, which SVG leaves out: it then takes the page's colour.
         """
@@ -225,7 +225,7 @@ def curves(
 
 
 def as_svg(draw: Callable[[], Figure], title: str) -> str:
-    """A figure as an `<svg>` element; what is black in it takes the colour of the page's text."""
+    """A figure as an `<svg>` element; its black parts take the colour of the page's text."""
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         # The browser draws the text with its own fonts, so a glyph missing here does no harm.
@@ -237,8 +237,8 @@ def as_svg(draw: Callable[[], Figure], title: str) -> str:
     # Ids would repeat when a page holds several pictures: those of groups go, as nothing refers to
     # them, and the others become this picture's own.
     svg = re.sub(r'<g id="\w+">', "<g>", svg)
-    own = hashlib.sha256(svg.encode()).hexdigest()[:8]
-    svg = re.sub(r'(id="|"#|url\(#)(\w+)', rf"\g<1>{own}-\2", svg)
+    prefix = hashlib.sha256(svg.encode()).hexdigest()[:8]
+    svg = re.sub(r'(id="|"#|url\(#)(\w+)', rf"\g<1>{prefix}-\2", svg)
     # A narrow screen shrinks it as far as its text stays readable, and scrolls from there.
     narrowest = 0.7 * 72 * figure.get_figwidth()
     style = f"max-width: 100%; min-width: {narrowest:.0f}pt; height: auto"

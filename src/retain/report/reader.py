@@ -15,7 +15,7 @@ from retain.runs.records import SCORES, TaskRecord
 
 
 def summarise(folder: Path) -> RunSummary:
-    """Reads one run's scores, routing and settings, without loading its model."""
+    """Reads all that a report shows of one run, without loading its model."""
     run = results.open_run(folder)
     values, settings = results.experiment_values(run), results.settings(run)
     run.check(SCORES)
@@ -45,7 +45,7 @@ def _examined(task: TaskRecord, limit: int | None) -> Examined:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings as `a.b` and value."""
+    """Yields nested settings as `a.b` and value."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{key}.")

@@ -1,4 +1,4 @@
-"""What a report needs to know about one run, and its sentence in words."""
+"""The summary of one run that reports are made from, and its sentence."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ METRIC_LABELS = {
     "backward_transfer": "BWT: change on earlier tasks (higher is better)",
     "forward_transfer": "FWT: gain from earlier tasks (higher is better)",
 }
-"""Metric key -> row label, in the order in which reports show them."""
+"""Row label by metric, in the order in which reports show them."""
 NO_FORWARD_TRANSFER = (
     "FWT: score right after learning minus that of a pertask run; – until retain report RUN "
     "--single PERTASK_RUN has been given one."
 )
-"""Below a table in which FWT is "–"."""
+"""Note below a table in which FWT is "–"."""
 
 
 @dataclass(frozen=True)
 class Examined:
-    """What a task's scores rest on: its metric, and how many examples taught and tested it.
+    """What a task's scores are based on: its metric, and how many examples it has.
 
-    `tested` counts the test examples that a score is the mean of, `trained` the rows of train;
+    `tested` counts the test examples that a score is the mean of, `trained` the training examples;
     `fingerprint` is that of the test examples.
     """
 
@@ -42,13 +42,13 @@ class Examined:
 
     @property
     def test(self) -> tuple[str, str, int, str]:
-        """What two runs share whose scores on the task can be compared."""
+        """Key that two runs share if their scores on the task can be compared."""
         return (self.task, self.metric, self.tested, self.fingerprint)
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One run as a report shows it.
+    """One run, as a report shows it.
 
     `matrix[i][j]` is the score (0..100) on task j after learning task i. Row i holds i+1 entries;
     None means not measured. The newest task has no row while it is not scored.
@@ -78,8 +78,8 @@ class RunSummary:
         return [f"after {task}" for task in self.tasks[: len(self.matrix)]]
 
 
-def told_apart(summaries: Sequence[RunSummary]) -> list[RunSummary]:
-    """The runs, those in folders of one name labelled by as much of the path as differs."""
+def with_distinct_labels(summaries: Sequence[RunSummary]) -> list[RunSummary]:
+    """Returns the runs with distinct labels: folders of one name get the path that differs."""
 
     def label(run: RunSummary) -> str:
         same = {other.folder.parts for other in summaries if other.label == run.label}
@@ -92,7 +92,7 @@ def told_apart(summaries: Sequence[RunSummary]) -> list[RunSummary]:
 
 
 def sentence(summary: RunSummary) -> str:
-    """One plain sentence on what the run learned, how it scores and what it forgot."""
+    """One sentence on what the run learned, how it scores and what it forgot."""
     scored, learned = len(summary.matrix), len(summary.tasks)
     if learned == 0:
         return f"{summary.label} has not finished a task yet."
@@ -125,7 +125,7 @@ def _lost_text(lost: float) -> str:
 
 
 def _most_lost(summary: RunSummary) -> str:
-    """Which of several earlier tasks lost most, and its points."""
+    """Phrase on which of several earlier tasks lost most, and its points."""
     *before, last = summary.matrix
     drops = []
     for j, now in enumerate(last[:-1]):

@@ -17,7 +17,7 @@ from retain.report.summary import (
     NO_FORWARD_TRANSFER,
     RunSummary,
     sentence,
-    told_apart,
+    with_distinct_labels,
 )
 from retain.runs.labels import change_text, score_text, short
 from retain.runs.results import TaskCost
@@ -39,7 +39,7 @@ def score_table(summary: RunSummary, columns: range | None = None) -> Table:
 
 
 def metrics_table(summaries: Sequence[RunSummary]) -> Table:
-    """A row per metric that a run has, a column per run; values in points, "–" when unknown."""
+    """Table with a row per metric that a run has, a column per run; in points, "–" when unknown."""
     table = new_table("Metrics", [summary.label for summary in summaries])
     for row in _metric_rows(summaries):
         table.add_row(*row)
@@ -47,7 +47,7 @@ def metrics_table(summaries: Sequence[RunSummary]) -> Table:
 
 
 def metrics_notes(summaries: Sequence[RunSummary]) -> list[str]:
-    """What to say below the metrics: that tasks differ, and how to get an FWT that is "–"."""
+    """Notes below the metrics: that tasks differ, and how to get an FWT that is "–"."""
     notes = []
     scored = [run.examined[: len(run.matrix)] for run in summaries]
     if len({frozenset(task.test for task in tasks) for tasks in scored}) > 1:
@@ -59,11 +59,11 @@ def metrics_notes(summaries: Sequence[RunSummary]) -> list[str]:
 
 
 def side_by_side(summaries: Sequence[RunSummary]) -> RenderableType:
-    """All score tables next to each other, stacked where the terminal is narrow, then the metrics.
+    """Score tables next to each other, stacked where the terminal is narrow, then the metrics.
 
     A matrix of more than `TASKS_PER_TABLE` tasks is cut into several tables.
     """
-    summaries = told_apart(summaries)
+    summaries = with_distinct_labels(summaries)
     tables = [
         score_table(summary, columns)
         for summary in summaries
@@ -76,16 +76,16 @@ def side_by_side(summaries: Sequence[RunSummary]) -> RenderableType:
 
 
 def examined_table(summary: RunSummary) -> Table:
-    """Of each task its number, its metric, and how many examples tested and taught it."""
+    """Table of each task's number, metric, and how many examples it was tested and trained on."""
     table = new_table("", ["metric", "test examples", "trained on"])
-    for number, own in enumerate(summary.examined, start=1):
-        counts = f"{own.tested:,}", f"{own.trained:,}"
-        table.add_row(Text(f"{number} {short(own.task)}"), Text(own.metric), *counts)
+    for number, task in enumerate(summary.examined, start=1):
+        counts = f"{task.tested:,}", f"{task.trained:,}"
+        table.add_row(Text(f"{number} {short(task.task)}"), Text(task.metric), *counts)
     return table
 
 
 def standings_table(summary: RunSummary) -> Table:
-    """Of each task its score right after learning, its best, the newest, and the change since."""
+    """Table of each task's score right after learning, its best, the newest, and the change."""
     table = new_table("", ["then", "best", "now", "change"])
     for j, task in enumerate(summary.tasks[: len(summary.matrix)]):
         column = [row[j] for row in summary.matrix[j:]]
@@ -115,8 +115,8 @@ def cost_table(summary: RunSummary) -> Table:
 
 
 def markdown(summaries: Sequence[RunSummary]) -> str:
-    """Each run's sentence and score table under its label, then the metrics, as GitHub Markdown."""
-    summaries = told_apart(summaries)
+    """GitHub Markdown: each run's sentence and score table under its label, then the metrics."""
+    summaries = with_distinct_labels(summaries)
     parts = []
     for summary in summaries:
         rows = [
@@ -133,7 +133,7 @@ def markdown(summaries: Sequence[RunSummary]) -> str:
 
 
 def matrices_png(summaries: Sequence[RunSummary], path: Path) -> None:
-    """Write the score matrices of all runs side by side as one PNG picture to `path`.
+    """Writes the score matrices of all runs side by side as one PNG picture to `path`.
 
     Raises RetainError when a run has no scores yet. Characters that matplotlib's
     DejaVu Sans lacks (such as Chinese) appear as boxes, with a UserWarning from matplotlib.
@@ -142,13 +142,16 @@ def matrices_png(summaries: Sequence[RunSummary], path: Path) -> None:
         if not summary.matrix:
             raise RetainError(f"{summary.label}: no scores to draw yet; let it finish a task")
     panels_png(
-        [new_panel(s.matrix, s.row_labels, s.tasks, s.label, 100.0) for s in told_apart(summaries)],
+        [
+            new_panel(s.matrix, s.row_labels, s.tasks, s.label, 100.0)
+            for s in with_distinct_labels(summaries)
+        ],
         path,
     )
 
 
 def _metric_rows(summaries: Sequence[RunSummary]) -> list[list[str]]:
-    """Words and values of each metric that at least one run has."""
+    """Label and values of each metric that at least one run has."""
     return [
         [words, *(score_text(summary.metrics.get(key)) for summary in summaries)]
         for key, words in METRIC_LABELS.items()
