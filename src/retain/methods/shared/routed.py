@@ -15,6 +15,9 @@ from retain.backbone import Backbone, Batch
 from retain.layers.pooled_linear import LoraPool
 from retain.layers.soft_prompt import PromptPool
 from retain.methods.base import Footprint, Method, ParamGroup, Phase, TaskContext, trainable
+from retain.methods.shared.routing_diagnostics import WEIGHTS, routing_diagnostics
+from retain.runs.directory import RunDirectory
+from retain.runs.sections import Section
 from retain.system.files import read_weights, write_tensors
 from retain.tasks import Task
 from retain.training.phase import Unit
@@ -121,6 +124,11 @@ class RoutedPool(Method):
         state = read_weights(context.folder / ROUTER, self.shapes())
         self.pool.load_block(context.folder, context.name)
         self.restore(state, context)
+
+    @classmethod
+    def diagnostics(cls, run: RunDirectory, task: str | None) -> list[Section]:
+        """The weights over the blocks."""
+        return routing_diagnostics(run, WEIGHTS)
 
     def state(self) -> dict[str, Tensor]:
         """What `router.safetensors` of the newest task holds."""

@@ -10,6 +10,7 @@ from retain.runs.directory import RunDirectory
 from retain.runs.labels import short
 from retain.runs.sections import Grid, HeatMap, Section
 
+WEIGHTS = "Each number is the weight that a block's output has."
 SHARES = "Each number is a block's share of the attention, from 0 to 1; a row sums to 1."
 
 
@@ -80,10 +81,10 @@ def routing_section(
     )
 
 
-def routing_diagnostics(run: RunDirectory) -> list[Section]:
-    """The section on a run's routing, where it has one."""
+def routing_diagnostics(run: RunDirectory, numbers: str = SHARES) -> list[Section]:
+    """The section on a run's routing, where it has one; `numbers` says what the weights are."""
     routing = read_routing(run)
-    return [] if routing is None else [routing_section(routing)]
+    return [] if routing is None else [routing_section(routing, numbers)]
 
 
 def _weights(title: str, tasks: Sequence[str], weights: Sequence[Sequence[float]]) -> Grid:
