@@ -23,7 +23,7 @@ from retain.methods.seekr.diagnostics import HeadMaps, TaskHeads
 from retain.methods.shared import routing_diagnostics as routing
 from retain.methods.shared.module_names import short_names
 from retain.report.plots import _figure
-from retain.report.sections import drawings, grid_tables, missing_method, section_tables, write_png
+from retain.report.sections import drawings, grid_tables, section_tables, write_png
 from retain.runs.directory import RunDirectory
 from retain.runs.results import open_run, read_required
 from retain.runs.sections import Grid
@@ -319,13 +319,21 @@ def by_layer(folder: Path, has_zero: bool) -> list[gates.LayerGates]:
 def test_a_method_that_is_not_installed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All but what the method itself shows is there."""
     monkeypatch.delitem(METHODS, "seekr")
+    run = open_run(place / "run")
+    path = place / "run" / "config.yaml"
+    path.write_text(path.read_text().replace("plugins: []", "plugins: [mine]"))
+    run.commit([path])
     done = call("inspect", "run")
     assert done.status == 0, done.err
-    assert done.out == f"{missing_method('seekr')}\n"
+    assert done.out == (
+        "What the method itself shows is left out. run/config.yaml: the method 'seekr' comes with "
+        "a plugin, which may run any code; if you trust it, add --plugin mine (in Python: import "
+        "it first).\n"
+    )
     done = call("report", "run")
     assert done.status == 0, done.err
     assert "AP: average score" in done.out
-    assert "Method &#39;seekr&#39; is not installed" in (place / "run/report.html").read_text()
+    assert "the method &#39;seekr&#39; comes with" in (place / "run/report.html").read_text()
 
 
 @pytest.mark.parametrize("method", ["sapt", "amlora", "amlora-instance"])

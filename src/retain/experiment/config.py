@@ -173,7 +173,7 @@ def stored_experiment(
         experiment = check(ExperimentConfig, values, str(path))
         method = find(str(experiment.method.get("name")))
         if method is None:
-            raise RetainError(_without_method(experiment, path))
+            raise RetainError(missing_method(experiment, path))
         check_method(experiment.method, str(path))
     except UnknownFieldError as error:
         raise RetainError(
@@ -183,8 +183,8 @@ def stored_experiment(
     return experiment, method
 
 
-def _without_method(experiment: ExperimentConfig, path: Path) -> str:
-    """Says which plugin or package a run's method needs: a run never imports one by itself."""
+def missing_method(experiment: ExperimentConfig, path: Path) -> str:
+    """Returns which plugin or package a run's method needs: a run never imports one by itself."""
     name = reprlib.repr(experiment.method.get("name"))
     if experiment.plugins:
         modules = " ".join(f"--plugin {module}" for module in experiment.plugins)

@@ -12,17 +12,22 @@ from rich.table import Table
 from rich.text import Text
 
 from retain.errors import RetainError
+from retain.experiment.config import ExperimentConfig, missing_method
+from retain.experiment.validation import check
 from retain.methods import find
 from retain.report.layout import TASKS_PER_TABLE, cuts, new_table
 from retain.report.maps import MapsPanel
 from retain.report.plots import Drawing, new_panel, panels_png
 from retain.runs import results
 from retain.runs.directory import RunDirectory
+from retain.runs.records import CONFIG
 from retain.runs.sections import Grid, HeatMap, MarkedMaps, Section
 
 
 def read_sections(run: RunDirectory, task: str | None = None) -> list[Section]:
     """Reads what a run's method shows of it, without loading its model; empty if it shows nothing.
+
+    For a method that is not installed here, it is one sentence on what to install or name.
 
     Args:
         run: an opened run.
@@ -35,19 +40,14 @@ def read_sections(run: RunDirectory, task: str | None = None) -> list[Section]:
     name = results.settings(run).method.name
     method = find(name)
     if method is None:
-        return [Section("Method", sentences=[missing_method(name)])]
+        path = run.path / CONFIG
+        experiment = check(ExperimentConfig, results.experiment_values(run), str(path))
+        missing = f"What the method itself shows is left out. {missing_method(experiment, path)}."
+        return [Section("Method", sentences=[missing])]
     sections = method.diagnostics(run, task)
     if task is not None and sections and task not in [section.task for section in sections]:
         raise RetainError(f"inspect: method '{name}' shows no task in detail; leave --task out")
     return sections
-
-
-def missing_method(name: str) -> str:
-    """The sentence that a run's method is not installed."""
-    return (
-        f"Method '{name}' is not installed here, so what it shows of its runs is left out; install "
-        "or name the plugin that has it."
-    )
 
 
 def require_sections(run: RunDirectory, task: str | None = None) -> list[Section]:
