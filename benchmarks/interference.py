@@ -1,7 +1,7 @@
 """Two streams whose tasks get in each other's way, and which answers a method then gives.
 
     python demo/make_stream.py && python -m benchmarks.interference write
-    python -m benchmarks.results configs/interference-alike.yaml --variants sapt seqlora --seeds 0
+    python -m benchmarks.results configs/streams/interference-alike.yaml --variants sapt seqlora
     python -m benchmarks.interference read runs/results/interference-alike/sapt-0 …
 
 Both begin with the demo's reviews and tickets. In `alike` the third task, `balance`, asks another

@@ -92,6 +92,8 @@ OWN_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "olora-normalised": ("olora", {"normalised": True, "l2_weight": 0.01}),
     "lwf-lora": ("lwf", {"tune": "lora"}),
     "ewc-lora": ("ewc", {"tune": "lora"}),
+    "olora-dropout": ("olora", {"dropout": 0.2}),
+    "amlora-dropout": ("amlora", {**OPTIONS["amlora"], "dropout": 0.2}),
 }
 """retain's methods, and with options that change what is trained."""
 
