@@ -1,4 +1,4 @@
-"""Kills a small run at random moments, resumes it, and compares its files bit for bit.
+"""Kills a small run at random moments, resumes it, and compares all that comes out, bit for bit.
 
     python -m benchmarks.chaos --runs 100 --seed 0 --methods sapt seekr amlora replay
 
@@ -39,14 +39,14 @@ UNEQUAL = {"manifest.json", "cost.json"}
 
 @dataclass(frozen=True)
 class Whole:
-    """Result of an uninterrupted run: its files and its duration in seconds."""
+    """An uninterrupted run: its files, and the seconds that it took."""
 
     files: Mapping[str, bytes]
     seconds: float
 
 
 def write_stream(place: Path) -> None:
-    """Writes a tiny backbone, three tasks, and per method an experiment that saves every step."""
+    """A tiny backbone, three tasks, and for each method an experiment that saves at every step."""
     save_backbone("llama", place / "backbone")
     write_tasks(place)
     values = settings(place / "backbone", *TASKS)
@@ -60,10 +60,10 @@ def write_stream(place: Path) -> None:
 
 
 def attempt(config: Path, folder: Path, seconds: float | None = None) -> bool:
-    """Runs `retain run --resume` in `folder`, killed after a time; returns whether it finished.
+    """`retain run --resume` in `folder`, killed after so many seconds; whether it came to its end.
 
     Raises:
-        RuntimeError: if it fails, or does not end.
+        RuntimeError: when it ends otherwise, or not at all.
     """
     process = multiprocessing.get_context("fork").Process(target=_command, args=(config, folder))
     process.start()
@@ -79,7 +79,7 @@ def attempt(config: Path, folder: Path, seconds: float | None = None) -> bool:
 
 
 def _command(config: Path, folder: Path) -> None:
-    """Runs the command in the child process, in its own folder."""
+    """The child, in its own folder."""
     os.chdir(folder)
     done = call("run", config, "--output", "run", "--resume")
     (folder / "log").write_text(done.err, encoding="utf-8")
@@ -87,7 +87,7 @@ def _command(config: Path, folder: Path) -> None:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Reads the files that must be equal: all except those that contain times."""
+    """What has to be equal: scores, tensors, and every other file but those with times in them."""
     return {
         name: data
         for name, data in read_files(folder / "run").items()
@@ -96,7 +96,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def whole(config: Path, folder: Path) -> Whole:
-    """Runs an experiment once without a kill."""
+    """Runs it once without a kill."""
     folder.mkdir()
     began = time.monotonic()
     attempt(config, folder)
@@ -104,7 +104,7 @@ def whole(config: Path, folder: Path) -> Whole:
 
 
 def kill_and_resume(config: Path, folder: Path, seconds: float, draw: random.Random) -> int:
-    """Kills a run one to three times, then lets it finish; returns the number of kills."""
+    """Kills a run one to three times, then lets it end; returns how often it was killed."""
     while True:
         folder.mkdir()
         kills = 0
@@ -121,7 +121,7 @@ def kill_and_resume(config: Path, folder: Path, seconds: float, draw: random.Ran
 
 
 def chaos(place: Path, methods: Sequence[str], runs: int, seed: int) -> bool:
-    """Makes `runs` runs, the methods in turn; prints differences; returns whether all are equal."""
+    """Runs the methods in turn, `runs` in all; prints what differs, and whether nothing did."""
     write_stream(place)
     wholes = {m: whole(place / f"{m}.yaml", place / f"whole-{m}") for m in methods}
     draw = random.Random(seed)

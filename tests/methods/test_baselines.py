@@ -56,7 +56,7 @@ def test_overlap_of_o_lora(rank: int, blocks: int, scale: float, seed: int) -> N
 def test_o_lora_pays_for_every_older_block() -> None:
     method = OLora(make_backbone("llama"), OLoraConfig(rank=2, weight=0.5))
     method.pool.grow("first", seed=0)
-    assert list(method._loss(batch_of(method.backbone))) == ["task"]
+    assert list(method.loss(batch_of(method.backbone))) == ["task"]
     method.pool.grow("second", seed=0)
     method.pool.grow("third", seed=0)
     expected = 0.0
@@ -64,7 +64,7 @@ def test_o_lora_pays_for_every_older_block() -> None:
         assert layer.A is not None
         for older in layer.old_A.split(2):
             expected += 0.5 * float((older @ layer.A.T).abs().sum().detach())
-    found = method._loss(batch_of(method.backbone))["orthogonality"]
+    found = method.loss(batch_of(method.backbone))["orthogonality"]
     assert float(found.detach()) == pytest.approx(expected, rel=1e-5)
 
 
@@ -73,7 +73,7 @@ def test_o_lora_pays_for_the_size_of_the_new_block() -> None:
     method = OLora(make_backbone("llama"), OLoraConfig(rank=2, l2_weight=0.3))
     method.pool.grow("first", seed=0)
     method.pool.grow("second", seed=0)
-    found = method._loss(batch_of(method.backbone))["l2"]
+    found = method.loss(batch_of(method.backbone))["l2"]
     expected = sum(float((p.detach() ** 2).sum().sqrt()) for p in method.pool.parameters())
     assert float(found.detach()) == pytest.approx(0.3 * expected, rel=1e-5)
     for gradient in torch.autograd.grad(found, method.pool.parameters()):
@@ -206,7 +206,7 @@ def test_lfpt5_loss(tmp_path: Path) -> None:
     phase = next(method.phases(SECOND, context_of(SECOND, tmp_path, 1)))
     own, old = backbone.collate(phase.data[:2]), backbone.collate(method.memory[:2])
     with torch.no_grad():
-        found, replayed = method._loss(own), method._loss(old)
+        found, replayed = method.loss(own), method.loss(old)
         method.weights.use(2)
         task = backbone.answer_loss(own)
         written = [
@@ -225,7 +225,7 @@ def test_lfpt5_loss(tmp_path: Path) -> None:
         assert len(then) > len(targets) == 2
         entropy = -(then * then.log()).sum() / 2
         torch.testing.assert_close(replayed["distillation"], 0.3 * entropy, rtol=1e-2, atol=1e-3)
-        rows = [method._loss(backbone.collate([row]))["distillation"] for row in method.memory[:2]]
+        rows = [method.loss(backbone.collate([row]))["distillation"] for row in method.memory[:2]]
         torch.testing.assert_close(replayed["distillation"], torch.stack(rows).mean())
     assert phase.units == {"writing": "rows", "distillation": "rows"}  # so micro-batches add up
     assert set(replayed) == {"replay", "writing", "distillation"}

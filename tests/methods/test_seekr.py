@@ -46,8 +46,8 @@ def test_a_batch_gives_the_mean_of_its_samples(learned: Learner) -> None:
         )
     method.capture.on()
     with torch.no_grad():
-        together = method._loss(backbone.collate(rows))
-        alone = [method._loss(backbone.collate([row])) for row in rows]
+        together = method.loss(backbone.collate(rows))
+        alone = [method.loss(backbone.collate([row])) for row in rows]
     method.capture.off()
     backbone.model.load_state_dict(learned_weights)
     mean = torch.stack([parts["attention"] for parts in alone]).mean()
@@ -86,7 +86,7 @@ def test_the_teacher_agrees_with_itself(tmp_path: Path) -> None:
     method = method_of(learner)
     method.capture.on()
     with torch.no_grad():
-        parts = method._loss(learner.backbone.collate(method.memory))
+        parts = method.loss(learner.backbone.collate(method.memory))
     method.capture.off()
     assert parts["attention"].abs() < 1e-3 * method.options.attention_weight
 
@@ -96,7 +96,7 @@ def test_checkpointing_keeps_no_weights_that_it_computed_again(learned: Learner)
     model = backbone.model.requires_grad_(True).train()
     model.activation_checkpointing_enable({"use_reentrant": False})
     method.capture.on()
-    parts = method._loss(backbone.collate(method.memory))
+    parts = method.loss(backbone.collate(method.memory))
     torch.stack(list(parts.values())).sum().backward()
     assert method.capture.weights == {}
     method.capture.off()
@@ -182,7 +182,7 @@ def test_budgets_are_counts_or_shares(value: float, total: int, expected: int) -
     assert budget(value, total) == expected
 
 
-def test_a_preset_fills_in_what_is_not_given() -> None:
-    options = SeekrConfig.model_validate({"preset": "paper", "gradient": "norms"})
+def test_a_profile_fills_in_what_is_not_given() -> None:
+    options = SeekrConfig.model_validate({"profile": "reference", "gradient": "norms"})
     assert (options.teacher.top_k, options.teacher.dtype) == (None, "float32")
     assert (options.gradient, options.change) == ("norms", "squares")

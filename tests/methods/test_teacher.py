@@ -255,7 +255,7 @@ def test_derpp_weighs_its_two_terms(tmp_path: Path) -> None:
         parameter.data *= 1.05
     batch = backbone.collate(method.memory)
     with torch.no_grad():
-        parts = method._loss(batch)
+        parts = method.loss(batch)
         logits, targets = backbone.answer_logits(batch)
     student, index = logits[targets != IGNORED], []
     errors = []

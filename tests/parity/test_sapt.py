@@ -110,7 +110,7 @@ def test_attention(reference):
 
 
 def test_loss_and_gradients(reference):
-    loss = sum(reference.method._loss(reference.batch).values())
+    loss = sum(reference.method.loss(reference.batch).values())
     close(loss, reference.expected["loss"])
     loss.backward()
     reference.check_gradients("grad.")
@@ -167,7 +167,7 @@ def test_the_other_gradient_mode_differs():
     gradients = []
     for mode in (False, True):
         reference = Reference("sapt-llama", old_block_gradient=mode)
-        sum(reference.method._loss(reference.batch).values()).backward()
+        sum(reference.method.loss(reference.batch).values()).backward()
         layers = list(reference.method.pool.layers.values())
         gradients.append((layers[0].A.grad, layers[-1].A.grad))
     assert not torch.allclose(gradients[0][0], gradients[1][0], rtol=1e-4)

@@ -14,8 +14,7 @@ import yaml
 from typer.main import get_command
 
 from retain.cli import app
-from retain.experiment.compose import read_experiment
-from retain.experiment.config import check_method
+from retain.experiment.config import check_method, read_experiment
 from retain.methods import METHODS
 from retain.system.files import write_jsonl
 from retain.testing.tiny import make_task
@@ -25,6 +24,8 @@ LOG = ROOT / "docs" / "experiments"  # commands as they were run on their day
 ALL_PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = [page for page in ALL_PAGES if page.parent != LOG]
 COMMANDS = get_command(app).commands
+OWN_METHOD = ("plugins: [pulled]\nmethod: {name: pulled, pull: 0.5}", "method: seqlora")
+"""The guide's plugin is not beside the experiment here; tests/cli/test_plugins.py runs it."""
 BACKBONE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
@@ -65,15 +66,13 @@ def test_python_runs(
 )
 def test_experiments_are_valid(page: Path, tmp_path: Path) -> None:
     for text in blocks(page, "yaml"):
+        text = text.replace(
+            "plugins: [pulled]\nmethod: {name: pulled, pull: 0.5}", "method: seqlora"
+        )
         (tmp_path / "experiment.yaml").write_text(text, encoding="utf-8")
-        files = [tmp_path / "experiment.yaml"]
-        more = {}
-        if "recipe" in yaml.safe_load(text):  # for a stream, a backbone and a method
-            files.insert(0, ROOT / "configs/streams/superni.yaml")
-            more = {"backbone": "tiny", "method": "sapt"}
-        experiment = read_experiment(files, **more)
+        experiment = read_experiment(tmp_path / "experiment.yaml")
         check_method(experiment.method, page.name)
-        assert experiment.tasks
+        assert yaml.safe_load(text)["tasks"]
 
 
 COMMAND = re.compile(r"(?:[A-Z_]+=\S+ |torchrun .* -m )?retain (.*)")
@@ -104,7 +103,10 @@ def parse(given: list[str]) -> None:
 @pytest.mark.parametrize(
     "page", [p for p in PAGES if blocks(p, "bash", "")], ids=lambda page: page.stem
 )
-def test_commands_are_those_of_the_command_line(page: Path) -> None:
+def test_commands_are_those_of_the_command_line(
+    page: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retain.methods.load_plugins", lambda names, beside: None)
     for block in blocks(page, "bash", ""):
         for given in commands(block):
             try:

@@ -36,9 +36,10 @@ class DerPp(TaughtMethod):
         super().__init__(backbone, config)
         self.options = config
 
-    def _loss(self, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy on the task; on a replay batch also the squared error of logits."""
         if "is_replay" not in batch:
-            return super()._loss(batch)
+            return super().loss(batch)
         self.route(batch)
         logits, targets = self.backbone.answer_logits(batch)
         teacher = stacked(self.read_signals(batch))

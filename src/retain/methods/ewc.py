@@ -59,8 +59,9 @@ class Ewc(Sequential):
             yield phase
         self._anchor = {}
 
-    def _loss(self, batch: Batch) -> dict[str, Tensor]:
-        parts = super()._loss(batch)
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy on the task, and the penalty on leaving the anchor."""
+        parts = super().loss(batch)
         if self._anchor:
             named = self.weights.named_parameters()
             terms = [

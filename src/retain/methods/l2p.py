@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +17,6 @@ from retain.methods.base import (
     MethodConfig,
     ParamGroup,
     Phase,
-    Presets,
     TaskContext,
     Traits,
     trainable,
@@ -32,13 +30,8 @@ PROMPTS = "prompts.safetensors"
 class L2pConfig(MethodConfig):
     """M prompts of `length` rows, of which `picked` stand before an input; λ of the keys' term.
 
-    `rate`, of prompts and keys, is times training.learning_rate. `preset: paper` has L2P's own
-    options, which are those of a vision transformer, at training.learning_rate itself.
+    `rate`, of prompts and keys, is times training.learning_rate.
     """
-
-    presets: ClassVar[Presets] = {
-        "paper": {"pool_size": 10, "length": 5, "picked": 5, "weight": 0.5, "rate": 1.0},
-    }
 
     pool_size: PositiveInt = 10
     length: PositiveInt = 5
@@ -88,7 +81,7 @@ class L2p(Method):
             self._draw(context)
         pool = ParamGroup("pool", [self.prompts, self.keys], self.options.rate)
         rows = self.encoded(task)
-        yield Phase("learn", rows, [pool], self._loss, units={"keys": "rows"})
+        yield Phase("learn", rows, [pool], self.loss, units={"keys": "rows"})
 
     def _draw(self, context: TaskContext) -> None:
         """Sets the prompts (M, n, d) to random words and the keys (M, d) to uniform noise."""
@@ -104,7 +97,8 @@ class L2p(Method):
         size = self.prompts.numel() + self.keys.numel()
         return super().footprint(task, batch_size) + trainable(size, size)
 
-    def _loss(self, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy on the task, and the distance to the picked keys."""
         distance = self._pick(batch)
         return {"task": self.backbone.answer_loss(batch), "keys": self.options.weight * distance}
 

@@ -72,9 +72,10 @@ class Lwf(Sequential):
         remove_folders(context.folder / TEACHER)
         self._learned += 1
 
-    def _loss(self, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy on the task, and the distillation of the old model's answers."""
         if "example_id" not in batch:
-            return super()._loss(batch)
+            return super().loss(batch)
         self.route(batch)
         logits, targets = self.backbone.answer_logits(batch)
         paths = [file_of(self._signals, number) for number in batch["example_id"][:, 0].tolist()]

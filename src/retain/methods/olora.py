@@ -12,7 +12,6 @@ from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch
-from retain.methods.base import Presets
 from retain.methods.inclora import IncLora
 from retain.methods.shared.lora import LoraMethodConfig
 from retain.training.phase import Unit
@@ -23,13 +22,8 @@ class OLoraConfig(LoraMethodConfig):
 
     The published term is a sum over layers and pairs of rows: it grows with rank, depth and older
     tasks, and small rows make it small without being orthogonal. With `normalised` it is the mean
-    absolute cosine of the pairs instead, which no scale changes. `preset: paper` has the options
-    of O-LoRA's scripts.
+    absolute cosine of the pairs instead, which no scale changes.
     """
-
-    presets: ClassVar[Presets] = {
-        "paper": {"rank": 8, "alpha": 32.0, "dropout": 0.1, "weight": 0.5},
-    }
 
     weight: NonNegativeFloat = 0.5
     normalised: bool = False
@@ -54,8 +48,9 @@ class OLora(IncLora):
         super().__init__(backbone, config)
         self.options = config
 
-    def _loss(self, batch: Batch) -> dict[str, Tensor]:
-        parts = super()._loss(batch)
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy on the task, the orthogonality term, and the norms of the block."""
+        parts = super().loss(batch)
         if len(self.pool.blocks) > 1 and self.options.weight:
             parts["orthogonality"] = self.options.weight * self._overlap()
         if self.options.l2_weight:

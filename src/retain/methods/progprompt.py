@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
@@ -18,7 +17,6 @@ from retain.methods.base import (
     MethodConfig,
     ParamGroup,
     Phase,
-    Presets,
     TaskContext,
     Traits,
     block_of,
@@ -33,10 +31,7 @@ class ProgPromptConfig(MethodConfig):
     With `hidden` a prompt passes through x + LayerNorm(W₂ relu(W₁ x)) while it learns, W₁ to so
     many (800 in the published code, where it is off too). The norm's rows start with length √d,
     which on backbones with small embeddings drowns the words that a prompt starts from.
-    `preset: paper` has the paper's length and residual layer, at training.learning_rate itself.
     """
-
-    presets: ClassVar[Presets] = {"paper": {"length": 10, "rate": 1.0, "hidden": 800}}
 
     length: PositiveInt = 10
     rate: PositiveFloat = 30.0
@@ -76,7 +71,7 @@ class ProgPrompt(Method):
             residual = list(self._residual.parameters())
             groups.append(ParamGroup("residual", residual, self.options.rate))
         rows = self.encoded(task)
-        yield Phase("learn", rows, groups, self._loss)
+        yield Phase("learn", rows, groups, self.loss)
 
     def finish(self, task: Task, context: TaskContext) -> None:
         """Keeps the prompt as it came out of the residual layer, which then goes."""
@@ -93,7 +88,8 @@ class ProgPrompt(Method):
         residual = hidden and hidden * (2 * self.backbone.width + 1) + 3 * self.backbone.width
         return super().footprint(task, batch_size) + trainable(prompt + residual, prompt)
 
-    def _loss(self, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy on the task, read behind all prompts so far."""
         self._put(batch, len(self.pool.blocks))
         return {"task": self.backbone.answer_loss(batch)}
 

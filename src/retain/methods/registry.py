@@ -8,7 +8,6 @@ one that a run or an experiment of somebody else asks for.
 from __future__ import annotations
 
 import importlib
-import inspect
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -57,8 +56,8 @@ def _add(name: str, method: type[Method], source: str) -> None:
     METHODS[name] = method
     if not source.startswith("retain."):
         _SOURCES[name] = source
-        file = inspect.getsourcefile(method)  # none for a class typed into an interpreter
-        if file is not None and Path(file).is_file():
+        file = getattr(sys.modules.get(method.__module__), "__file__", None)
+        if file is not None:  # a class typed into an interpreter has none
             PLUGINS[f"{PLUGIN}{source}"] = checksum(Path(file))[:16]
 
 
@@ -90,14 +89,21 @@ def load_plugins(names: Iterable[str], beside: Path) -> None:
 def _import(module: str, folder: Path) -> None:
     if module in _SOURCES.values():
         return
-    before = dict(METHODS)
+    known, imported = dict(METHODS), set(sys.modules)
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
     try:
         importlib.import_module(module)
+        new = METHODS.keys() - known.keys()
+        for name in new:
+            _SOURCES[name] = module
+        if not new and not any(_load_all(module)):
+            raise RetainError(
+                f"plugin '{module}': registers no method; write @register(\"name\") from "
+                "retain.methods above its class"
+            )
     except Exception as error:
-        _forget(before)
-        sys.modules.pop(module, None)
+        _forget(METHODS.keys() - known.keys(), sys.modules.keys() - imported)
         if isinstance(error, RetainError):
             raise
         if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
@@ -112,14 +118,15 @@ def _import(module: str, folder: Path) -> None:
         ) from error
     finally:
         sys.path.remove(str(folder))
-    new = METHODS.keys() - before.keys()
-    for name in new:
-        _SOURCES[name] = module
-    if not new and not any(_load_all(module)):
-        raise RetainError(
-            f"plugin '{module}': registers no method; write @register(\"name\") from "
-            "retain.methods above its class"
-        )
+
+
+def _forget(names: set[str], modules: set[str]) -> None:
+    """Leaves nothing of a plugin that failed half-way."""
+    for name in names:
+        del METHODS[name]
+        _SOURCES.pop(name, None)
+    for module in modules:
+        del sys.modules[module]
 
 
 def _load_all(module: str) -> Iterator[str]:
@@ -128,13 +135,6 @@ def _load_all(module: str) -> Iterator[str]:
         if point.module == module or point.module.startswith(f"{module}."):
             _load(point)
             yield point.name
-
-
-def _forget(before: dict[str, type[Method]]) -> None:
-    """Leaves no method of a plugin that failed half-way."""
-    for name in METHODS.keys() - before.keys():
-        del METHODS[name]
-        _SOURCES.pop(name, None)
 
 
 def find(name: str) -> type[Method] | None:

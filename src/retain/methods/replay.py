@@ -19,6 +19,7 @@ class Replay(MemoryMethod):
         stores="a share of its examples; the newest weights of the backbone",
     )
 
-    def _loss(self, batch: Batch) -> dict[str, Tensor]:
-        (loss,) = super()._loss(batch).values()
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy, named by whose rows the batch holds."""
+        (loss,) = super().loss(batch).values()
         return {"replay" if "is_replay" in batch else "task": loss}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
@@ -25,10 +25,9 @@ from retain.methods.amlora.diagnostics import GATES, amlora_diagnostics
 from retain.methods.base import (
     Footprint,
     Method,
-    Options,
+    MethodConfig,
     ParamGroup,
     Phase,
-    Presets,
     TaskContext,
     Traits,
     trainable,
@@ -42,7 +41,7 @@ from retain.tasks import Task
 SELECTOR = "selector.safetensors"
 
 
-class SelectorConfig(Options):
+class SelectorConfig(MethodConfig):
     """Shape and training of the selector; docs/methods.md argues the defaults.
 
     `hidden` adds a second layer; `granularity` gives each token its own gates, or all tokens those
@@ -58,7 +57,7 @@ class SelectorConfig(Options):
     rate: PositiveFloat = 1.0
 
 
-class SparsityConfig(Options):
+class SparsityConfig(MethodConfig):
     """The sparsity term and its weight λ.
 
     `l1` of the gates but the zero block's, 1 − g_0 under softmax (the L1 of a whole softmax is the
@@ -70,19 +69,7 @@ class SparsityConfig(Options):
 
 
 class AmLoraConfig(LoraMethodConfig):
-    """AM-LoRA's options.
-
-    The paper scores a block by a dense layer and a nonlinearity, takes the softmax, and keeps it
-    sparse by an L1 norm. `preset: paper` has SiLU, since the nonlinearity is not named, and the
-    entropy, since the L1 norm of a whole softmax is the constant 1.
-    """
-
-    presets: ClassVar[Presets] = {
-        "paper": {
-            "selector": {"gate": "softmax", "activation": "silu"},
-            "sparsity": {"penalty": "entropy", "weight": 0.01},
-        },
-    }
+    """AM-LoRA's options."""
 
     selector: SelectorConfig = SelectorConfig()
     sparsity: SparsityConfig = SparsityConfig()
@@ -116,7 +103,6 @@ class AmLora(Method):
             config.alpha,
             mixture=self.attending,
             make_layer=AttentiveLinear,
-            dropout=config.dropout,
         )
         self.layers: dict[str, AttentiveLinear] = {
             name: layer
@@ -165,7 +151,7 @@ class AmLora(Method):
                 ParamGroup("block", self.pool.parameters()),
                 ParamGroup("selector", selectors, self.options.selector.rate),
             ],
-            self._loss,
+            self.loss,
             units={"sparsity": "rows"},
         )
 
@@ -176,7 +162,8 @@ class AmLora(Method):
             size += sum(map(math.prod, layer.selector_shapes(blocks).values()))
         return super().footprint(task, batch_size) + trainable(size, size)
 
-    def _loss(self, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy on the task, and the sparsity term."""
         self._attend(batch)
         parts = {"task": self.backbone.answer_loss(batch)}
         if self.options.sparsity.weight:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch
@@ -25,15 +25,11 @@ from retain.training.phase import Unit
 
 
 class LoraMethodConfig(MethodConfig):
-    """Size and place of the blocks; `target_modules: null` is peft's default for the backbone.
-
-    `dropout` is of the input of the trainable block, in training only.
-    """
+    """Size and place of the blocks; `target_modules: null` is peft's default for the backbone."""
 
     rank: PositiveInt = 8
     alpha: PositiveFloat = 16.0
     target_modules: list[str] | None = None
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class BlockPerTask(Method):
@@ -54,7 +50,6 @@ class BlockPerTask(Method):
             config.rank,
             config.alpha,
             old_block_gradient=True,
-            dropout=config.dropout,
         )
 
     def phases(self, task: Task, context: TaskContext) -> Iterator[Phase]:
@@ -62,9 +57,10 @@ class BlockPerTask(Method):
         self.pool.grow(task.name, context.seed)
         rows = self.encoded(task)
         groups = [ParamGroup("block", self.pool.parameters())]
-        yield Phase("learn", rows, groups, self._loss, units=self.units)
+        yield Phase("learn", rows, groups, self.loss, units=self.units)
 
-    def _loss(self, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy on the task, with the newest block as `route` weighs it."""
         self.route(batch, self.pool.blocks[-1])
         return {"task": self.backbone.answer_loss(batch)}
 

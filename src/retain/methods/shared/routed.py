@@ -89,9 +89,10 @@ class RoutedPool(Method):
         groups = [ParamGroup("block", self.pool.parameters(), self.block_rate)]
         if parameters := self.router.trainable():
             groups.append(ParamGroup("router", parameters, self.router_rate))
-        return Phase("learn", self.encoded(task), groups, self._loss, units=self.units)
+        return Phase("learn", self.encoded(task), groups, self.loss, units=self.units)
 
-    def _loss(self, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy on the task, routed."""
         self.route(batch)
         return {"task": self.backbone.answer_loss(batch)}
 

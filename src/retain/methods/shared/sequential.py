@@ -10,24 +10,14 @@ from torch import Tensor
 
 from retain.backbone import Backbone, Batch
 from retain.layers.pooled_linear import LoraPool
-from retain.methods.base import (
-    Footprint,
-    Method,
-    MethodConfig,
-    ParamGroup,
-    Phase,
-    TaskContext,
-    Traits,
-    trainable,
-)
+from retain.methods.base import Footprint, Method, ParamGroup, Phase, TaskContext, Traits, trainable
 from retain.methods.shared.lora import LoraMethodConfig
 from retain.methods.shared.weights import MODEL, FullWeights, PoolWeights, Weights
 from retain.tasks import Task
 from retain.training.phase import Unit
 
 FEWER = "the number of trainable weights, with method.tune: lora"
-LORA = tuple(n for n in LoraMethodConfig.model_fields if n not in MethodConfig.model_fields)
-"""Options of a LoRA."""
+LORA = tuple(LoraMethodConfig.model_fields)
 
 
 class SequentialConfig(LoraMethodConfig):
@@ -66,22 +56,17 @@ class Sequential(Method):
         """What learns, as the options say."""
         if isinstance(config, SequentialConfig) and config.tune == "full":
             return FullWeights(self.backbone)
-        pool = LoraPool(
-            self.backbone.model,
-            config.target_modules,
-            config.rank,
-            config.alpha,
-            dropout=config.dropout,
-        )
+        pool = LoraPool(self.backbone.model, config.target_modules, config.rank, config.alpha)
         return PoolWeights(self.backbone, pool)
 
     def phases(self, task: Task, context: TaskContext) -> Iterator[Phase]:
         """One phase on the task's own examples."""
         self.weights.begin(context.seed)
         weights = ParamGroup("weights", list(self.weights.named_parameters().values()))
-        yield Phase("learn", self.encoded(task), [weights], self._loss, units=self.units)
+        yield Phase("learn", self.encoded(task), [weights], self.loss, units=self.units)
 
-    def _loss(self, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy on the task."""
         self.route(batch)
         return {"task": self.backbone.answer_loss(batch)}
 

@@ -1,0 +1,272 @@
+"""Methods outside of the package, by the command line alone: named, installed, missing, broken."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from retain.errors import RetainError
+from retain.methods import METHODS, find, list_methods, load_plugins, registry
+from retain.runs.environment import PLUGINS
+from retain.testing.runs import KilledError, Record, content
+from tests.command import Called, call, check, refused, settings, write_settings, write_tasks
+
+ROOT = Path(__file__).parents[2]
+GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+PULLED = re.search(r"```python\n((?:(?!```).)*@register\(\"pulled\"\).*?)```", GUIDE, re.DOTALL)
+PROJECTED = (ROOT / "tests" / "plugins" / "projected.py").read_text(encoding="utf-8")
+METHOD = {"pulled": {"name": "pulled", "rank": 2, "pull": 0.5}, "projected": {"name": "projected"}}
+
+
+def forget() -> None:
+    """What a new process would not have: every plugin that was loaded."""
+    for name, source in list(registry._SOURCES.items()):
+        del METHODS[name], registry._SOURCES[name]
+        sys.modules.pop(source, None)
+    PLUGINS.clear()
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    yield
+    forget()
+
+
+def retain(*arguments: str | Path) -> Called:
+    """`retain ARGUMENTS…`, as a new process would run it."""
+    forget()
+    return call(*arguments)
+
+
+def succeed(*arguments: str | Path) -> str:
+    done = retain(*arguments)
+    assert done.status == 0, done.err
+    return done.out
+
+
+@pytest.fixture
+def folder(
+    backbone_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """The working directory: tasks, both plugins, and an experiment for each."""
+    monkeypatch.chdir(tmp_path)
+    assert PULLED is not None
+    (tmp_path / "pulled.py").write_text(PULLED[1], encoding="utf-8")
+    (tmp_path / "projected.py").write_text(PROJECTED, encoding="utf-8")
+    write_tasks(tmp_path)
+    for name, method in METHOD.items():
+        values = settings(backbone_folder("llama"), "copy", "constant")
+        values |= {"method": method, "plugins": [name], "output": name}
+        values["training"]["save_steps"] = 1
+        write_settings(tmp_path / f"{name}.yaml", values)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", METHOD)
+def test_every_command_opens_a_run_again(name: str, folder: Path) -> None:
+    succeed("run", f"{name}.yaml")
+    assert yaml.safe_load((folder / name / "config.yaml").read_text())["plugins"] == [name]
+    plugin = ("--plugin", name)
+    assert succeed("verify", name, *plugin).count("files")
+    answer = succeed("generate", name, "copy this word: ant", *plugin)
+    assert succeed("generate", name, "copy this word: ant", "--plugin", f"{name}.py") == answer
+    assert "constant" in succeed("eval", name, *plugin)
+    before = content(folder / name)
+    succeed("learn", name, "letter.jsonl", *plugin)
+    assert "letter" in succeed("rollback", name, "--to", "constant", *plugin)
+    assert {**content(folder / name), "scores.json": b""} == {**before, "scores.json": b""}
+    succeed("export", name, "exported", *plugin)
+    assert (folder / "exported" / "README.md").is_file()
+    succeed("report", name, *plugin)
+    if name == "pulled":
+        assert "Norm after each task" in succeed("inspect", name, *plugin)
+        assert "Size of the LoRA" in (folder / name / "report.html").read_text()
+    else:
+        check(retain("inspect", name, *plugin), ["method 'projected' has nothing to inspect"])
+    assert name in succeed("methods", *plugin)
+
+
+@pytest.mark.parametrize("name", METHOD)
+@pytest.mark.parametrize("event", ["start constant · learn", "2 constant · learn"])
+def test_a_killed_run_resumes_to_the_same_bytes(
+    name: str, event: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second event is after a checkpoint, with a state of the hooks in it."""
+    succeed("run", f"{name}.yaml", "--output", "whole")
+    record = Record(event.__eq__)
+    with monkeypatch.context() as patch:
+        patch.setattr("retain.cli._progress", lambda prefix: record)
+        with pytest.raises(KilledError):
+            retain("run", f"{name}.yaml")
+    succeed("run", f"{name}.yaml", "--resume")
+    assert content(folder / name) == content(folder / "whole")
+
+
+def test_hooks_act_around_the_step(folder: Path) -> None:
+    """Without them the second task's adapter is another one."""
+    succeed("run", "projected.yaml")
+    idle = PROJECTED.replace("yield replace(phase, **hooks, state=self.state)", "yield phase")
+    idle = idle.replace("def save(self, context: TaskContext)", "def _save(self, context)")
+    idle = idle.replace("self._add_direction(context.folder)\n\n", "pass\n\n")
+    (folder / "projected.py").write_text(idle, encoding="utf-8")
+    succeed("run", "projected.yaml", "--output", "idle")
+    second = "tasks/02-constant/adapter_model.safetensors"
+    assert content(folder / "projected")[second] != content(folder / "idle")[second]
+
+
+def test_a_plugin_that_nobody_named_is_not_imported(folder: Path) -> None:
+    """A run folder from elsewhere must not run code, whatever lies beside it."""
+    succeed("run", "pulled.yaml")
+    (folder / "pulled.py").write_text("open('ran', 'w').close()\n", encoding="utf-8")
+    for command in (
+        ["verify", "pulled"],
+        ["generate", "pulled", "copy"],
+        ["eval", "pulled"],
+        ["learn", "pulled", "letter.jsonl"],
+        ["rollback", "pulled", "--to", "copy"],
+        ["export", "pulled", "exported"],
+        ["serve", "pulled", "--port", "0"],
+    ):
+        forget()
+        refused(*command, says=["method 'pulled' comes with a plugin", "add --plugin pulled"])
+    done = subprocess.run(
+        [sys.executable, "-m", "retain", "verify", "pulled"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert not (folder / "ran").exists()
+
+
+def test_reports_work_without_the_plugin(folder: Path) -> None:
+    succeed("run", "pulled.yaml")
+    assert "AP" in succeed("report", "pulled")
+    assert "AP" in succeed("compare", "pulled", "pulled")
+    succeed("check", "pulled", "--max-forgetting", "100")
+
+
+def test_a_changed_plugin_is_reported(folder: Path) -> None:
+    succeed("run", "pulled.yaml")
+    with (folder / "pulled.py").open("a", encoding="utf-8") as file:
+        file.write("# another version\n")
+    done = retain("learn", "pulled", "letter.jsonl", "--plugin", "pulled")
+    assert done.status == 0
+    assert re.search(r"begun with other versions: plugin pulled \w+ is now \w+", done.err)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("import nowhere_to_be_found", ["plugin 'mine': cannot be imported", "line 1"]),
+        ("x = 1\nx.y", ["plugin 'mine'", "AttributeError", "mine.py, line 2"]),
+        ("x = 1", ["plugin 'mine': registers no method", "@register"]),
+        ("def (", ["plugin 'mine': cannot be imported (SyntaxError"]),
+        (
+            "from retain.methods import register\nfrom retain.methods.seqlora import SeqLora\n"
+            "class Mine(SeqLora): pass\nregister('sapt')(Mine)",
+            ["mine: registers the method 'sapt', which retain has registered already"],
+        ),
+        (None, ["plugin 'mine': no such module", "name a module or a .py file"]),
+    ],
+)
+def test_a_broken_plugin_is_one_line(source: str | None, says: list[str], folder: Path) -> None:
+    if source is not None:
+        (folder / "mine.py").write_text(source, encoding="utf-8")
+    values = yaml.safe_load((folder / "pulled.yaml").read_text())
+    write_settings(folder / "mine.yaml", {**values, "plugins": ["mine"], "output": "out"})
+    before = {path.name for path in folder.iterdir()}
+    known = dict(METHODS)
+    for arguments in (["run", "mine.yaml"], ["methods", "--plugin", "mine"]):
+        check(retain(*arguments), says)
+    assert known == METHODS
+    assert {path.name for path in folder.iterdir()} - {"__pycache__"} == before
+    check(retain("methods", "--plugin", "gone/mine.py"), ["gone/mine.py: no such file"])
+
+
+def test_two_plugins_of_one_name(folder: Path) -> None:
+    shutil.copy(folder / "pulled.py", folder / "other.py")
+    done = retain("methods", "--plugin", "pulled", "--plugin", "other")
+    check(done, ["other: registers the method 'pulled', which pulled has registered already"])
+
+
+class Distribution:
+    name, version = "retain-pulled", "1.2"
+
+
+@pytest.fixture
+def installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Plays an installed package whose entry point is the given one."""
+
+    def install(value: str, name: str = "pulled") -> None:
+        point = EntryPoint(name, value, registry.GROUP)
+        vars(point)["dist"] = Distribution()
+        monkeypatch.setattr(registry, "_entry_points", lambda: [point])
+
+    monkeypatch.syspath_prepend(folder)
+    source = (folder / "pulled.py").read_text(encoding="utf-8")
+    (folder / "packaged.py").write_text(source.replace('@register("pulled")\n', ""), "utf-8")
+    yield install
+    sys.modules.pop("packaged", None)
+
+
+def test_an_installed_package_needs_no_flag(
+    folder: Path, installed: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed("packaged:Pulled")
+    values = yaml.safe_load((folder / "pulled.yaml").read_text())
+    write_settings(folder / "installed.yaml", {**values, "plugins": []})
+    assert "pulled" in list_methods()
+    succeed("run", "installed.yaml")
+    assert "pulled" in succeed("methods")
+    succeed("generate", "pulled", "copy this word: ant")
+    monkeypatch.setattr(registry, "_entry_points", lambda: [])
+    check(retain("verify", "pulled"), ["comes with a package; install retain-pulled 1.2"])
+
+
+@pytest.mark.parametrize(
+    ("value", "name", "says"),
+    [
+        ("packaged:Nothing", "pulled", "package retain-pulled: its method 'pulled' cannot be"),
+        ("packaged:PulledConfig", "pulled", "is no retain method but <class"),
+        ("packaged:Pulled", "sapt", "registers the method 'sapt', which retain has"),
+    ],
+)
+def test_a_broken_package_is_one_line(
+    value: str, name: str, says: str, installed: Callable[..., Any]
+) -> None:
+    installed(value, name)
+    with pytest.raises(RetainError, match=says):
+        find(name)
+    done = retain("methods")  # the others are listed
+    assert done.status == 0
+    assert f"error: {'retain-pulled' if name == 'sapt' else 'package retain-pulled'}" in done.out
+    assert "seqlora" in done.out
+
+
+def test_the_contract_tests_run_over_a_plugin(folder: Path) -> None:
+    """As its author runs them; one architecture and one kill are enough to see that they do."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--pyargs"]
+    chosen = "pulled-llama or (whole and killed_between and pulled)"
+    done = subprocess.run(
+        [*command, "retain.testing", "-k", chosen],
+        env={**__import__("os").environ, "RETAIN_PLUGINS": "pulled"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"1\d passed", done.stdout), done.stdout
+    assert "sapt" not in done.stdout
+
+
+def test_loading_twice_is_loading_once(folder: Path) -> None:
+    load_plugins(["pulled"], folder)
+    load_plugins(["pulled", "pulled.py"], folder)
+    assert find("pulled") is METHODS["pulled"]
