@@ -398,7 +398,7 @@ def test_bad_report(arguments: list[str], says: list[str]) -> None:
     [
         ([], ["Missing command; see retain --help"]),
         (["frobnicate"], ["No such command 'frobnicate'"]),
-        (["run"], ["Missing argument 'CONFIG'; see retain run --help"]),
+        (["run"], ["Missing argument 'FILE…'; see retain run --help"]),
         (["run", "exp.yaml", "--frob"], ["No such option: --frob"]),
         (["run", "exp.yaml", "--output"], ["--output"]),
         (["eval", "run", "--limit", "0"], ["--limit"]),

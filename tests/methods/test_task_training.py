@@ -23,6 +23,7 @@ from retain.testing.tiny import (
     make_task,
     save_backbone,
 )
+from retain.training.trainer import PhaseTrainer
 from tests.command import call, settings, write_settings, write_tasks
 
 FIRST, SECOND, THIRD = make_task("copy"), make_task("constant"), make_task("letter")
@@ -147,3 +148,21 @@ def test_the_advice_for_longer_answers_leads_on(
     assert (done.status, "test answers are longer" in done.err) == (0, False), done.err
     done = call("run", "exp.yaml", "--resume")  # the longer run is still this experiment's
     assert done.status == 0, done.err
+
+
+def test_adam_s_numbers_are_those_of_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[Any] = []
+    built = PhaseTrainer.create_optimizer
+
+    def build(trainer: PhaseTrainer, model: Any = None) -> Any:
+        optimizer = built(trainer, model)
+        used.append((optimizer.defaults["betas"], optimizer.defaults["eps"]))
+        return optimizer
+
+    monkeypatch.setattr(PhaseTrainer, "create_optimizer", build)
+    more = {"adam_beta1": 0.8, "adam_beta2": 0.95, "adam_epsilon": 1e-6}
+    make_learner("seqlora", make_backbone("llama"), tmp_path / "run", **more).learn(FIRST)
+    make_learner("seqlora", make_backbone("llama"), tmp_path / "other").learn(FIRST)
+    assert used == [((0.8, 0.95), 1e-6), ((0.9, 0.999), 1e-8)]

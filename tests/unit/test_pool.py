@@ -8,6 +8,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from retain.errors import RetainError
+from retain.layers.attentive_linear import Attending, AttentiveLinear
 from retain.layers.pooled_linear import LoraPool, Mixture, PooledLinear
 from retain.testing.tiny import make_backbone
 
@@ -225,3 +226,42 @@ def test_any_number_of_blocks(count):
     for i, (A, B) in enumerate(blocks):
         expected = expected + weights[:, i, None, None] * SCALE * (x @ A.T @ B.T)
     torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize("make", ["pooled", "attentive"])
+def test_dropout_is_of_the_trainable_block_in_training_only(make):
+    torch.manual_seed(0)
+    p, rank = 0.5, 2
+    base = nn.Linear(7, 11).requires_grad_(False)
+    if make == "pooled":
+        mixture = Mixture()
+        layer = PooledLinear(base, rank, SCALE, mixture, True, dropout=p)
+    else:
+        mixture = Attending(activation="none", gate="sigmoid", hidden=None, train_all=False)
+        layer = AttentiveLinear(base, rank, SCALE, mixture, True, dropout=p)
+    old, new = blocks_for(2, rank, 7, 11)
+    layer.push(*old)
+    layer.restart()
+    layer.A.data.copy_(new[0])
+    layer.B.data.copy_(new[1])
+    x = torch.randn(3, 4, 7)
+    weights = torch.full((3, 2), 0.5)  # the gate of a selector that is zero
+    if make == "pooled":
+        mixture.set(weights)
+    else:
+        mixture.on = True
+        for name, shape in (("M", (1, 1, 11)), ("b", (1, 1))):
+            layer.register_buffer(f"old_{name}", torch.zeros(shape), persistent=False)
+            setattr(layer, name, nn.Parameter(torch.zeros(shape)))
+        layer.register_buffer("old_v", torch.ones(1, 1), persistent=False)
+        layer.v = nn.Parameter(torch.ones(1, 1))
+    layer.eval()
+    torch.testing.assert_close(layer(x), naive(base, [old, new], x, weights, False))
+    layer.train()
+    torch.manual_seed(1)
+    trained = layer(x)
+    torch.manual_seed(1)
+    dropped = nn.functional.dropout(x, p)
+    expected = naive(base, [old], x, weights, False)
+    expected = expected + weights[:, 1, None, None] * SCALE * (dropped @ new[0].T @ new[1].T)
+    torch.testing.assert_close(trained, expected)

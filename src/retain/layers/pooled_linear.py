@@ -79,6 +79,7 @@ class PooledLinear(nn.Module):
         self.register_buffer("_old_A", None, persistent=False)
         self.register_buffer("_old_B", None, persistent=False)
         self.clear()
+        self.train(base.training)  # a new module would train, and drop inputs, in a loaded run too
 
     @property
     def weight(self) -> Tensor:
