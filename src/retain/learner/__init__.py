@@ -1,5 +1,6 @@
 """The sequence: tasks learned one after another, saved and scored."""
 
-from retain.learner.learner import Answer, Learner
+from retain.learner.answers import Answer
+from retain.learner.learner import Learner
 
 __all__ = ["Answer", "Learner"]
