@@ -250,7 +250,7 @@ class Learner(LearnedModel):
             self.check_tasks([task])
 
     def _prepare(self, task: Task) -> Lesson:
-        """Begins the run if it is new, scores what a crash left out, and opens the task's folder."""
+        """Begins a new run, scores what a crash left out, and opens the task's folder."""
         start_run(self.run, self.experiment, self._fingerprints)
         self._report_checks(task)
         self._score()
