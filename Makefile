@@ -1,6 +1,6 @@
 # make demo: the main job, from nothing.   make test: what CI runs.
 # make results: a results table; it runs what is missing, in any number of sittings, such as
-#   make results STREAM=configs/superni-short.yaml METHODS='seqlora "sapt rank=4 alpha=8"' SEEDS='0 1'
+#   make results STREAM=configs/streams/superni-short.yaml METHODS='seqlora "sapt rank=4 alpha=8"' SEEDS='0 1'
 #   and MORE='--order 2,1,3' (or reversed), MORE=--table-only, MORE=--dev; see docs/guide.md.
 # make bench: costs beside what a user would run instead (JSON=FILE also writes them there).
 # make test-browser: the pages in Chromium, which it installs (Debian); pictures in runs/browser.
@@ -9,9 +9,9 @@
 # All but the last set up .venv themselves; constraints.txt says with which releases.
 PYTHON ?= python3
 BIN = .venv/bin
-RUN = $(BIN)/retain run configs/demo.yaml --resume
+RUN = $(BIN)/retain run configs/streams/demo.yaml --resume
 
-STREAM = configs/superni-short.yaml
+STREAM = configs/streams/superni-short.yaml
 METHODS = pertask seqlora sapt
 SEEDS = 0 1
 
@@ -28,7 +28,7 @@ models/SmolLM2-135M-Instruct: | .venv/ready
 
 demo: .venv/ready | models/SmolLM2-135M-Instruct
 	$(BIN)/python demo/make_stream.py demo/data
-	$(RUN) --output runs/demo/seqlora --set method='{name: seqlora, rank: 8, alpha: 16}'
+	$(RUN) --output runs/demo/seqlora --method seqlora
 	$(RUN) --output runs/demo/sapt
 	$(BIN)/retain report runs/demo/seqlora runs/demo/sapt --output runs/demo/report.html
 

@@ -1,9 +1,9 @@
-"""How far each task's attention over the blocks has moved since the task was learned.
+"""Drift of each task's attention over the blocks since the task was learned.
 
     python -m benchmarks.alignment runs/results/superni-short/sapt-0 …
 
-Per run and task: KL(right after learning ‖ at the end), in nats, mean over the test prompts, from
-the routing that evaluation wrote down; blocks that came later had no weight then.
+Per run and task it prints KL(right after learning ‖ at the end) in nats, as a mean over the test
+prompts, from the routing that evaluation stored. Later blocks had weight 0 right after learning.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from retain.runs.records import Prediction, predictions_file, read_records
 
 
 def divergence(before: list[float], after: list[float]) -> float:
-    """KL(before ‖ after), `after` over at least as many blocks."""
+    """Computes KL(before ‖ after); `after` has at least as many blocks."""
     pairs = zip(before, after, strict=False)
     return sum(p * math.log(p / max(q, 1e-6)) for p, q in pairs if p > 0)
 
 
 def alignment(run: RunDirectory) -> dict[str, float]:
-    """Of each task but the last, by name."""
+    """Returns the divergence of each task except the last, by name."""
     folders = run.learned()
     names = results.scores(run).tasks
     found = {}
@@ -43,12 +43,12 @@ def alignment(run: RunDirectory) -> dict[str, float]:
 
 
 def unnormalised(method: dict[str, Any]) -> bool:
-    """Whether a method's weights over blocks have no fixed sum."""
+    """Whether a method's weights over blocks do not sum to a constant."""
     return bool(method.get("selector", {}).get("gate") == "sigmoid")
 
 
 def whole(weights: list[float]) -> list[float]:
-    """With AM-LoRA's zero block, which has what is missing to 1, in front."""
+    """Prepends the weight of AM-LoRA's zero block, so that weights sum to 1."""
     return [max(0.0, 1 - sum(weights)), *weights]
 
 

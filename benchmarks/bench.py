@@ -1,4 +1,4 @@
-"""What retain costs beside what a user would run instead: `make bench`.
+"""Cost of retain compared with what a user would run instead: `make bench`.
 
     python -m benchmarks.bench [--json FILE] [--only GROUP …] [--rounds N]
 
@@ -94,7 +94,7 @@ MEMORY = Row("seekr_memory_vs_plain", "memory", "seekr", "plain", 1.15, True, "1
 
 
 def bench_model(width: int | None = None) -> LlamaForCausalLM:
-    """The bench model, or one of another width."""
+    """Makes the bench model, or one of another width."""
     torch.manual_seed(0)
     width = width or WIDTH
     config = LlamaConfig(
@@ -112,7 +112,7 @@ def bench_model(width: int | None = None) -> LlamaForCausalLM:
 
 
 def bench_tokenizer() -> PreTrainedTokenizerFast:
-    """A word a token: w2, w3, …"""
+    """Makes a tokenizer with one token per word: w2, w3, …"""
     words = {"<pad>": 0, "</s>": 1, **{f"w{i}": i for i in range(2, VOCABULARY)}}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -122,7 +122,7 @@ def bench_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def words(count: int) -> str:
-    """A text of so many random tokens."""
+    """Returns a text of `count` random tokens."""
     return " ".join(f"w{i}" for i in torch.randint(2, VOCABULARY, (count,)).tolist())
 
 
@@ -130,9 +130,9 @@ def words(count: int) -> str:
 
 
 class NaiveLinear(nn.Module):
-    """As SAPT's published code has it for LLaMA: each block's full output, one product to mix them.
+    """Pooled layer of SAPT's published code for LLaMA: mixes the full outputs of the blocks.
 
-    Old blocks pass no gradient to their input, as there and in retain's pool.
+    Frozen blocks pass no gradient to their input, as in that code and in retain's pool.
     """
 
     def __init__(self, base: nn.Linear, blocks: int) -> None:
@@ -147,7 +147,7 @@ class NaiveLinear(nn.Module):
         self.weights = torch.empty(0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, S, d) → (B, S, d)."""
+        """Maps x (B, S, d) to (B, S, d)."""
         *old, new = zip(self.A, self.B, strict=True)
         with torch.no_grad():
             outputs = torch.stack([x @ A.T @ B.T for A, B in old])  # (T − 1, B, S, d)
@@ -161,7 +161,7 @@ class NaiveLinear(nn.Module):
 def step_of(
     model: nn.Module, before: Callable[[], object] = lambda: None, length: int | None = None
 ) -> Callable[[], None]:
-    """Forward and backward on one batch."""
+    """Returns a function that runs forward and backward on one batch."""
     ids = torch.randint(2, VOCABULARY, (BATCH, length or LENGTH))
 
     def step() -> None:
@@ -173,7 +173,7 @@ def step_of(
 
 
 def with_lora(model: LlamaForCausalLM, config: LoraConfig, name: str = "default") -> PeftModel:
-    """The model with one of PEFT's adapters, without its warning of a word that it still uses."""
+    """Adds one PEFT adapter to the model, without PEFT's own deprecation warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
         found: PeftModel = get_peft_model(model, config, adapter_name=name)
@@ -187,7 +187,7 @@ def single(width: int | None = None, length: int | None = None) -> Callable[[], 
 
 
 def peft_pool(blocks: int) -> Callable[[], None]:
-    """So many active PEFT adapters, all but the last frozen."""
+    """Active PEFT adapters, all but the last frozen."""
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS)
     model = with_lora(bench_model(), config, "b0")
     names = [f"b{i}" for i in range(blocks)]
@@ -200,12 +200,12 @@ def peft_pool(blocks: int) -> Callable[[], None]:
 
 
 def mixing(blocks: int) -> Tensor:
-    """A router's weights (B, T), which take a gradient."""
+    """Returns a router's weights (B, T), which require a gradient."""
     return torch.softmax(torch.randn(BATCH, blocks), 1).requires_grad_(True)
 
 
 def pool_of(model: LlamaForCausalLM, blocks: int, input_gradient: bool = False) -> LoraPool:
-    """A pool of so many blocks, of which the last learns."""
+    """Makes a pool of blocks, of which the last is trainable."""
     pool = LoraPool(model, TARGETS, RANK, ALPHA, old_block_gradient=input_gradient)
     for i in range(blocks):
         pool.grow(f"b{i}", seed=i)
@@ -225,7 +225,7 @@ def fused_pool(
 
 
 def naive_pool(blocks: int) -> Callable[[], None]:
-    """The papers' pool."""
+    """The pool of the papers' published code."""
     model, weights = bench_model(), mixing(blocks)
     for name, module in list(model.named_modules()):
         if name.rpartition(".")[2] in TARGETS and isinstance(module, nn.Linear):
@@ -329,7 +329,7 @@ def train_sides() -> Iterator[Sides]:
 
 
 def stack(rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
-    """Rows of one length as a batch."""
+    """Stacks examples of equal length to a batch."""
     return {key: torch.tensor([row[key] for row in rows]) for key in rows[0]}
 
 
@@ -370,27 +370,27 @@ PLAIN = {"pool": "single", "seekr": "plain"}
 
 
 def group_times(group: str, rounds: int | None) -> dict[str, list[float]]:
-    """Seconds of each side of a group in each round."""
+    """Measures the seconds of each side of a group in each round."""
     make, usual = GROUPS[group]
     with make() as sides:
         return times_of(sides, rounds or usual)
 
 
 def ratio(above: list[float], below: list[float]) -> dict[str, Any]:
-    """The median of ratios with its quartiles, of two rounds or more."""
+    """Returns the median and quartiles of the ratios of at least two rounds."""
     ratios = [a / b for a, b in zip(above, below, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return {"median": round(middle, 3), "quartiles": [round(low, 3), round(high, 3)]}
 
 
 def cells(found: dict[str, Any]) -> str:
-    """A ratio as two cells of a table."""
+    """Formats a ratio as two cells of a table."""
     low, high = found["quartiles"]
     return f"{found['median']:.3f} | {low:.3f} to {high:.3f}"
 
 
 def line(row: Row, found: dict[str, Any]) -> str:
-    """A row of the table."""
+    """Formats a row of the table."""
     met = found["median"] <= row.target if row.at_most else found["median"] >= row.target
     target = f"{'≤' if row.at_most else '≥'} {row.target:g}{'' if met else ' (missed)'}"
     return f"| `{row.key}` | {cells(found)} | {row.floor} | {target} |"

@@ -1,4 +1,4 @@
-"""Kills a small run at random moments, resumes it, and compares all that comes out, bit for bit.
+"""Kills a small run at random moments, resumes it, and compares its files bit for bit.
 
     python -m benchmarks.chaos --runs 100 --seed 0 --methods sapt seekr amlora replay
 
@@ -39,14 +39,14 @@ UNEQUAL = {"manifest.json", "cost.json"}
 
 @dataclass(frozen=True)
 class Whole:
-    """An uninterrupted run: its files, and the seconds that it took."""
+    """Result of an uninterrupted run: its files and its duration in seconds."""
 
     files: Mapping[str, bytes]
     seconds: float
 
 
 def write_stream(place: Path) -> None:
-    """A tiny backbone, three tasks, and for each method an experiment that saves at every step."""
+    """Writes a tiny backbone, three tasks, and per method an experiment that saves every step."""
     save_backbone("llama", place / "backbone")
     write_tasks(place)
     values = settings(place / "backbone", *TASKS)
@@ -60,10 +60,10 @@ def write_stream(place: Path) -> None:
 
 
 def attempt(config: Path, folder: Path, seconds: float | None = None) -> bool:
-    """`retain run --resume` in `folder`, killed after so many seconds; whether it came to its end.
+    """Runs `retain run --resume` in `folder`, killed after a time; returns whether it finished.
 
     Raises:
-        RuntimeError: when it ends otherwise, or not at all.
+        RuntimeError: if it fails, or does not end.
     """
     process = multiprocessing.get_context("fork").Process(target=_command, args=(config, folder))
     process.start()
@@ -79,7 +79,7 @@ def attempt(config: Path, folder: Path, seconds: float | None = None) -> bool:
 
 
 def _command(config: Path, folder: Path) -> None:
-    """The child, in its own folder."""
+    """Runs the command in the child process, in its own folder."""
     os.chdir(folder)
     done = call("run", config, "--output", "run", "--resume")
     (folder / "log").write_text(done.err, encoding="utf-8")
@@ -87,7 +87,7 @@ def _command(config: Path, folder: Path) -> None:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """What has to be equal: scores, tensors, and every other file but those with times in them."""
+    """Reads the files that must be equal: all except those that contain times."""
     return {
         name: data
         for name, data in read_files(folder / "run").items()
@@ -96,7 +96,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def whole(config: Path, folder: Path) -> Whole:
-    """Runs it once without a kill."""
+    """Runs an experiment once without a kill."""
     folder.mkdir()
     began = time.monotonic()
     attempt(config, folder)
@@ -104,7 +104,7 @@ def whole(config: Path, folder: Path) -> Whole:
 
 
 def kill_and_resume(config: Path, folder: Path, seconds: float, draw: random.Random) -> int:
-    """Kills a run one to three times, then lets it end; returns how often it was killed."""
+    """Kills a run one to three times, then lets it finish; returns the number of kills."""
     while True:
         folder.mkdir()
         kills = 0
@@ -121,7 +121,7 @@ def kill_and_resume(config: Path, folder: Path, seconds: float, draw: random.Ran
 
 
 def chaos(place: Path, methods: Sequence[str], runs: int, seed: int) -> bool:
-    """Runs the methods in turn, `runs` in all; prints what differs, and whether nothing did."""
+    """Makes `runs` runs, the methods in turn; prints differences; returns whether all are equal."""
     write_stream(place)
     wholes = {m: whole(place / f"{m}.yaml", place / f"whole-{m}") for m in methods}
     draw = random.Random(seed)

@@ -54,7 +54,7 @@ STREAM = {
 
 
 def tasks() -> dict[str, list[Example]]:
-    """The tasks by name, in a seeded order, with as many examples each."""
+    """Returns the tasks by name, in a seeded order, with equally many examples each."""
     draw = random.Random(0)
     found: dict[str, list[Example]] = {}
     texts: dict[str, list[str]] = {}
@@ -81,7 +81,7 @@ def tasks() -> dict[str, list[Example]]:
 
 
 def _input(row: Example) -> str:
-    """The text that an instruction is about, without the readers' words around it."""
+    """Returns a prompt's input text, without the words that the reader adds around it."""
     for before, after in (("\nInput:", "\nOutput:"), ("\nText:", "\nAnswer:")):
         if before in row.prompt:
             return row.prompt.partition(before)[2].rpartition(after)[0].strip()
@@ -89,7 +89,7 @@ def _input(row: Example) -> str:
 
 
 def write(folder: Path) -> None:
-    """Writes the tasks' files and the experiment."""
+    """Writes the tasks' files and the experiment file."""
     listed = []
     for number, (name, rows) in enumerate(tasks().items(), start=1):
         paths = [folder / f"{number:02d}.{split}.jsonl" for split in ("train", "test")]
@@ -104,7 +104,7 @@ def write(folder: Path) -> None:
 
 
 def read(folder: Path, picture: Path | None) -> None:
-    """Prints how much of their attention the tasks so far have on their own block."""
+    """Prints the mean weight of the learned tasks' prompts on their own blocks, after each task."""
     run = results.open_run(folder)
     folders = run.learned()
     names = [results.task_record(run, folder).name for folder in folders]

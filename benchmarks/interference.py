@@ -1,13 +1,13 @@
-"""Two streams whose tasks get in each other's way, and which answers a method then gives.
+"""Two streams whose tasks interfere, and the answers that a method gives on them.
 
     python demo/make_stream.py && python -m benchmarks.interference write
-    python -m benchmarks.results configs/interference-alike.yaml --variants sapt seqlora --seeds 0
+    python -m benchmarks.results configs/streams/interference-alike.yaml --variants sapt seqlora
     python -m benchmarks.interference read runs/results/interference-alike/sapt-0 …
 
 Both begin with the demo's reviews and tickets. In `alike` the third task, `balance`, asks another
 question about reviews, in a prompt that differs by its last word. In `labels` it is `stars`: the
 very prompts of `reviews` with other words for the same three answers, so that without the task's
-name nobody can be right on both.
+name no method can be right on both.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def write() -> None:
 
 
 def read(folder: Path) -> str:
-    """A line of the table: scores at the end, and how many answers are words of the other task.
+    """Returns a table line: final scores, and how many answers are words of the other task.
 
     Raises:
-        RetainError: when the folder has no finished run of one of the two streams.
+        RetainError: if the folder has no finished run of one of the two streams.
     """
     run = results.open_run(folder)
     scores = results.final_scores(run)

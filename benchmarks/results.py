@@ -1,6 +1,6 @@
 """Prints a results table: runs what is missing of it, in any number of sittings.
 
-    python -m benchmarks.results configs/superni-short.yaml --variants seqlora "sapt rank=4 alpha=8"
+    python -m benchmarks.results configs/streams/superni-short.yaml --variants seqlora "sapt rank=4"
 
 A variant is a method with the options that differ from the experiment's; a sweep is a list of them,
 such as "sapt reflection.weight="{0,0.5,2}. An option that begins with a part of the experiment sets
@@ -29,9 +29,9 @@ from rich.console import Console
 
 from retain import Task, load_stream
 from retain.errors import RetainError
+from retain.experiment.compose import read_experiment
 from retain.experiment.config import (
     ExperimentConfig,
-    read_experiment,
     refuse_changes,
     stored_experiment,
 )
@@ -149,10 +149,10 @@ def kept_of(method: Mapping[str, Any], name: str = "", *options: str) -> dict[st
 
 
 def folder_name(config: Path) -> str:
-    """Such as `paper-superni-t5-large-sapt`, from the path below configs/."""
+    """Such as `superni-short`, from the path below configs/streams/ or configs/."""
     parts = config.with_suffix("").parts
     below = parts[parts.index("configs") + 1 :] if "configs" in parts else parts[-1:]
-    return "-".join(below)
+    return "-".join(below[1:] if below[0] == "streams" and len(below) > 1 else below)
 
 
 def run_name(variant: str, seed: int) -> str:

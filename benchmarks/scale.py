@@ -1,4 +1,4 @@
-"""How cost grows: with blocks (a step, decoding, bytes, loading), with length, with width.
+"""Growth of cost with the number of blocks (step, decoding, bytes, loading), length and width.
 
     python -m benchmarks.scale blocks [--blocks 1 15 50 100 300 500] [--picture FILE]
     python -m benchmarks.scale shapes
@@ -44,7 +44,7 @@ LENGTHS = [256, 512, 1024, 2048]
 
 
 def step(blocks: int, top_k: int | None) -> Side:
-    """Forward and backward of SAPT with so many blocks."""
+    """Returns a function that runs SAPT's forward and backward with that many blocks."""
     model = bench.bench_model()
     pool = bench.pool_of(model, blocks)
     pool.mixture.top_k = top_k
@@ -75,7 +75,7 @@ def step(blocks: int, top_k: int | None) -> Side:
 
 
 def decode(blocks: int, top_k: int | None) -> Side:
-    """32 tokens for each of 8 prompts of 64."""
+    """Returns a function that decodes 32 tokens for each of 8 prompts of 64."""
     model = bench.bench_model()
     pool = bench.pool_of(model, blocks)
     pool.freeze()
@@ -97,7 +97,7 @@ def decode(blocks: int, top_k: int | None) -> Side:
 
 
 def write_blocks(folder: Path, count: int) -> None:
-    """Saves so many blocks, as a run does."""
+    """Saves `count` blocks as a run does."""
     pool = LoraPool(bench.bench_model(), bench.TARGETS, bench.RANK, bench.ALPHA)
     for i in range(count):
         pool.grow(f"b{i}", seed=i)
@@ -105,7 +105,7 @@ def write_blocks(folder: Path, count: int) -> None:
 
 
 def load(folder: Path, blocks: int) -> Side:
-    """Reading so many blocks into a pool, stacked for the first forward."""
+    """Returns a function that reads that many blocks into a pool and stacks them."""
     pool = LoraPool(bench.bench_model(), bench.TARGETS, bench.RANK, bench.ALPHA)
 
     def run() -> None:
@@ -118,14 +118,14 @@ def load(folder: Path, blocks: int) -> Side:
 
 
 def growth(sides: Sequence[Side], rounds: int) -> tuple[list[float], list[float]]:
-    """Of each side the median time, and the median ratio to the first side's of the same round."""
+    """Returns each side's median time, and its median ratio to the first side in the same round."""
     times = list(times_of(dict(enumerate(sides)), rounds).values())
     ratios = [[t / base for t, base in zip(row, times[0], strict=True)] for row in times]
     return [statistics.median(row) for row in times], [statistics.median(row) for row in ratios]
 
 
 def blocks_table(counts: list[int], rounds: int, picture: Path | None) -> None:
-    """What a pool of so many blocks costs beside one of the first number."""
+    """Prints the table of costs by number of blocks, relative to the first number."""
     columns = {
         "step": growth([step(n, None) for n in counts], rounds)[1],
         f"step, k = {KEPT}": growth([step(n, KEPT) for n in counts], rounds)[1],

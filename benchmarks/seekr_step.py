@@ -35,7 +35,7 @@ KINDS = ("plain", "seekr", "eager")
 
 
 class Bench:
-    """The bench model with a memory of two rows; smaller for its test."""
+    """The bench model with a memory of two examples; smaller in its test."""
 
     def __init__(self, folder: Path, width: int = 1024, length: int = 1024) -> None:
         torch.manual_seed(0)
@@ -91,7 +91,7 @@ class Bench:
         return torch.stack(list(self.method.loss(self.batch).values())).sum()
 
     def _eager(self) -> Tensor:
-        """The same loss from whole attention matrices."""
+        """Computes the same loss from full attention matrices."""
         method = self.method
         files = method.read_signals(self.batch)
         samples = [sample_of(file, method.modules) for file in files]
@@ -113,7 +113,7 @@ class Bench:
 
 
 def peak_memory(kind: str) -> float:
-    """Peak resident megabytes of a fresh process that makes three steps."""
+    """Measures the peak resident megabytes of a new process that makes three steps."""
     command = [sys.executable, "-m", "benchmarks.seekr_step", kind]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 

@@ -1,4 +1,4 @@
-"""What `retain serve` answers under load, beside one prompt after another in one process.
+"""Throughput of `retain serve` under load, compared with one prompt at a time in one process.
 
     python -m benchmarks.serve RUN
 
@@ -34,7 +34,7 @@ Question = tuple[str, str]
 
 @contextmanager
 def served(run: str) -> Iterator[str]:
-    """The address of a server in a second process."""
+    """Starts a server in a second process and yields its address."""
     command = [sys.executable, "-m", "retain", "serve", run, "--port", "0"]
     environment = {name: value for name, value in os.environ.items() if name != KEY}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
@@ -49,7 +49,7 @@ def served(run: str) -> Iterator[str]:
 
 
 def ask(url: str, question: Question) -> str:
-    """The answer over HTTP."""
+    """Returns the answer to a prompt over HTTP."""
     prompt, task = question
     body = {"messages": [{"role": "user", "content": prompt}], "task": task}
     headers = {"Content-Type": "application/json"}
@@ -64,7 +64,7 @@ def ask(url: str, question: Question) -> str:
 def load(
     answer: Callable[[Question], str], questions: list[Question], clients: int
 ) -> tuple[float, list[float], list[str]]:
-    """Seconds for all questions, those of each, and the answers."""
+    """Returns the seconds for all requests, the seconds of each, and the answers."""
 
     def timed(question: Question) -> tuple[float, str]:
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What noise and rewording in the test prompts do to a run's answers and to its attention.
+"""Effect of noise and rewording in the test prompts on a run's answers and attention.
 
     python -m benchmarks.shift runs/results/superni-short/sapt-0
 
@@ -47,7 +47,7 @@ WORDS = {
 
 
 def noisy(prompt: str, draw: random.Random) -> str:
-    """A letter swapped, dropped or doubled in a tenth of the words."""
+    """Swaps, drops or doubles a letter in a tenth of the words."""
 
     def change(match: re.Match[str]) -> str:
         word = match.group()
@@ -61,7 +61,7 @@ def noisy(prompt: str, draw: random.Random) -> str:
 
 
 def reworded(prompt: str, draw: random.Random) -> str:
-    """Other words for those of the instruction, with their case."""
+    """Replaces words of the instruction by synonyms, keeping their case."""
 
     def change(match: re.Match[str]) -> str:
         word = match.group()
@@ -81,7 +81,7 @@ SHIFTS: dict[str, Callable[[str, random.Random], str]] = {
 
 
 def shifted(task: Task, shift: str) -> Task:
-    """The task with its test prompts changed, the same way in every run."""
+    """Returns the task with changed test prompts, the same in every run."""
     draw, change = random.Random(f"{task.name} {shift}"), SHIFTS[shift]
 
     def turned(turn: dict[str, str]) -> dict[str, str]:
@@ -100,7 +100,7 @@ def shifted(task: Task, shift: str) -> Task:
 
 
 def divided(weights: list[float]) -> list[float]:
-    """By their sum."""
+    """Divides weights by their sum."""
     return [weight / sum(weights) for weight in weights]
 
 

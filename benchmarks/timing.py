@@ -1,4 +1,4 @@
-"""Sides that take turns in one process, timed."""
+"""Timing of functions that take turns in one process."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Name = TypeVar("Name")
 
 
 def times_of(sides: Mapping[Name, Side], rounds: int) -> dict[Name, list[float]]:
-    """Seconds of each side in each round; one more round comes first and is not counted.
+    """Measures the seconds of each side in each round, after one round that is not counted.
 
-    Every other round goes backwards, so that no side always follows the same one.
+    Every other round is in reverse order, so that no side always follows the same one.
     """
     times: dict[Name, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):

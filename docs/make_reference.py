@@ -10,10 +10,11 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from pydantic import BaseModel
 from typer.models import ArgumentInfo
 
@@ -22,7 +23,7 @@ from retain.cli import app
 from retain.experiment.config import ExperimentConfig
 from retain.experiment.stream import FOLDER_READERS
 from retain.learner import Learner
-from retain.methods import METHODS
+from retain.methods import METHODS, MethodConfig
 from retain.metrics import continual
 from retain.metrics.text import METRICS
 
@@ -231,6 +232,17 @@ def _methods() -> Iterator[str]:
             f"Stores per task: {method.traits.stores}.",
         )
         yield from _options(method.Config)
+        for preset, options in method.Config.presets.items():
+            yield from ("", f"`preset: {preset}` is `{{{_flow(options)}}}`.")
+
+
+def _flow(options: Mapping[str, Any]) -> str:
+    """Options as YAML writes them, in one line."""
+    parts = []
+    for name, value in options.items():
+        inner = f"{{{_flow(value)}}}" if isinstance(value, Mapping) else yaml.safe_dump(value)
+        parts.append(f"{name}: {inner.removesuffix('...' + chr(10)).strip()}")
+    return ", ".join(parts)
 
 
 def _first(thing: Any) -> str:
@@ -262,7 +274,10 @@ def _fields(config: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, st
                 if field.is_required()
                 else _default(field.get_default(call_default_factory=True))
             )
-            yield f"{prefix}{name}", _values(field.annotation), default
+            values = _values(field.annotation)
+            if name == "preset" and issubclass(config, MethodConfig):
+                values = ", ".join(f"`{preset}`" for preset in ("default", *config.presets))
+            yield f"{prefix}{name}", values, default
 
 
 def _model(annotation: Any) -> type[BaseModel] | None:

@@ -1,4 +1,4 @@
-"""The command line called in process, and small experiments for it."""
+"""Calls of the command line in this process, and small experiments for them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from retain.testing.tiny import make_task
 
 
 class Called(NamedTuple):
-    """What a command left: exit status, standard output, standard error."""
+    """The result of a command: exit status, standard output, standard error."""
 
     status: int
     out: str
@@ -26,7 +26,7 @@ class Called(NamedTuple):
 
 
 def call(*arguments: str | Path, stdin: bytes = b"") -> Called:
-    """`retain ARGUMENTS…`, in this process."""
+    """Runs `retain ARGUMENTS…` in this process."""
     out, err = io.StringIO(), io.StringIO()
     status = 0
     with (
@@ -43,7 +43,7 @@ def call(*arguments: str | Path, stdin: bytes = b"") -> Called:
 
 
 def write_tasks(folder: Path) -> None:
-    """`<task>.jsonl` and `<task>.test.jsonl` of the tiny tasks."""
+    """Writes `<task>.jsonl` and `<task>.test.jsonl` of the tiny tasks."""
     for name in ("copy", "constant", "letter"):
         task = make_task(name)
         rows = [example.as_row() for example in (*task.train, *task.dev)]
@@ -52,7 +52,7 @@ def write_tasks(folder: Path) -> None:
 
 
 def settings(backbone: Path, *tasks: str) -> dict[str, Any]:
-    """An experiment on files of `write_tasks`, quick and valid."""
+    """Returns a valid, fast experiment on the files of `write_tasks`."""
     return {
         "backbone": {"name": str(backbone)},
         "method": {"name": "seqlora", "rank": 2},
@@ -70,7 +70,7 @@ def write_settings(path: Path, values: Mapping[str, Any]) -> Path:
 
 
 def snapshot(folder: Path) -> dict[str, bytes | None]:
-    """All files with their content, and all folders."""
+    """Reads all files, and all folders as None, by their relative path."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
         for path in folder.rglob("*")
@@ -78,7 +78,7 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
 
 
 def refused(*arguments: str | Path, says: list[str], stdin: bytes = b"") -> None:
-    """Asserts that it is: status 2, one `error:` line that says so, nothing touched."""
+    """Asserts that a command fails with status 2 and one `error:` line, and changes no file."""
     before = snapshot(Path.cwd())
     check(call(*arguments, stdin=stdin), says)
     assert snapshot(Path.cwd()) == before

@@ -86,27 +86,52 @@ def _always(
 
 @app.command()
 def run(
-    config: Annotated[Path, typer.Argument(help="The experiment's YAML file.", metavar="CONFIG")],
-    output: Annotated[Path | None, typer.Option(help="Run folder, instead of the file's.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue; or start, if none.")] = False,
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Experiment files, merged from left to right.", metavar="FILE…"),
+    ],
+    method: Annotated[str | None, typer.Option(help="Method, instead of the files'.")] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="Backbone: a hub id, a folder, or a short name of the files'."),
+    ] = None,
+    order: Annotated[
+        str | None,
+        typer.Option(help="Order of the tasks: a name of the stream's, 2,1,3, or reversed."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Run folder, instead of the files'.")] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Continue an interrupted run, or start a new one."),
+    ] = False,
     changes: Annotated[
         list[str] | None,
         typer.Option("--set", help="Change a field: --set training.max_steps=50.", metavar="A.B=C"),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print the merged experiment as YAML, and stop."),
+    ] = False,
     plugins: Plugins = None,
 ) -> None:
     """Learn a stream of tasks, scoring all tasks so far after each."""
-    from retain.experiment.config import read_experiment
+    from retain.experiment.compose import as_yaml, read_experiment
     from retain.experiment.stream import load_stream
     from retain.learner.stream import learn_stream
 
-    experiment = read_experiment(config, changes or ())
+    experiment = read_experiment(
+        files, changes or (), method=method, backbone=backbone, order=order
+    )
     if output is not None:
         experiment = experiment.model_copy(update={"output": str(output)})
+    if dry_run:
+        _say(as_yaml(experiment).rstrip("\n"))
+        return
+    named = " + ".join(map(str, files))
     if experiment.output is None:
-        raise RetainError(f"{config}: no field 'output'; add it, or name a folder with --output")
+        raise RetainError(f"{named}: no field 'output'; add it, or name a folder with --output")
     if not experiment.tasks:
-        raise RetainError(f"{config}: no field 'tasks'; list at least one")
+        raise RetainError(f"{named}: no field 'tasks'; list at least one")
     tasks = load_stream(experiment.tasks)
     learn_stream(experiment, tasks, resume, _progress(experiment.method["name"]))
     _print_scores([Path(experiment.output)])

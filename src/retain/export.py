@@ -1,4 +1,4 @@
-"""A run's result for the tools that people already have: PEFT adapters, or one merged model."""
+"""Export of a run for other tools: PEFT adapters, or one merged model."""
 
 from __future__ import annotations
 
@@ -20,51 +20,51 @@ from retain.system.files import remove_folders, write_text
 def export(learner: Learner, folder: Path, mixture: Mapping[str, float] | None) -> str:
     """Writes a run's blocks as PEFT adapters, or one merged model, with a model card.
 
-    Blocks are LoRAs, or the soft prompts of sapt-prompt, which cannot be merged.
+    Blocks are LoRA adapters, or the soft prompts of sapt-prompt, which cannot be merged.
 
     Args:
-        learner: a loaded run; a merged one is of no more use.
-        folder: is made, and has to be empty.
-        mixture: fixed and finite weights by task name, to merge blocks with; None for the
-            adapters as they are, or the model where its weights do not depend on the input.
+        learner: a loaded run; after a merge it cannot be used any more.
+        folder: is created; if it exists, it must be empty.
+        mixture: finite weights by task name, by which blocks are merged. None exports the adapters
+            unchanged, or the model if the method's weights do not depend on the input.
 
     Returns:
-        A sentence on what was written.
+        A sentence that says what was written.
 
     Raises:
-        RetainError: when the folder has files, a task has no block, a weight is not finite, or the
+        RetainError: if the folder has files, a task has no block, a weight is not finite, or the
             method keeps no block.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RetainError(f"{folder}: is not an empty folder; name another one")
     learner.refuse_unready()
     weights = _weights(learner, mixture)
-    place = folder.with_name(f".{folder.name}.tmp")
-    remove_folders(place)
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    remove_folders(temporary)
     if weights is None:
-        said = _copy_adapters(learner, place)
-        load = _load_adapter(learner, folder.name)
+        description = _copy_adapters(learner, temporary)
+        code = _load_adapter(learner, folder.name)
     else:
-        _save_merged(learner, place, weights)
-        said, load = "one model", _load_merged(learner, folder.name)
+        _save_merged(learner, temporary, weights)
+        description, code = "one model", _load_merged(learner, folder.name)
         if mixture is not None:
             blocks = ", ".join(f"{name} × {weight:g}" for name, weight in mixture.items())
-            said += f", with blocks merged into the backbone by these weights: {blocks}"
-    write_text(place / "README.md", _card(learner, said, load, mixture))
+            description += f", with blocks merged into the backbone by these weights: {blocks}"
+    write_text(temporary / "README.md", _card(learner, description, code, mixture))
     if folder.exists():
         folder.rmdir()
-    place.rename(folder)
-    return f"wrote {folder}: {said}"
+    temporary.rename(folder)
+    return f"wrote {folder}: {description}"
 
 
 def _weights(learner: Learner, mixture: Mapping[str, float] | None) -> list[float] | None:
-    """Of each block, to merge them with; None when they are to stay apart."""
+    """Returns the weight of each block in a merged model; None to export separate adapters."""
     pool, path = learner.method.exported_pool, learner.run.path
     fixed = learner.method.traits.fixed_mixture
     if pool is None and not fixed:
         raise RetainError(
             f"{path}: its method keeps neither blocks that stand alone nor a full model; use the "
-            "run itself"
+            "run with retain generate or retain serve"
         )
     if mixture is None:
         return [1.0] * len(pool.blocks if pool else ()) if fixed else None
@@ -73,7 +73,9 @@ def _weights(learner: Learner, mixture: Mapping[str, float] | None) -> list[floa
             f"{path}: soft prompts cannot be merged into weights; leave out task and mixture"
         )
     if pool is None or fixed:
-        raise RetainError(f"{path}: there is one set of weights; leave out task and mixture")
+        raise RetainError(
+            f"{path}: its method has one set of weights only; leave out task and mixture"
+        )
     unknown = [name for name in mixture if name not in pool.blocks]
     if unknown:
         known = ", ".join(pool.blocks)
@@ -81,57 +83,60 @@ def _weights(learner: Learner, mixture: Mapping[str, float] | None) -> list[floa
     for name, weight in mixture.items():
         if not torch.tensor(weight, dtype=torch.float32).isfinite():
             raise RetainError(
-                f"mixture: the weight of '{name}' is {weight:g}; give a finite number of float32"
+                f"mixture: the weight of '{name}' is {weight:g}; give a number that is finite in "
+                "float32"
             )
     return [mixture.get(name, 0.0) for name in pool.blocks]
 
 
 def _save_merged(learner: Learner, folder: Path, weights: list[float]) -> None:
-    """A model that transformers loads, with the blocks in its own weights."""
+    """Writes a model that transformers loads, with the blocks merged into its weights."""
     model, pool = learner.backbone.model, learner.method.exported_pool
     if isinstance(pool, LoraPool):
         pool.merge(weights)
     for name, _ in list(model.named_children()):
-        if name.startswith("retain_"):  # a method's own, such as a router
+        if name.startswith("retain_"):  # a module of the method, such as a router
             delattr(model, name)
     model.save_pretrained(folder)
     learner.backbone.tokenizer.save_pretrained(folder)
 
 
 def _copy_adapters(learner: Learner, folder: Path) -> str:
-    """Each task's block in a folder of its own, as it lies in the run."""
+    """Copies each task's block into its own folder; returns a description of what was written."""
     for source in learner.run.learned():
         target = folder / source.name
         target.mkdir(parents=True)
         for name in (ADAPTER, ADAPTER_CONFIG):
             shutil.copyfile(source / name, target / name)
-    named = learner.method.traits.needs_task_id
-    how = "takes the one of the task's name" if named else "weights them anew for each prompt"
-    said = (
+    needs_task_id = learner.method.traits.needs_task_id
+    how = "selects one by the task's name" if needs_task_id else "weights them for each prompt"
+    description = (
         f"{len(learner.tasks)} PEFT adapters, one per task. The run {how}, so no single merged "
         "model is equivalent"
     )
     if not isinstance(learner.method.exported_pool, LoraPool):
-        return said
-    return f"{said}; to merge anyway use --task or --mixture"
+        return description
+    return f"{description}; to merge anyway use --task or --mixture"
 
 
-def _card(learner: Learner, said: str, load: list[str], mixture: Mapping[str, float] | None) -> str:
-    """The model card, with the lines that load what was written."""
+def _card(
+    learner: Learner, description: str, code: list[str], mixture: Mapping[str, float] | None
+) -> str:
+    """Returns the model card, with the code lines that load what was written."""
     summary = summarise(learner.run.path)
-    text, scores = f"Of the run {summary.label}: {said}.", markdown([summary])
+    text, scores = f"From the run {summary.label}: {description}.", markdown([summary])
     if mixture is not None:
         text += (
-            " It was not scored: the scores below are those of the routed run, which weighs its "
+            " It was not scored: the scores below are those of the routed run, which weights its "
             "blocks for each input."
         )
         scores = _matrix(summary)
-    of = "" if learner.method.traits.fixed_mixture else " of the routed run"
+    subject = "" if learner.method.traits.fixed_mixture else " of the routed run"
     return "\n".join(
         [
             "---",
             f"base_model: {learner.backbone.name}",
-            f"library_name: {load[0].split()[1]}",
+            f"library_name: {code[0].split()[1]}",
             "---",
             "",
             f"# {summary.label}",
@@ -139,10 +144,10 @@ def _card(learner: Learner, said: str, load: list[str], mixture: Mapping[str, fl
             text,
             "",
             "```python",
-            *load,
+            *code,
             "```",
             "",
-            f"## Scores{of}",
+            f"## Scores{subject}",
             "",
             scores,
         ]
@@ -150,14 +155,14 @@ def _card(learner: Learner, said: str, load: list[str], mixture: Mapping[str, fl
 
 
 def _matrix(summary: RunSummary) -> str:
-    """The score matrix without averages, which would be taken for those of a merged model."""
+    """Returns the score matrix without averages, which would be read as the merged model's."""
     lines = markdown([replace(summary, metrics={})]).splitlines()
     return "\n".join(line for line in lines if line.startswith("|")) + "\n"
 
 
 def _load_merged(learner: Learner, name: str) -> list[str]:
-    """Lines that load the one model in the folder `name`."""
-    auto = _auto(learner)
+    """Returns code lines that load the merged model in the folder `name`."""
+    auto = _auto_class(learner)
     return [
         f"from transformers import {auto}, AutoTokenizer",
         f"model = {auto}.from_pretrained({name!r})",
@@ -166,8 +171,8 @@ def _load_merged(learner: Learner, name: str) -> list[str]:
 
 
 def _load_adapter(learner: Learner, name: str) -> list[str]:
-    """Lines that load the newest of the adapters in the folder `name`."""
-    auto, newest = _auto(learner), f"{name}/{learner.run.learned()[-1].name}"
+    """Returns code lines that load the newest of the adapters in the folder `name`."""
+    auto, newest = _auto_class(learner), f"{name}/{learner.run.learned()[-1].name}"
     return [
         "from peft import PeftModel",
         f"from transformers import {auto}",
@@ -176,8 +181,8 @@ def _load_adapter(learner: Learner, name: str) -> list[str]:
     ]
 
 
-def _auto(learner: Learner) -> str:
-    """The class of transformers that loads the backbone."""
+def _auto_class(learner: Learner) -> str:
+    """Returns the name of transformers' class that loads the backbone."""
     return (
         "AutoModelForSeq2SeqLM" if learner.backbone.is_encoder_decoder else "AutoModelForCausalLM"
     )

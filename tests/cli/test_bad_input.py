@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("place")
     ("field", "value", "says"),
     [
         ("surprise", 1, ["unknown field 'surprise'; remove it or use one of: backbone, method"]),
-        ("method.surprise", 1, ["'method.surprise'", "use one of: rank, alpha"]),
+        ("method.surprise", 1, ["'method.surprise'", "use one of: preset, rank, alpha"]),
         ("training.surprise", 1, ["'training.surprise'", "use one of: max_steps"]),
         ("evaluation.surprise", 1, ["'evaluation.surprise'", "use one of: max_new_tokens"]),
         ("tasks.0.surprise", 1, ["'tasks.0.surprise'", "use one of: path, name"]),

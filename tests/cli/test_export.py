@@ -86,7 +86,7 @@ def test_adapters_are_those_of_the_run(tmp_path: Path) -> None:
     learner = learned("sapt", "llama", tmp_path / "run")
     (tmp_path / "out").mkdir()
     said = export(learner, tmp_path / "out", None)
-    assert "2 PEFT adapters, one per task. The run weights them anew for each prompt, so" in said
+    assert "2 PEFT adapters, one per task. The run weights them for each prompt, so" in said
     assert said.endswith("to merge anyway use --task or --mixture")
     assert "library_name: peft" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     for folder in learner.run.learned():
@@ -157,7 +157,7 @@ def test_a_task_and_a_mixture_are_not_merged(tmp_path: Path) -> None:
     ("method", "mixture", "says"),
     [
         ("sapt", {"nothing": 1.0}, "no task 'nothing'; name one of copy, constant"),
-        ("seqlora", {"copy": 1.0}, "there is one set of weights; leave out task and mixture"),
+        ("seqlora", {"copy": 1.0}, "one set of weights only; leave out task and mixture"),
         ("l2p", None, "keeps neither blocks that stand alone nor a full model"),
         ("l2p", {"copy": 1.0}, "keeps neither blocks that stand alone nor a full model"),
         ("sapt-prompt", {"copy": 1.0}, "soft prompts cannot be merged into weights"),

@@ -320,9 +320,9 @@ def test_ctrl_c_ends_without_a_traceback(place: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("config", "name"),
     [
-        ("configs/superni-short.yaml", "superni-short"),
+        ("configs/streams/superni-short.yaml", "superni-short"),
         ("./configs/paper/superni/t5.v1-sapt.yaml", "paper-superni-t5.v1-sapt"),
-        ("/home/me/work/configs/demo.yaml", "demo"),
+        ("/home/me/work/configs/streams/demo.yaml", "demo"),
         ("mine/exp.yaml", "exp"),
     ],
 )
@@ -374,9 +374,10 @@ def test_documented_calls_can_be_made(page: Path, monkeypatch: pytest.MonkeyPatc
 def test_wrong_calls_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     right, shell, *wrong = documented(
-        "  make results STREAM=configs/demo.yaml \\\n"
+        "  make results STREAM=configs/streams/demo.yaml \\\n"
         "  METHODS='sapt \"ewc tune=lora\"' MORE=--dev # it\n"
-        'python -m benchmarks.results configs/demo.yaml --variants "sapt rank="{2,4} … --seeds 3\n'
+        "python -m benchmarks.results configs/streams/demo.yaml "
+        '--variants "sapt rank="{2,4} … --seeds 3\n'
         "As `make results` does, or\n"
         "make results METHODS='\"sapt rankk=2\"'\nmake results STREAM=configs/gone.yaml\n"
     )

@@ -182,7 +182,7 @@ def test_budgets_are_counts_or_shares(value: float, total: int, expected: int) -
     assert budget(value, total) == expected
 
 
-def test_a_profile_fills_in_what_is_not_given() -> None:
-    options = SeekrConfig.model_validate({"profile": "reference", "gradient": "norms"})
+def test_a_preset_fills_in_what_is_not_given() -> None:
+    options = SeekrConfig.model_validate({"preset": "paper", "gradient": "norms"})
     assert (options.teacher.top_k, options.teacher.dtype) == (None, "float32")
     assert (options.gradient, options.change) == ("norms", "squares")

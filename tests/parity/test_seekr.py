@@ -76,7 +76,7 @@ def reference(request: pytest.FixtureRequest) -> Reference:
 
 
 def test_importance_and_selection(reference: Reference) -> None:
-    options = SeekrConfig(profile="reference")
+    options = SeekrConfig(preset="paper")
     before, after = reference.weights("before"), reference.weights("after")
     real = reference.batch["attention_mask"]
     moved = torch.stack(
@@ -109,7 +109,7 @@ def test_losses_and_gradients(reference: Reference) -> None:
     backbone.model.requires_grad_(True)
     labelled = reference.batch["labels"] != IGNORED
     options = SeekrConfig(
-        profile="reference",
+        preset="paper",
         logit_weight=settings["logits_weight"],
         attention_weight=settings["attention_weight"],
     )

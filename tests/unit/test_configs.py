@@ -1,87 +1,25 @@
-"""Every experiment in configs/ is valid and says how it is run; make.py makes most of them."""
+"""What configs/ composes is valid and as published; what contradicts itself is refused."""
 
 from __future__ import annotations
 
-import shlex
-from itertools import pairwise
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
-from configs.make import STREAMS, files, orders
-from retain.experiment.config import check_method, read_experiment
+from retain.errors import RetainError
+from retain.experiment.compose import as_yaml, read_experiment
+from retain.experiment.config import ExperimentConfig, resolved
+from retain.experiment.merge import merge
+from tests.command import call, refused
 
 FOLDER = Path(__file__).parents[2] / "configs"
-CONFIGS = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.yaml"))
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_is_valid(name: str) -> None:
-    experiment = read_experiment(FOLDER / name)
-    check_method(experiment.method, name)
-    assert experiment.tasks
-    assert f"configs/{name}" in (FOLDER / name).read_text() or name == "demo.yaml"
-
-
-def test_what_is_made_is_what_is_there() -> None:
-    there = {name for name in CONFIGS if name.startswith(("paper/", "smollm2/"))}
-    made = files()
-    assert there == set(made), "run python configs/make.py, and delete what it does not write"
-    for name, text in made.items():
-        assert (FOLDER / name).read_text() == text, f"{name}: run python configs/make.py"
-
-
-PUBLISHED = """
-sapt/superni/t5-large-sapt: {method.rank: 4, method.alpha: 32, method.reflection.weight: 0.5,
-  training.learning_rate: 3.0e-4, training.num_train_epochs: 100, prompt.max_prompt_tokens: 512,
-  prompt.max_answer_tokens: 50, training.lr_scheduler_type: constant,
-  training.per_device_train_batch_size: 8, training.gradient_accumulation_steps: 4}
-sapt/long-sequence/t5-large-sapt: {method.rank: 8, method.alpha: 32, method.reflection.weight: 0.1,
-  training.learning_rate: 3.0e-4, training.num_train_epochs: 10}
-sapt/superni/llama-2-7b-sapt: {method.rank: 4, method.alpha: 32, method.reflection.weight: 1,
-  training.learning_rate: 5.0e-5, training.num_train_epochs: 50, prompt.max_prompt_tokens: 1024}
-sapt/long-sequence/llama-2-7b-sapt: {method.rank: 4, method.reflection.weight: 2,
-  training.learning_rate: 5.0e-5, tasks.1.training.max_steps: 100, tasks.5.training.max_steps: 500}
-sapt/superni/t5-large-l2p: {method.rate: 1, training.learning_rate: 0.03}
-sapt/superni/t5-large-progprompt: {method.length: 10, method.hidden: 800, method.rate: 1,
-  training.learning_rate: 0.3, training.weight_decay: 1.0e-5}
-sapt/superni/t5-large-lfpt5: {method.length: 300, method.rate: 1, method.distillation: 0.01,
-  method.writing.weight: 0.25, method.writing.top_k: 64, training.learning_rate: 0.5,
-  training.optim: adafactor}
-amlora/long-sequence/t5-large-olora: {training.num_train_epochs: 1, training.learning_rate: 1.0e-3,
-  method.weight: 0.5, training.per_device_train_batch_size: 8,
-  training.gradient_accumulation_steps: 8, training.lr_scheduler_type: constant,
-  prompt.max_prompt_tokens: 512, prompt.max_answer_tokens: 50}
-seekr/superni-12/llama-2-7b-chat-seekr: &seekr {method.budget.layers: 24, method.budget.heads: 128,
-  method.budget.queries: 100, method.logit_weight: 0.5, method.attention_weight: 1000,
-  method.replay.share: 0.01, training.learning_rate: 1.0e-5, seed: 1234,
-  training.lr_scheduler_type: constant, prompt.max_prompt_tokens: 1024}
-seekr/trace/llama-2-7b-chat-seekr: *seekr
-seekr/trace/vicuna-7b-v1.5-seekr: *seekr
-"""
-"""What the papers and their code have: copied from there, not from what makes the files."""
-
-
-@pytest.mark.parametrize(("name", "numbers"), yaml.safe_load(PUBLISHED).items())
-def test_published_numbers_are_in_the_files(name: str, numbers: dict[str, Any]) -> None:
-    values = yaml.safe_load((FOLDER / f"paper/{name}.yaml").read_text())
-    assert {field: value_of(values, field) for field in numbers} == numbers
-
-
-def test_ten_percent_of_replay_has_a_smaller_weight() -> None:
-    text = (FOLDER / "paper/seekr/trace/vicuna-7b-v1.5-seekr.yaml").read_text()
-    (line,) = (line for line in text.splitlines() if "method.replay.share=0.1" in line)
-    assert "method.attention_weight=100 " in line
-
-
-def value_of(values: Any, field: str) -> Any:
-    """Of a.b.c; a KeyError where the file leaves it to a default."""
-    for key in field.split("."):
-        values = values[int(key) if key.isdigit() else key]
-    return values
-
+STREAMS = {path.stem: path for path in sorted((FOLDER / "streams").glob("*.yaml"))}
+RECIPES = {path.stem: path for path in sorted((FOLDER / "recipes").glob("*.yaml"))}
 
 SAPT_METHODS = "seqlora replay l2p lfpt5 progprompt olora sapt-prompt sapt pertask"
 AMLORA_METHODS = (
@@ -101,63 +39,266 @@ REPORTED = {
     "seekr/trace/llama-2-7b-chat": f"{SEEKR_METHODS} ewc multitask",
     "seekr/trace/vicuna-7b-v1.5": f"{SEEKR_METHODS} ewc multitask",
 }
-TITLES = {"sapt": "in SAPT (", "amlora": "in AM-LoRA (", "seekr": "in SEEKR ("}
+ROWS = [f"{place}/{method}" for place, methods in REPORTED.items() for method in methods.split()]
 
 
-def test_every_reported_method_has_its_files_each_of_one_paper() -> None:
-    papers, small = {}, set()
-    for place, methods in REPORTED.items():
-        paper, stream, _ = place.split("/")
-        for method in methods.split():
-            papers[f"paper/{place}-{method}.yaml"] = paper
-            small.add(f"smollm2/{stream}-{method}.yaml")
-    assert {name for name in CONFIGS if name.startswith(("paper/", "smollm2/"))} == {
-        *papers,
-        *small,
+def compose(row: str, **more: Any) -> ExperimentConfig:
+    """Of recipe/stream/backbone/method."""
+    recipe, stream, backbone, method = row.split("/")
+    files = [STREAMS[stream], RECIPES[recipe]]
+    return read_experiment(files, backbone=backbone, method=method, **more)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_row_that_is_reported_composes(row: str) -> None:
+    experiment = compose(row)
+    options = resolved(experiment)
+    assert options.method["name"] == row.split("/")[-1]
+    assert "/" in options.backbone.name
+    assert options.training.lr_scheduler_type == "constant"
+    assert "learning_rate" in options.training.model_fields_set  # written, and no default
+    if "7b" in row and options.method["name"] in ("l2p", "lfpt5", "progprompt", "sapt-prompt"):
+        assert options.training.learning_rate * options.method["rate"] <= 0.01
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_a_stream_with_the_small_recipe_is_an_experiment(name: str) -> None:
+    experiment = read_experiment([STREAMS[name], RECIPES["small"]], method="sapt")
+    assert experiment.tasks
+    assert experiment.backbone.name == "models/SmolLM2-135M-Instruct"
+    assert f"configs/streams/{name}.yaml" in STREAMS[name].read_text() or (
+        experiment.output is None or name == "demo"
+    )
+
+
+PUBLISHED = """
+sapt/superni/t5-large/sapt: {method.rank: 4, method.alpha: 32, method.reflection.weight: 0.5,
+  training.learning_rate: 3.0e-4, training.num_train_epochs: 100, prompt.max_prompt_tokens: 512,
+  prompt.max_answer_tokens: 50, training.lr_scheduler_type: constant,
+  training.per_device_train_batch_size: 8, training.gradient_accumulation_steps: 4}
+sapt/long-sequence/t5-large/sapt: {method.rank: 8, method.alpha: 32, method.reflection.weight: 0.1,
+  training.learning_rate: 3.0e-4, training.num_train_epochs: 10}
+sapt/superni/llama-2-7b/sapt: {method.rank: 4, method.alpha: 32, method.reflection.weight: 1,
+  training.learning_rate: 5.0e-5, training.num_train_epochs: 50, prompt.max_prompt_tokens: 1024}
+sapt/long-sequence/llama-2-7b/sapt: {method.rank: 4, method.reflection.weight: 2,
+  training.learning_rate: 5.0e-5, tasks.1.training.max_steps: 100, tasks.5.training.max_steps: 500}
+sapt/superni/t5-large/l2p: {method.rate: 1, training.learning_rate: 0.03}
+sapt/superni/t5-large/progprompt: {method.length: 10, method.hidden: 800, method.rate: 1,
+  training.learning_rate: 0.3, training.weight_decay: 1.0e-5}
+sapt/superni/t5-large/lfpt5: {method.length: 300, method.rate: 1, method.distillation: 0.01,
+  method.writing.weight: 0.25, method.writing.top_k: 64, training.learning_rate: 0.5,
+  training.optim: adafactor}
+amlora/long-sequence/t5-large/olora: {training.num_train_epochs: 1, training.learning_rate: 1.0e-3,
+  method.rank: 8, method.alpha: 32, method.dropout: 0.1, method.weight: 0.5,
+  training.per_device_train_batch_size: 8, training.gradient_accumulation_steps: 8,
+  training.lr_scheduler_type: constant, prompt.max_prompt_tokens: 512, prompt.max_answer_tokens: 50}
+seekr/superni-12/llama-2-7b-chat/seekr: &seekr {method.budget.layers: 24, method.budget.heads: 128,
+  method.budget.queries: 100, method.logit_weight: 0.5, method.attention_weight: 1000,
+  method.replay.share: 0.01, training.learning_rate: 1.0e-5, training.adam_beta1: 0.9,
+  training.adam_beta2: 0.95, seed: 1234, training.lr_scheduler_type: constant,
+  prompt.max_prompt_tokens: 1024}
+seekr/trace/llama-2-7b-chat/seekr: *seekr
+seekr/trace/vicuna-7b-v1.5/seekr: *seekr
+"""
+"""What the papers and their code have: copied from there, not from the recipes."""
+
+
+@pytest.mark.parametrize(("row", "numbers"), yaml.safe_load(PUBLISHED).items())
+def test_published_numbers_are_in_what_is_composed(row: str, numbers: dict[str, Any]) -> None:
+    values = resolved(compose(row)).model_dump(mode="json")
+    assert {field: value_of(values, field) for field in numbers} == numbers
+
+
+def value_of(values: Any, field: str) -> Any:
+    """Of a.b.c."""
+    for key in field.split("."):
+        values = values[int(key) if key.isdigit() else key]
+    return values
+
+
+def test_ten_percent_of_replay_has_a_smaller_weight() -> None:
+    comments = RECIPES["seekr"].read_text().split("recipe:")[0]
+    assert "method.replay.share=0.1" in comments
+    assert "method.attention_weight=100 " in comments
+
+
+ORDERS = """
+cl-standard 1: dbpedia amazon yahoo agnews
+cl-standard 2: dbpedia amazon agnews yahoo
+cl-standard 3: yahoo amazon agnews dbpedia
+long-sequence 4: mnli cb wic copa qqp boolq rte imdb yelp amazon sst2 dbpedia agnews multirc yahoo
+long-sequence 5: multirc boolq wic mnli cb copa qqp rte imdb sst2 dbpedia agnews yelp amazon yahoo
+long-sequence 6: yelp amazon mnli cb copa qqp rte imdb sst2 dbpedia agnews yahoo multirc boolq wic
+superni 1: 1572 363 1290 181 002 1510 639 1729 073 1590 748 511 591 1687 875
+superni 2: 748 073 1590 639 1572 1687 591 363 1510 1729 181 511 002 1290 875
+superni-12 1: 1572 363 1290 181 002 1510 073 748 511 591 195 875
+superni-12 2: 748 073 1572 195 591 363 1510 181 511 002 1290 875
+trace 1: C-STANCE FOMC MeetingBank Py150 ScienceQA NumGLUE-cm NumGLUE-ds* 20Minuten
+trace 2: NumGLUE-cm* NumGLUE-ds* FOMC* 20Minuten C-STANCE Py150 MeetingBank ScienceQA
+"""
+"""As published. A star: SEEKR learns the task for 10 epochs in this order."""
+
+
+@pytest.mark.parametrize("line", ORDERS.strip().splitlines())
+def test_orders_are_the_published_ones(line: str) -> None:
+    name, rest = line.split(" ", 1)
+    order, tasks = rest.split(": ")
+    experiment = read_experiment([STREAMS[name], RECIPES["small"]], method="sapt", order=order)
+    folders = [Path(task.path).name for task in experiment.tasks]
+    assert [f.removeprefix("task").split("_")[0] for f in folders] == tasks.replace("*", "").split()
+    if order in ("1", "4"):  # the default
+        assert read_experiment(STREAMS[name], method="sapt", backbone="x").tasks == experiment.tasks
+    if name == "trace":
+        for method in ("seqft", "multitask"):
+            starred = compose(f"seekr/trace/llama-2-7b-chat/{method}", order=order).tasks
+            epochs = [t.training.num_train_epochs if t.training else 5 for t in starred]
+            longer = [10 if "*" in task and method != "multitask" else 5 for task in tasks.split()]
+            assert epochs == longer
+
+
+# -- composing
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stream of two tasks, a recipe and a file of one's own."""
+    monkeypatch.chdir(tmp_path)
+    write("stream.yaml", "stream: s\ntasks: [{path: a.jsonl}, {path: b.jsonl}]\n")
+    write(
+        "recipe.yaml",
+        """
+        recipe: r
+        covers: [{stream: s, backbone: tiny, method: [sapt, seqlora]}]
+        backbones: {tiny: {name: some/tiny, dtype: bfloat16}}
+        training: {max_steps: 5, learning_rate: 0.5}
+        cases:
+          - when: {method: sapt}
+            method: {rank: 4}
+            training: {learning_rate: 0.25}
+            tasks: {b: {training: {max_steps: 7}}}
+        """,
+    )
+    return tmp_path
+
+
+def write(name: str, text: str) -> None:
+    Path(name).write_text(text)
+
+
+CHOSEN = ("stream.yaml", "recipe.yaml", "--backbone", "tiny", "--method", "sapt")
+
+
+def read(*files: str, **more: Any) -> ExperimentConfig:
+    return read_experiment([Path(file) for file in files], **{"backbone": "tiny", **more})
+
+
+def test_cases_count_over_the_file_and_later_files_over_both(place: Path) -> None:
+    write("own.yaml", "training: {max_steps: 9}\n")
+    experiment = read("stream.yaml", "recipe.yaml", "own.yaml", method="sapt")
+    assert (experiment.training.max_steps, experiment.training.learning_rate) == (9, 0.25)
+    assert experiment.method == {"name": "sapt", "rank": 4}
+    assert (experiment.backbone.name, experiment.backbone.dtype) == ("some/tiny", "bfloat16")
+    first, second = experiment.tasks
+    assert first.training is None
+    assert second.training is not None
+    assert second.training.max_steps == 7
+    other = read("stream.yaml", "recipe.yaml", changes=["method=seqlora", "training.max_steps=3"])
+    assert (other.method, other.training.learning_rate) == ({"name": "seqlora"}, 0.5)
+    assert other.training.max_steps == 3
+
+
+def test_options_beside_a_name_are_for_that_method_only(place: Path) -> None:
+    write("one.yaml", "backbone: x\nmethod: {name: sapt, generator: {max_steps: 3}}\n")
+    write("two.yaml", "method: {rank: 2}\n")
+    assert read("one.yaml", "two.yaml").method == {
+        "name": "sapt",
+        "generator": {"max_steps": 3},
+        "rank": 2,
     }
-    for name, paper in papers.items():
-        title = (FOLDER / name).read_text().split("#   retain run")[0].replace("\n# ", " ")
-        assert [key for key, words in TITLES.items() if words in title] == [paper], name
+    assert read("one.yaml", "two.yaml", method="olora").method == {"name": "olora", "rank": 2}
+    again = read("one.yaml", "two.yaml", changes=["method={name: olora, weight: 2}"])
+    assert again.method == {"name": "olora", "weight": 2}
 
 
-def test_every_file_writes_its_rate_and_prompts_of_7b_models_learn_slowly() -> None:
-    for name in files():
-        values = yaml.safe_load((FOLDER / name).read_text())
-        rate = value_of(values, "training.learning_rate")
-        method = values["method"]
-        if "7b" in name and method["name"] in ("l2p", "lfpt5", "progprompt", "sapt-prompt"):
-            assert rate * method["rate"] <= 0.01, name
+@pytest.mark.parametrize("order", ["reversed", "2,1"])
+def test_orders_of_one_s_own(place: Path, order: str) -> None:
+    experiment = read("stream.yaml", "recipe.yaml", method="sapt", order=order)
+    assert [task.path for task in experiment.tasks] == ["b.jsonl", "a.jsonl"]
+    assert read("stream.yaml", method="sapt", changes=[f"order={order}"]).tasks[0].path == "b.jsonl"
 
 
-def test_no_two_files_write_to_one_folder() -> None:
-    outputs = [read_experiment(FOLDER / name).output for name in files()]
-    assert len(set(outputs)) == len(outputs)
+def test_a_dry_run_prints_the_same_experiment_and_writes_nothing(place: Path) -> None:
+    before = sorted(place.iterdir())
+    done = call("run", *CHOSEN, "--order", "2,1", "--dry-run")
+    assert (done.status, done.err) == (0, "")
+    assert sorted(place.iterdir()) == before
+    write("again.yaml", done.out)
+    again = read_experiment(Path("again.yaml"))
+    assert as_yaml(again) == done.out
+    first = read("stream.yaml", "recipe.yaml", method="sapt", order="2,1")
+    assert resolved(again) == resolved(first)
 
 
-@pytest.mark.parametrize("name", sorted(files()))
-def test_a_head_has_the_command_and_changes_that_work(name: str) -> None:
-    path = FOLDER / name
-    comments = [line[1:] for line in path.read_text().splitlines() if line.startswith("#")]
-    assert f"   retain run configs/{name}" in comments
-    folder, rest = name.split("/", 1)
-    stream = rest.split("/")[1] if folder == "paper" else longest(rest)
-    written = [read_experiment(path).output]
-    for line in (line for line in comments if "--set" in line):
-        words = shlex.split(line)
-        changes = [word for before, word in pairwise(words) if before == "--set"]
-        tasks = read_experiment(path, changes).tasks
-        written += [word for before, word in pairwise(words) if before == "--output"]
-        if words[0] == "order":
-            order = orders(stream)[words[1].strip(":")]
-            assert [Path(task.path).name for task in tasks] == list(order)
-            apart = name.startswith("paper/") and "multitask" not in name  # learned together
-            longer = [star and apart for star in order.values()]
-            own = [task.training.model_fields_set if task.training else () for task in tasks]
-            assert ["num_train_epochs" in fields for fields in own] == longer
-    # A change is an experiment of its own: in the folder of another it is refused.
-    assert len(set(written)) == 1 + sum("--set" in line for line in comments)
+@pytest.mark.parametrize(
+    ("text", "more", "says"),
+    [
+        ("tasks: [{path: c.jsonl}]", (), ["stream.yaml and own.yaml: both have 'tasks'"]),
+        ("stream: other", (), ["stream.yaml and own.yaml: both have 'stream'"]),
+        ("recipe: other", (), ["recipe.yaml and own.yaml: both have 'recipe'"]),
+        ("casess: []", (), ["own.yaml: unknown field 'casess'", "use one of"]),
+        ("cases: [{method: {rank: 2}}]", (), ["own.yaml: field 'cases.0.when'", "add it"]),
+        ("cases: [{when: {task: b}}]", (), ["own.yaml: unknown field 'cases.0.when.task'"]),
+        (
+            "cases: [{when: {method: saptt}}]",
+            (),
+            ["own.yaml: field 'cases.0.when.method': no method 'saptt'; choose one of"],
+        ),
+        (
+            "cases: [{when: {order: 1}, method: sapt}]",
+            (),
+            ["own.yaml: field 'cases.0.method': a case has options only"],
+        ),
+        ("tasks: {c: {metric: rouge_l}}", (), ["own.yaml: field 'tasks.c'", "it has a, b"]),
+        ("method: {rank: many}", (), ["own.yaml: field 'method.rank'", "valid integer"]),
+        ("training: {max_step: 2}", (), ["own.yaml: unknown field 'training.max_step'"]),
+        ("seed: 1", ("--method", "ewc"), ["recipe.yaml: the recipe 'r' has no method 'ewc'"]),
+        ("seed: 1", ("--backbone", "t5"), ["the recipe 'r' has no backbone 't5'", "has tiny"]),
+        ("method: {preset: papers}", (), ["own.yaml: field 'method.preset'", "default, paper"]),
+        ("seed: 1", ("--order", "3"), ["field 'order'", "each number from 1 to 2 once"]),
+        ("orders: {1: [a, c]}", (), ["own.yaml: field 'orders.1'", "each task", "'b'"]),
+        ("orders: {1: [a, b]}", ("--order", "3"), ["no order '3'; choose one of 1, reversed"]),
+    ],
+)
+def test_contradictions(place: Path, text: str, more: tuple[str, ...], says: list[str]) -> None:
+    write("own.yaml", text + "\n")
+    files = [*CHOSEN[:2], "own.yaml", *CHOSEN[2:]]
+    refused("run", *files, *more, "--output", "out", says=says)
 
 
-def longest(name: str) -> str:
-    """The stream that a file of smollm2 begins with."""
-    return max((stream for stream in STREAMS if name.startswith(f"{stream}-")), key=len)
+def test_a_recipe_says_what_it_needs(place: Path) -> None:
+    refused("run", "recipe.yaml", says=["the recipe 'r' needs a stream; name its file before"])
+    refused("run", "stream.yaml", "recipe.yaml", says=["needs a backbone", "--backbone: tiny"])
+    refused("run", "recipe.yaml", "stream.yaml", says=["stream.yaml", "recipe.yaml; name it first"])
+    write("one.yaml", "recipe: one\nmethod: {name: sapt}\n")
+    with pytest.raises(RetainError, match="the recipe is of method 'sapt' and 'olora' is chosen"):
+        read("stream.yaml", "one.yaml", method="olora")
+
+
+VALUES = st.recursive(
+    st.integers() | st.lists(st.integers(), max_size=2),
+    lambda inner: st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
+    max_leaves=8,
+)
+MAPPINGS = st.dictionaries(st.sampled_from("abc"), VALUES, max_size=3)
+
+
+@given(MAPPINGS, MAPPINGS)
+def test_merging(below: dict[str, Any], above: dict[str, Any]) -> None:
+    merged = merge(below, above)
+    assert merge(merged, above) == merged
+    assert merge(below, {}) == below
+    assert merge({}, above) == above
+    assert list(merged) == list(dict.fromkeys((*below, *above)))
+    for key, value in above.items():
+        if not (isinstance(value, Mapping) and isinstance(below.get(key), Mapping)):
+            assert merged[key] == value

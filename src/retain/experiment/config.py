@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -23,22 +22,20 @@ from pydantic import (
 )
 
 from retain.backbone import BackboneConfig, PromptConfig
-from retain.errors import RetainError, first_line
+from retain.errors import RetainError
 from retain.evaluation.answers import EvaluationConfig
-from retain.experiment.validation import UnknownFieldError, check, set_field
+from retain.experiment.validation import UnknownFieldError, Where, check, place_of
 from retain.methods import (
     Method,
     MethodConfig,
     find,
     is_installed,
     list_methods,
-    load_plugins,
     source_of,
 )
 from retain.metrics.text import METRICS
 from retain.runs.environment import PLUGIN
 from retain.runs.records import ENVIRONMENT, read_record
-from retain.system.files import parse_yaml, read_text
 from retain.training.config import TrainingConfig
 
 READS = {"test": ("file", "hub"), "columns": ("file", "hub"), "subset": ("hub",)}
@@ -83,6 +80,13 @@ class TaskConfig(BaseModel):
         if value is not None and value not in METRICS:
             raise ValueError(f"unknown; choose one of {', '.join(METRICS)}")
         return value
+
+
+def task_name(path: str, reader: str) -> str:
+    """The name of a task that gives none: its folder's, its file's or its data set's."""
+    if reader == "hub":
+        return path.rpartition("/")[2]
+    return Path(path).stem if reader == "file" else Path(path).name
 
 
 class ExperimentConfig(BaseModel):
@@ -147,14 +151,15 @@ class ExperimentConfig(BaseModel):
         return self
 
 
-def check_method(choice: Mapping[str, Any], where: str) -> tuple[str, MethodConfig]:
+def check_method(choice: Mapping[str, Any], where: Where) -> tuple[str, MethodConfig]:
     """The method's name and its checked options."""
     options = dict(choice)
     name = options.pop("name", None)
     method = find(name) if isinstance(name, str) else None
     if method is None:
+        place = place_of(where, "method.name")
         raise RetainError(
-            f"{where}: field 'method.name': no method {reprlib.repr(name)}; "
+            f"{place}: field 'method.name': no method {reprlib.repr(name)}; "
             f"choose one of {', '.join(list_methods())}"
         )
     return name, check(method.Config, options, where, "method.")
@@ -213,30 +218,6 @@ def resolved(experiment: ExperimentConfig) -> ExperimentConfig:
     if source is not None and source not in plugins and not is_installed(name):
         plugins.append(source)
     return experiment.model_copy(update={"method": method, "plugins": plugins})
-
-
-def read_experiment(path: Path, changes: Iterable[str] = ()) -> ExperimentConfig:
-    """Reads an experiment file and applies `a.b=c` changes.
-
-    Raises:
-        RetainError: naming the file and the line or field.
-    """
-    text = read_text(path)
-    try:
-        values = parse_yaml(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or first_line(error)
-        raise RetainError(f"{path}{line}: not valid YAML ({problem}); correct it") from None
-    if not isinstance(values, dict):
-        raise RetainError(f"{path}: no fields; it needs 'backbone', 'method' and 'tasks'")
-    for change in changes:
-        set_field(values, change)
-    experiment = check(ExperimentConfig, values, str(path))
-    load_plugins(experiment.plugins, path.parent)
-    check_method(experiment.method, str(path))
-    return experiment
 
 
 FREE = (

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from retain.errors import RetainError
-from retain.experiment.config import TaskConfig
+from retain.experiment.config import TaskConfig, task_name
 from retain.experiment.validation import check
 from retain.metrics import trace
 from retain.tasks import Example, Task
@@ -53,17 +53,16 @@ def read_task(config: TaskConfig) -> Task:
         metric = by_name.get(folder.name, metric)
         if not folder.is_dir():
             raise RetainError(f"{folder}: no such folder; check the path")
-        name, train, test = folder.name, read(folder, "train"), read(folder, "test")
+        train, test = read(folder, "train"), read(folder, "test")
     elif config.reader == "hub":
-        name, metric = config.path.rpartition("/")[2], "exact_match"
+        metric = "exact_match"
         train = read_hub(config.path, "train", config.subset, columns)
         test = read_hub(config.path, config.test or "test", config.subset, columns)
     else:
-        path = Path(config.path)
-        name, metric, train = path.stem, "exact_match", read_rows(path, columns)
+        metric, train = "exact_match", read_rows(Path(config.path), columns)
         test = None if config.test is None else read_rows(Path(config.test), columns)
     return Task.split(
-        config.name or name,
+        config.name or task_name(config.path, config.reader),
         train,
         test,
         config.metric or metric,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import yaml
@@ -13,6 +13,14 @@ from retain.errors import RetainError
 from retain.system.files import parse_yaml
 
 Checked = TypeVar("Checked", bound=BaseModel)
+
+Where = str | Callable[[str], str]
+"""Where values come from: a file, or what says of a field in which file it is."""
+
+
+def place_of(where: Where, field: str) -> str:
+    """Where a field comes from."""
+    return where if isinstance(where, str) else where(field)
 
 
 class UnknownFieldError(RetainError):
@@ -25,7 +33,7 @@ class UnknownFieldError(RetainError):
         self.field = field
 
 
-def check(kind: type[Checked], values: Any, where: str, prefix: str = "") -> Checked:
+def check(kind: type[Checked], values: Any, where: Where, prefix: str = "") -> Checked:
     """Builds a config model.
 
     Raises:
@@ -36,13 +44,14 @@ def check(kind: type[Checked], values: Any, where: str, prefix: str = "") -> Che
     except ValidationError as error:
         first = error.errors()[0]
         field = (prefix + ".".join(str(part) for part in first["loc"])).rstrip(".")
+        place = place_of(where, field)
         if first["type"] == "extra_forbidden":
-            raise UnknownFieldError(where, field, _fields_at(kind, first["loc"][:-1])) from None
+            raise UnknownFieldError(place, field, _fields_at(kind, first["loc"][:-1])) from None
         value = first["input"]
         shown = value if isinstance(value, str) else reprlib.repr(value)  # whatever its size
         given = "; add it" if first["type"] == "missing" else f" (got {shown[:60]!r})"
         message = first["msg"].removeprefix("Value error, ")
-        raise RetainError(f"{where}: field '{field}': {message}{given}") from None
+        raise RetainError(f"{place}: field '{field}': {message}{given}") from None
 
 
 def _fields_at(kind: type[BaseModel], path: Iterable[int | str]) -> list[str]:

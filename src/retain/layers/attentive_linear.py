@@ -82,9 +82,15 @@ class AttentiveLinear(PooledLinear):
     mixture: Attending
 
     def __init__(
-        self, base: nn.Linear, rank: int, scale: float, mixture: Mixture, old_block_gradient: bool
+        self,
+        base: nn.Linear,
+        rank: int,
+        scale: float,
+        mixture: Mixture,
+        old_block_gradient: bool,
+        dropout: float = 0.0,
     ) -> None:
-        super().__init__(base, rank, scale, mixture, old_block_gradient)
+        super().__init__(base, rank, scale, mixture, old_block_gradient, dropout)
         self.zero = nn.Parameter(self._empty(1))
         self.reads_prompt = True
 
@@ -166,7 +172,9 @@ class AttentiveLinear(PooledLinear):
         pairs = [(self.old_A, self.old_B), (self.A, self.B)]
         factors = [(A, B) for A, B in pairs if A is not None and B is not None and len(A)]
         x = x.to(self.old_A.dtype)
-        z = torch.cat([F.linear(x, A) for A, _ in factors], 2)  # (B, S, T · r)
+        # Dropout is applied to the input of the trainable block only.
+        inputs = [self._dropped(x) if A is self.A else x for A, _ in factors]
+        z = torch.cat([F.linear(u, A) for u, (A, _) in zip(inputs, factors, strict=True)], 2)
         z = z.unflatten(2, (-1, self.rank))  # (B, S, T, r)
         gates = self._gates(self._scores(z, [B for _, B in factors]))  # (B, S or 1, T + 1)
         if self.mixture.collects:

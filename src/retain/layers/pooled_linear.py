@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig, TaskType
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -63,17 +64,24 @@ class PooledLinear(nn.Module):
 
     Attributes:
         A, B: the trainable block, (r, d_in) and (d_out, r), or None.
+        dropout: the share of the trainable block's input entries that training sets to zero.
     """
 
     _old_A: Tensor
     _old_B: Tensor
 
     def __init__(
-        self, base: nn.Linear, rank: int, scale: float, mixture: Mixture, old_block_gradient: bool
+        self,
+        base: nn.Linear,
+        rank: int,
+        scale: float,
+        mixture: Mixture,
+        old_block_gradient: bool,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.base = base
-        self.rank, self.scale, self.mixture = rank, scale, mixture
+        self.rank, self.scale, self.mixture, self.dropout = rank, scale, mixture, dropout
         self.old_block_gradient = old_block_gradient
         self.d_in, self.d_out = shape(base)
         self.register_buffer("_old_A", None, persistent=False)
@@ -182,8 +190,12 @@ class PooledLinear(nn.Module):
             y = y + _delta(source, A, B, gates).to(y.dtype)
         if self.A is not None and self.B is not None and block in (None, old):
             gates = weights[:, old:].expand(-1, self.rank)  # (B, r)
-            y = y + _delta(x, self.A, self.B, gates).to(y.dtype)
+            y = y + _delta(self._dropped(x), self.A, self.B, gates).to(y.dtype)
         return y
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        """Applies dropout to the trainable block's input, in training; any shape."""
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
     def _frozen(self, weights: Tensor) -> Factors:
         """Returns A, B and weights of the frozen blocks to compute, from weights (B, n) of all."""
@@ -254,6 +266,7 @@ class LoraPool:
             do, its published code does not. Their weights a_i get a gradient in both cases.
         mixture: holds the weights that the layers read; None creates one.
         make_layer: creates the layers, with the arguments of `PooledLinear`.
+        dropout: applied to the trainable block's input in training, as peft's lora_dropout.
     """
 
     def __init__(
@@ -265,16 +278,19 @@ class LoraPool:
         old_block_gradient: bool = False,
         mixture: Mixture | None = None,
         make_layer: Callable[..., PooledLinear] = PooledLinear,
+        dropout: float = 0.0,
     ) -> None:
         linears, self.endings = target_linears(model, target_modules)
-        self.rank, self.alpha = rank, alpha
+        self.rank, self.alpha, self.dropout = rank, alpha, dropout
         self.mixture = mixture or Mixture()
         self._model = model
         self.blocks: list[str] = []
         self.layers: dict[str, PooledLinear] = {}
         self._encoder_decoder = model.config.is_encoder_decoder
         for name, linear in linears.items():
-            layer = make_layer(linear, rank, alpha / rank, self.mixture, old_block_gradient)
+            layer = make_layer(
+                linear, rank, alpha / rank, self.mixture, old_block_gradient, dropout
+            )
             model.set_submodule(name, layer)
             self.layers[name] = layer
 
@@ -375,6 +391,7 @@ class LoraPool:
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
             target_modules=self.endings,
             fan_in_fan_out=any(isinstance(x.base, Conv1D) for x in self.layers.values()),
             task_type=TaskType.SEQ_2_SEQ_LM if self._encoder_decoder else TaskType.CAUSAL_LM,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch, Features
@@ -24,11 +24,10 @@ from retain.tasks import Example, Task
 from retain.training.phase import MOST, ParamGroup, Phase, ReplayRows
 
 
-class MethodConfig(BaseModel):
-    """Base of every method's options: unknown keys are refused, values are checked."""
+class Options(BaseModel):
+    """Base of a group of options: unknown keys are refused, values are checked."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     @field_validator("*")
     @classmethod
@@ -40,8 +39,38 @@ class MethodConfig(BaseModel):
         return value
 
 
+Presets = Mapping[str, Mapping[str, Any]]
+"""Options by the name of a preset."""
+
+
+class MethodConfig(Options):
+    """Base of every method's options.
+
+    Attributes:
+        presets: `paper` has the published settings, `default` none. They fill in what is not given.
+    """
+
+    presets: ClassVar[Presets] = {}
+
+    preset: str = "default"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        name = values.get("preset") if isinstance(values, Mapping) else None
+        return filled_in(values, cls.presets.get(str(name), {}))
+
+    @field_validator("preset")
+    @classmethod
+    def _there_is_one(cls, value: str) -> str:
+        known = ("default", *cls.presets)
+        if value not in known:
+            raise ValueError(f"no such preset; choose one of {', '.join(known)}")
+        return value
+
+
 def filled_in(values: Any, preset: Mapping[str, Any]) -> Any:
-    """Options as given, with those of a preset where none is given; for a `before` validator."""
+    """Options as given, with those of a preset where none is given."""
     if not isinstance(values, Mapping):
         return values
     filled = dict(values)
@@ -248,8 +277,10 @@ __all__ = [
     "Footprint",
     "Method",
     "MethodConfig",
+    "Options",
     "ParamGroup",
     "Phase",
+    "Presets",
     "ReplayRows",
     "TaskContext",
     "Traits",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from retain.methods.base import (
     MethodConfig,
     ParamGroup,
     Phase,
+    Presets,
     TaskContext,
     Traits,
     trainable,
@@ -30,8 +32,13 @@ PROMPTS = "prompts.safetensors"
 class L2pConfig(MethodConfig):
     """M prompts of `length` rows, of which `picked` stand before an input; λ of the keys' term.
 
-    `rate`, of prompts and keys, is times training.learning_rate.
+    `rate`, of prompts and keys, is times training.learning_rate. `preset: paper` has L2P's own
+    options, which are those of a vision transformer, at training.learning_rate itself.
     """
+
+    presets: ClassVar[Presets] = {
+        "paper": {"pool_size": 10, "length": 5, "picked": 5, "weight": 0.5, "rate": 1.0},
+    }
 
     pool_size: PositiveInt = 10
     length: PositiveInt = 5

@@ -15,7 +15,7 @@ from retain.backbone import Backbone, Batch, Features
 from retain.backbone.backbone import IGNORED, cross_entropy
 from retain.errors import RetainError
 from retain.layers.soft_prompt import PromptPool
-from retain.methods.base import MethodConfig, Phase, TaskContext
+from retain.methods.base import MethodConfig, Phase, Presets, TaskContext
 from retain.methods.shared.memory import MEMORY, MemoryConfig, read_examples
 from retain.methods.shared.pseudo_diagnostics import pseudo_sample_diagnostics
 from retain.methods.shared.pseudo_samples import (
@@ -50,7 +50,18 @@ class Lfpt5Config(MethodConfig):
     """Rows of the prompt, its rate (times training.learning_rate), and λ_kl of the distillation.
 
     λ_kl is the published one: of a KL that is summed over the positions of an answer.
+    `preset: paper` has LFPT5's options for classification by an adapted T5 v1.1, at
+    training.learning_rate itself; share and schedule of pseudo-samples stay retain's.
     """
+
+    presets: ClassVar[Presets] = {
+        "paper": {
+            "length": 300,
+            "rate": 1.0,
+            "writing": {"weight": 0.25, "top_k": 64},
+            "distillation": 0.01,
+        },
+    }
 
     length: PositiveInt = 20
     rate: PositiveFloat = 30.0

@@ -12,6 +12,7 @@ from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch
+from retain.methods.base import Presets
 from retain.methods.inclora import IncLora
 from retain.methods.shared.lora import LoraMethodConfig
 from retain.training.phase import Unit
@@ -22,8 +23,13 @@ class OLoraConfig(LoraMethodConfig):
 
     The published term is a sum over layers and pairs of rows: it grows with rank, depth and older
     tasks, and small rows make it small without being orthogonal. With `normalised` it is the mean
-    absolute cosine of the pairs instead, which no scale changes.
+    absolute cosine of the pairs instead, which no scale changes. `preset: paper` has the options
+    of O-LoRA's scripts.
     """
+
+    presets: ClassVar[Presets] = {
+        "paper": {"rank": 8, "alpha": 32.0, "dropout": 0.1, "weight": 0.5},
+    }
 
     weight: NonNegativeFloat = 0.5
     normalised: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
@@ -17,6 +18,7 @@ from retain.methods.base import (
     MethodConfig,
     ParamGroup,
     Phase,
+    Presets,
     TaskContext,
     Traits,
     block_of,
@@ -31,7 +33,10 @@ class ProgPromptConfig(MethodConfig):
     With `hidden` a prompt passes through x + LayerNorm(W₂ relu(W₁ x)) while it learns, W₁ to so
     many (800 in the published code, where it is off too). The norm's rows start with length √d,
     which on backbones with small embeddings drowns the words that a prompt starts from.
+    `preset: paper` has the paper's length and residual layer, at training.learning_rate itself.
     """
+
+    presets: ClassVar[Presets] = {"paper": {"length": 10, "rate": 1.0, "hidden": 800}}
 
     length: PositiveInt = 10
     rate: PositiveFloat = 30.0

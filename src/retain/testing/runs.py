@@ -1,4 +1,4 @@
-"""Runs of two tiny tasks: killed at an event, carried on with, and compared."""
+"""Runs of two tiny tasks: simulated kills, resumption, and files to compare."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ UNEQUAL = {"config.yaml", "manifest.json", ".lock"}  # the first two name the fo
 
 
 class KilledError(Exception):
-    """Stands for a kill."""
+    """Simulates that the process was killed."""
 
 
 class Record(Progress):
-    """Notes every event, and all that is `said`; stops at the first event that `when` accepts."""
+    """Records every event and message; raises KilledError at the first event `when` accepts."""
 
     def __init__(self, when: Callable[[str], bool] = lambda event: False) -> None:
         self.when = when
@@ -47,7 +47,7 @@ class Record(Progress):
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """The files that two runs of the same experiment have in common, down to the bit."""
+    """Reads the files that must be equal bit for bit in two runs of the same experiment."""
     return {
         name: data
         for name, data in read_files(folder).items()
@@ -56,7 +56,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def carry_on(folder: Path, progress: Progress | None = None) -> Learner:
-    """What a user does after a crash: load, learn what is missing, score what is missing."""
+    """Continues a run as a user does after a crash: loads it, learns and scores the rest."""
     learner = Learner.load(folder, progress, make_backbone(KIND))
     known = [task.name for task in learner.tasks]
     for task in (FIRST, SECOND):

@@ -28,9 +28,6 @@ def uneven(name: str) -> Task:
 def learned(variant: str, folder: Path, size: int, accumulation: int) -> dict[str, Tensor]:
     """All tensors of a model that has learned two tasks, without dropout."""
     backbone = make_backbone("llama")
-    for module in backbone.model.modules():
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
     learner = make_learner(
         variant,
         backbone,
@@ -40,6 +37,10 @@ def learned(variant: str, folder: Path, size: int, accumulation: int) -> dict[st
         optim="sgd",
         save_steps=100,
     )
+    for module in backbone.model.modules():
+        for name in ("attention_dropout", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
     for name in ("copy", "constant"):
         learner.learn(uneven(name))
     model = learner.backbone.model

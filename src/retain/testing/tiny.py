@@ -54,7 +54,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "derpp": {"replay": REPLAY},
     "seekr": {"replay": REPLAY, "budget": {"heads": 0.5, "queries": 4}},
 }
-"""What makes a method small; one without an entry runs with its defaults."""
+"""Options that make a method small; a method without an entry runs with its defaults."""
 
 OWN_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, OPTIONS.get(name, {})) for name in BUILT_IN},
@@ -92,6 +92,8 @@ OWN_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "olora-normalised": ("olora", {"normalised": True, "l2_weight": 0.01}),
     "lwf-lora": ("lwf", {"tune": "lora"}),
     "ewc-lora": ("ewc", {"tune": "lora"}),
+    "olora-dropout": ("olora", {"dropout": 0.2}),
+    "amlora-dropout": ("amlora", {**OPTIONS["amlora"], "dropout": 0.2}),
 }
 """retain's methods, and with options that change what is trained."""
 
@@ -123,11 +125,11 @@ TRAINING = {
 }
 EVALUATION = {"max_new_tokens": 5, "batch_size": 3}
 ENCODED = ("input_ids", "labels", "route_ids")
-"""What every encoded example has."""
+"""Keys that every encoded example has."""
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a character; any printable ASCII text decodes back exactly."""
+    """Makes a tokenizer with one token per character; printable ASCII text decodes exactly."""
     alphabet = [*SPECIAL, *string.ascii_letters, *string.digits, *string.punctuation, " ", "\n"]
     vocabulary = {token: i for i, token in enumerate(alphabet)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -171,7 +173,7 @@ def _make_model(kind: str, size: int) -> PreTrainedModel:
 
 
 def make_backbone(kind: str) -> Backbone:
-    """A fresh backbone of a kind, float32; the same weights every time."""
+    """Makes a new float32 backbone of a kind, with the same weights every time."""
     tokenizer = make_tokenizer()
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -191,7 +193,11 @@ WORDS = "ant bear cat dog eel fox goat hare ibis jay kite lion mole newt owl pon
 
 @cache
 def make_task(name: str) -> Task:
-    """`copy` a word, answer a `constant` one, or the word's first `letter`: 12 + 2 + 4 rows."""
+    """Makes a task with 12 train, 2 dev and 4 test examples.
+
+    `copy` answers with the prompt's word, `constant` always with the same word, `letter` with the
+    first letter of the prompt's word.
+    """
     template, answer = {
         "copy": ("copy this word: {}", "{}"),
         "constant": ("what colour has a {}?", "red"),
@@ -208,7 +214,7 @@ def make_learner(
     progress: Progress | None = None,
     **training: Any,
 ) -> Learner:
-    """A new learner of tiny size."""
+    """Makes a new learner of tiny size for a name in VARIANTS."""
     name, options = VARIANTS[variant]
     return Learner(
         backbone,
@@ -226,12 +232,12 @@ def context_of(task: Task, folder: Path, index: int = 0, seed: int = 0) -> TaskC
 
 
 def prompts_of(*tasks: Task) -> Sequence[str]:
-    """The tasks' test prompts."""
+    """Returns the tasks' test prompts."""
     return [example.prompt for task in tasks for example in task.test]
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, by its path in it."""
+    """Reads every file below a folder, by its path relative to the folder."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))

@@ -43,6 +43,9 @@ class TrainingConfig(BaseModel):
     weight_decay: Annotated[float, Field(ge=0, le=MOST)] = 0.0
     max_grad_norm: NonNegativeFloat = 1.0
     optim: Literal["adamw_torch", "adafactor", "sgd"] = "adamw_torch"
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9  # of adamw_torch, as the next two
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    adam_epsilon: Annotated[float, Field(gt=0, le=1)] = 1e-8
     bf16: bool = False
     gradient_checkpointing: bool = False
     torch_compile: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
@@ -25,9 +25,10 @@ from retain.methods.amlora.diagnostics import GATES, amlora_diagnostics
 from retain.methods.base import (
     Footprint,
     Method,
-    MethodConfig,
+    Options,
     ParamGroup,
     Phase,
+    Presets,
     TaskContext,
     Traits,
     trainable,
@@ -41,7 +42,7 @@ from retain.tasks import Task
 SELECTOR = "selector.safetensors"
 
 
-class SelectorConfig(MethodConfig):
+class SelectorConfig(Options):
     """Shape and training of the selector; docs/methods.md argues the defaults.
 
     `hidden` adds a second layer; `granularity` gives each token its own gates, or all tokens those
@@ -57,7 +58,7 @@ class SelectorConfig(MethodConfig):
     rate: PositiveFloat = 1.0
 
 
-class SparsityConfig(MethodConfig):
+class SparsityConfig(Options):
     """The sparsity term and its weight λ.
 
     `l1` of the gates but the zero block's, 1 − g_0 under softmax (the L1 of a whole softmax is the
@@ -69,7 +70,19 @@ class SparsityConfig(MethodConfig):
 
 
 class AmLoraConfig(LoraMethodConfig):
-    """AM-LoRA's options."""
+    """AM-LoRA's options.
+
+    The paper scores a block by a dense layer and a nonlinearity, takes the softmax, and keeps it
+    sparse by an L1 norm. `preset: paper` has SiLU, since the nonlinearity is not named, and the
+    entropy, since the L1 norm of a whole softmax is the constant 1.
+    """
+
+    presets: ClassVar[Presets] = {
+        "paper": {
+            "selector": {"gate": "softmax", "activation": "silu"},
+            "sparsity": {"penalty": "entropy", "weight": 0.01},
+        },
+    }
 
     selector: SelectorConfig = SelectorConfig()
     sparsity: SparsityConfig = SparsityConfig()
@@ -103,6 +116,7 @@ class AmLora(Method):
             config.alpha,
             mixture=self.attending,
             make_layer=AttentiveLinear,
+            dropout=config.dropout,
         )
         self.layers: dict[str, AttentiveLinear] = {
             name: layer

@@ -10,10 +10,10 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch
@@ -22,12 +22,13 @@ from retain.layers.soft_prompt import PromptPool
 from retain.methods.base import (
     Footprint,
     MethodConfig,
+    Options,
     ParamGroup,
     Phase,
+    Presets,
     TaskContext,
     Traits,
     bytes_of,
-    filled_in,
 )
 from retain.methods.sapt.diagnostics import PSEUDO, sapt_diagnostics
 from retain.methods.sapt.reflection import Reflection
@@ -51,7 +52,7 @@ TRIGGER = "Write an input of the task:"
 SMALLER = "method.rank (of prompts, method.length), or method.router.hidden"
 
 
-class RouterConfig(MethodConfig):
+class RouterConfig(Options):
     """The router's options; `rate` is times training.learning_rate, whatever the blocks' is.
 
     With `top_k` a prompt's most attended blocks share the weight, and of LoRA blocks only they are
@@ -78,7 +79,7 @@ class GeneratorConfig(DrawConfig):
     share: PositiveFloat = 0.02
 
 
-class ReflectionConfig(MethodConfig):
+class ReflectionConfig(Options):
     """λ of the reflection loss, and on what it is taken.
 
     A step reflects on at most so many old `tasks`, drawn at random, which stand for all of them: so
@@ -91,30 +92,20 @@ class ReflectionConfig(MethodConfig):
     tasks: PositiveInt | None = 16
 
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "paper": {
-        "router": {"centre": "none", "key": "uniform", "rate": 1.0},
-        "generator": {"rate": 1.0},
-        "reflection": {"tasks": None},
-    },
-}
-
-
 class RoutedConfig(MethodConfig):
-    """What both kinds of SAPT take. A preset fills in what is not given; `paper` is the published
-    router."""
+    """What both kinds of SAPT take; `preset: paper` is the published router."""
 
-    preset: Literal["default", "paper"] = "default"
+    presets: ClassVar[Presets] = {
+        "paper": {
+            "router": {"centre": "none", "key": "uniform", "rate": 1.0},
+            "generator": {"rate": 1.0},
+            "reflection": {"tasks": None},
+        },
+    }
+
     router: RouterConfig = Field(default_factory=RouterConfig)
     generator: GeneratorConfig = Field(default_factory=GeneratorConfig)
     reflection: ReflectionConfig = Field(default_factory=ReflectionConfig)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_in(cls, values: Any) -> Any:
-        chosen = values.get("preset") if isinstance(values, Mapping) else None
-        return filled_in(values, PRESETS.get(str(chosen), {}))
 
 
 class SaptConfig(RoutedConfig, LoraMethodConfig):
@@ -265,6 +256,7 @@ class Sapt(Attentive):
             config.rank,
             config.alpha,
             config.old_block_gradient,
+            dropout=config.dropout,
         )
         pool.mixture.top_k = config.router.top_k
         super().__init__(backbone, config, pool, rate=1.0)

@@ -15,13 +15,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BeforeValidator, Field, NonNegativeFloat, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeFloat
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch, Features
 from retain.backbone.backbone import IGNORED
 from retain.layers.attention_capture import AttentionCapture, AttentionModule, Side, Wanted
-from retain.methods.base import Footprint, MethodConfig, Phase, TaskContext, filled_in
+from retain.methods.base import Footprint, Options, Phase, Presets, TaskContext
 from retain.methods.seekr.diagnostics import HEADS, seekr_diagnostics
 from retain.methods.seekr.distillation import Attention, Sample, attention_loss, wanted
 from retain.methods.seekr.heads import (
@@ -66,7 +66,7 @@ Budget = Annotated[int | float, BeforeValidator(_count_or_share)]
 """A count (a whole number) or a share (a fraction, or 1.0 for all)."""
 
 
-class BudgetConfig(MethodConfig):
+class BudgetConfig(Options):
     """How much attention is distilled: attention modules, heads in all, queries of a sample.
 
     Each a count, or a share of what the model or the sample has.
@@ -77,20 +77,8 @@ class BudgetConfig(MethodConfig):
     queries: Budget = 100
 
 
-PROFILES: dict[str, dict[str, Any]] = {
-    "default": {},
-    "reference": {
-        "gradient": "squares",
-        "change": "squares",
-        "accumulate": "sum_of_products",
-        "logit_positions": "standing",
-        "teacher": {"top_k": None, "dtype": "float32"},
-    },
-}
-
-
 class SeekrConfig(TaughtConfig):
-    """SEEKR's options. `profile: reference` fills in what the published code does.
+    """SEEKR's options. `preset: paper` is what the published code does.
 
     `logit_weight` is 1 − λ1 and `attention_weight` λ2. `gradient` and `change` say whether a sample
     counts with its mean square or the root of it; `logit_positions`, whether logits are compared
@@ -98,7 +86,16 @@ class SeekrConfig(TaughtConfig):
     importance are for ablation, and sensitivity chooses no layers, since it is 1 in each.
     """
 
-    profile: Literal["default", "reference"] = "default"
+    presets: ClassVar[Presets] = {
+        "paper": {
+            "gradient": "squares",
+            "change": "squares",
+            "accumulate": "sum_of_products",
+            "logit_positions": "standing",
+            "teacher": {"top_k": None, "dtype": "float32"},
+        },
+    }
+
     budget: BudgetConfig = Field(default_factory=BudgetConfig)
     logit_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
     attention_weight: NonNegativeFloat = 1000.0
@@ -107,12 +104,6 @@ class SeekrConfig(TaughtConfig):
     change: Measure = "norms"
     accumulate: Literal["sum_of_products", "product_of_sums"] = "product_of_sums"
     logit_positions: Literal["predicting", "standing"] = "predicting"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_in(cls, values: Any) -> Any:
-        chosen = values.get("profile") if isinstance(values, Mapping) else None
-        return filled_in(values, PROFILES.get(str(chosen), {}))
 
 
 class Seekr(TaughtMethod):

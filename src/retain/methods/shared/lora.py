@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch
@@ -25,11 +25,15 @@ from retain.training.phase import Unit
 
 
 class LoraMethodConfig(MethodConfig):
-    """Size and place of the blocks; `target_modules: null` is peft's default for the backbone."""
+    """Size and place of the blocks; `target_modules: null` is peft's default for the backbone.
+
+    `dropout` is of the input of the trainable block, in training only.
+    """
 
     rank: PositiveInt = 8
     alpha: PositiveFloat = 16.0
     target_modules: list[str] | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class BlockPerTask(Method):
@@ -50,6 +54,7 @@ class BlockPerTask(Method):
             config.rank,
             config.alpha,
             old_block_gradient=True,
+            dropout=config.dropout,
         )
 
     def phases(self, task: Task, context: TaskContext) -> Iterator[Phase]:

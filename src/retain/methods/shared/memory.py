@@ -20,6 +20,7 @@ from retain.backbone import Backbone, Features
 from retain.methods.base import (
     Footprint,
     MethodConfig,
+    Options,
     Phase,
     ReplayRows,
     TaskContext,
@@ -34,7 +35,7 @@ from retain.tasks.readers import parse_row
 MEMORY = "memory.jsonl"
 
 
-class MemoryConfig(MethodConfig):
+class MemoryConfig(Options):
     """How much is kept and how often it is replayed.
 
     `share` of a task's examples, at least one. After `every` optimizer steps comes one on kept

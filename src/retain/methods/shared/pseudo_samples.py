@@ -11,7 +11,7 @@ from pydantic import PositiveInt
 from retain.backbone import Backbone, Features
 from retain.backbone.backbone import IGNORED
 from retain.errors import RetainError
-from retain.methods.base import MethodConfig
+from retain.methods.base import Options
 from retain.metrics import generated
 from retain.runs.records import Record
 from retain.system.files import write_json
@@ -35,7 +35,7 @@ class Quality(Record):
     dropped: int
 
 
-class DrawConfig(MethodConfig):
+class DrawConfig(Options):
     """How pseudo-samples are drawn; with `drop_copies` none is kept that is a training input."""
 
     top_k: PositiveInt = 20

@@ -10,14 +10,24 @@ from torch import Tensor
 
 from retain.backbone import Backbone, Batch
 from retain.layers.pooled_linear import LoraPool
-from retain.methods.base import Footprint, Method, ParamGroup, Phase, TaskContext, Traits, trainable
+from retain.methods.base import (
+    Footprint,
+    Method,
+    MethodConfig,
+    ParamGroup,
+    Phase,
+    TaskContext,
+    Traits,
+    trainable,
+)
 from retain.methods.shared.lora import LoraMethodConfig
 from retain.methods.shared.weights import MODEL, FullWeights, PoolWeights, Weights
 from retain.tasks import Task
 from retain.training.phase import Unit
 
 FEWER = "the number of trainable weights, with method.tune: lora"
-LORA = tuple(LoraMethodConfig.model_fields)
+LORA = tuple(n for n in LoraMethodConfig.model_fields if n not in MethodConfig.model_fields)
+"""Options of a LoRA."""
 
 
 class SequentialConfig(LoraMethodConfig):
@@ -56,7 +66,13 @@ class Sequential(Method):
         """What learns, as the options say."""
         if isinstance(config, SequentialConfig) and config.tune == "full":
             return FullWeights(self.backbone)
-        pool = LoraPool(self.backbone.model, config.target_modules, config.rank, config.alpha)
+        pool = LoraPool(
+            self.backbone.model,
+            config.target_modules,
+            config.rank,
+            config.alpha,
+            dropout=config.dropout,
+        )
         return PoolWeights(self.backbone, pool)
 
     def phases(self, task: Task, context: TaskContext) -> Iterator[Phase]:

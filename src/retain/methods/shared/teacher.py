@@ -19,7 +19,7 @@ from torch import Tensor
 
 from retain.backbone import Backbone, Batch, Features
 from retain.backbone.backbone import IGNORED
-from retain.methods.base import Footprint, MethodConfig, TaskContext, Traits
+from retain.methods.base import Footprint, MethodConfig, Options, TaskContext, Traits
 from retain.methods.shared.memory import MemoryMethod, ReplayConfig
 from retain.methods.shared.sequential import Sequential
 from retain.system.files import read_tensors, write_tensors
@@ -31,7 +31,7 @@ DTYPES = {"float16": torch.float16, "float32": torch.float32}
 BATCH = 8
 
 
-class TeacherConfig(MethodConfig):
+class TeacherConfig(Options):
     """How signals are kept.
 
     Of the logits the `top_k` largest with the mass of the rest, or, with null, all of them.

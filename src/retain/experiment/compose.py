@@ -1,0 +1,188 @@
+"""An experiment composed of files and changes: a stream, a recipe, one's own settings.
+
+Files merge from left to right, and the cases of a file that match over the file itself; then come
+the changes. What matches depends on the stream, order, backbone and method that are chosen, so
+these are found first.
+
+Options beside the name of a method or a backbone are for that one, and fall away when another is
+chosen. Options without a name are for whichever is chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from retain.errors import RetainError
+from retain.experiment.choice import (
+    NAMED,
+    Choice,
+    Files,
+    choose,
+    listed_tasks,
+    names_of,
+    refuse_contradictions,
+    refuse_unknown,
+)
+from retain.experiment.config import ExperimentConfig, check_method, resolved
+from retain.experiment.files import Settings, read_file
+from retain.experiment.merge import leaves, merge
+from retain.experiment.validation import check, set_field
+from retain.methods import load_plugins
+from retain.system.files import parse_yaml
+
+
+def read_experiment(
+    files: Path | Iterable[Path],
+    changes: Iterable[str] = (),
+    *,
+    method: str | None = None,
+    backbone: str | None = None,
+    order: str | None = None,
+) -> ExperimentConfig:
+    """Reads experiment files, merges them and applies changes.
+
+    Args:
+        files: merged from left to right; a stream comes before a recipe.
+        changes: `a.b=c`, over all files. A name for `method` or `backbone`, and an `order`, do what
+            these arguments do.
+        method: its name, instead of the files'.
+        backbone: its name, or a short one of the files' `backbones`.
+        order: one of the stream's `orders`, a list such as `2,1,3`, or `reversed`.
+
+    Raises:
+        RetainError: naming the file and the line or field, or two files that contradict each other.
+    """
+    paths = [files] if isinstance(files, Path) else list(files)
+    read = {path: read_file(path) for path in paths}
+    refuse_contradictions(read)
+    for path, file in read.items():
+        load_plugins(file.plugins, path.parent)
+    flags = {"method": method, "backbone": backbone, "order": order}
+    names, settings = _split(changes)
+    given = {field: value for field, value in flags.items() if value is not None}
+    choice, places = choose(read, {**given, **names})
+    refuse_unknown(read, choice)
+
+    values, sources = _merged(read, choice)
+    if plugins := list(dict.fromkeys(name for file in read.values() for name in file.plugins)):
+        values["plugins"] = plugins
+    if places is not None:
+        values["order"] = places
+    for change in settings:
+        set_field(values, change)
+        sources[change.partition("=")[0]] = f"--set {change}"
+    _expand_backbone(values, choice)
+
+    def where(field: str) -> str:
+        inside = {s for key, s in sources.items() if f"{key}.".startswith(f"{field}.")}
+        around = {s for key, s in sources.items() if field.startswith(f"{key}.")}
+        known = inside or around
+        return known.pop() if len(known) == 1 else " + ".join(map(str, paths))
+
+    experiment = check(ExperimentConfig, values, where)
+    of_files = {plugin for file in read.values() for plugin in file.plugins}
+    load_plugins([p for p in experiment.plugins if p not in of_files], paths[0].parent)
+    check_method(experiment.method, where)
+    return experiment
+
+
+def as_yaml(experiment: ExperimentConfig) -> str:
+    """The experiment as one file, with every option spelled out."""
+    values = resolved(experiment).model_dump(mode="json")
+    values["tasks"] = [
+        {key: value for key, value in task.items() if value not in (None, {})}
+        for task in values["tasks"]
+    ]
+    values = {key: value for key, value in values.items() if value is not None}
+    text: str = yaml.safe_dump(
+        values, default_flow_style=None, sort_keys=False, width=100, allow_unicode=True
+    )
+    return text
+
+
+def _split(changes: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
+    """What changes choose by a name, and the changes that set something.
+
+    A whole section, such as `method={name: sapt, rank: 4}`, does both.
+    """
+    names: dict[str, Any] = {}
+    settings = []
+    for change in changes:
+        key, _, text = change.partition("=")
+        field = key.removesuffix(".name")
+        try:
+            value = parse_yaml(text) if field in NAMED or key == "order" else None
+        except yaml.YAMLError:
+            value = None  # refused as any other setting
+        if value is not None and (key == "order" or isinstance(value, str)):
+            names[field] = value
+        else:
+            settings.append(change)
+        if isinstance(value, Mapping) and "name" in value and key == field:
+            names[field] = value["name"]
+    return names, settings
+
+
+def _merged(read: Files, choice: Choice) -> tuple[dict[str, Any], dict[str, str]]:
+    """The files' settings, and from which file each is, by field."""
+    tasks = listed_tasks(read)
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for path, layer in _layers(read, choice):
+        of_tasks = layer.pop("tasks", {})
+        if isinstance(of_tasks, list):
+            sources["tasks"] = str(path)
+        else:
+            tasks = _with_settings(tasks, of_tasks, path)
+        values = merge(values, layer)
+        sources |= dict.fromkeys(leaves(layer), str(path))
+    for field in NAMED:
+        name = getattr(choice, field)
+        if name is not None:
+            values[field] = {**(values.get(field) or {}), "name": name}
+    return values | ({"tasks": tasks} if "tasks" in sources else {}), sources
+
+
+def _layers(read: Files, choice: Choice) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Each file's settings and those of its cases that match, the lowest first."""
+    fields = {*Settings.model_fields, "output"}
+    for path, file in read.items():
+        for settings in (file, *(case for case in file.cases if choice.matches(case.when))):
+            # No deep copy: a few aliases in YAML can stand for a value larger than the memory.
+            layer = {
+                field: getattr(settings, field) for field in settings.model_fields_set & fields
+            }
+            for field in NAMED:
+                section = layer.get(field) or {}
+                if "name" in section and not choice.same(field, section["name"]):
+                    del layer[field]
+                elif section:
+                    layer[field] = {key: v for key, v in section.items() if key != "name"}
+            yield path, layer
+
+
+def _with_settings(tasks: list[Any], of_tasks: Mapping[str, Any], path: Path) -> list[Any]:
+    """The tasks, with the settings that a file has for some of them."""
+    names = names_of(tasks)
+    for name in of_tasks:
+        if name not in names:
+            raise RetainError(
+                f"{path}: field 'tasks.{name}': the stream has no such task; "
+                f"it has {', '.join(names) or 'none'}"
+            )
+    return [
+        merge(task, of_tasks[name]) if name in of_tasks else task
+        for name, task in zip(names, tasks, strict=True)
+    ]
+
+
+def _expand_backbone(values: dict[str, Any], choice: Choice) -> None:
+    """Replaces a backbone's short name by what it stands for."""
+    section = values.get("backbone")
+    if isinstance(section, dict) and section.get("name") in choice.backbones:
+        options = {key: value for key, value in section.items() if key != "name"}
+        values["backbone"] = merge(choice.backbones[section["name"]], options)

@@ -1,0 +1,135 @@
+"""One experiment file, as it is written: settings, and those for certain cases only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from retain.errors import RetainError, first_line
+from retain.experiment.validation import check
+from retain.system.files import parse_yaml, read_text
+
+
+def named(value: Any) -> Any:
+    """`method: x` and `backbone: x` are short for {name: x}."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _several(value: Any) -> Any:
+    values = value if isinstance(value, list) else [value]
+    return [str(v) if isinstance(v, int) else v for v in values]  # order: 2 is YAML's number
+
+
+Section = dict[str, Any]
+Named = Annotated[Section, BeforeValidator(named)]
+Names = Annotated[list[str], BeforeValidator(_several), Field(min_length=1)]
+"""One name, or a list of which one has to match."""
+
+
+class When(BaseModel):
+    """Which experiments a case is for: each field that is given has to match."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    stream: Names | None = None
+    backbone: Names | None = None
+    method: Names | None = None
+    order: Names | None = None
+
+
+class Settings(BaseModel):
+    """Sections of an experiment, checked for their values once all files are merged.
+
+    `tasks` is the list that a stream has, or settings by task name, for tasks of that list.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    backbone: Named | None = None
+    method: Named | None = None
+    tasks: Any = None
+    training: Any = None
+    evaluation: Any = None
+    prompt: Any = None
+    seed: Any = None
+
+    @field_validator("tasks")
+    @classmethod
+    def _listed_or_by_name(cls, value: Any) -> Any:
+        by_name = isinstance(value, dict) and all(isinstance(v, dict) for v in value.values())
+        if not (isinstance(value, list) or by_name):
+            raise ValueError("Input should be a list of tasks, or settings by task name")
+        return value
+
+
+class Case(Settings):
+    """Settings for certain experiments. It names no backbone, method or list of tasks."""
+
+    when: When
+
+    @field_validator("backbone", "method")
+    @classmethod
+    def _unnamed(cls, value: Section | None) -> Section | None:
+        if value and "name" in value:
+            raise ValueError("a case has options only, and no name; put the name into 'when'")
+        return value
+
+    @field_validator("tasks")
+    @classmethod
+    def _no_list(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            raise ValueError("a case has no list of tasks; give settings by task name")
+        return value
+
+
+class ExperimentFile(Settings):
+    """A file that `retain run` reads.
+
+    Attributes:
+        stream: a stream's name, for `when` and `covers`.
+        orders: the names of a stream's tasks by the name of the order; the first is the default.
+        recipe: a recipe's name.
+        plugins: modules that register methods, or .py files beside this one.
+        covers: the experiments that a recipe has settings for; others are refused.
+        backbones: short names of backbones, and what they stand for.
+        cases: settings that count where `when` matches, in their order, over the file's own.
+    """
+
+    stream: str | None = None
+    recipe: str | None = None
+    plugins: list[str] = Field(default_factory=list)
+    order: Any = None
+    output: Any = None
+    orders: dict[str, list[str]] = Field(default_factory=dict)
+    covers: list[When] = Field(default_factory=list)
+    backbones: dict[str, Named] = Field(default_factory=dict)
+    cases: list[Case] = Field(default_factory=list)
+
+    @field_validator("orders", mode="before")
+    @classmethod
+    def _text_keys(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {str(name) if isinstance(name, int) else name: v for name, v in value.items()}
+
+
+def read_file(path: Path) -> ExperimentFile:
+    """Reads one experiment file.
+
+    Raises:
+        RetainError: naming the file, and the line or the field.
+    """
+    text = read_text(path)
+    try:
+        values = parse_yaml(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or first_line(error)
+        raise RetainError(f"{path}{line}: not valid YAML ({problem}); correct it") from None
+    if not isinstance(values, dict):
+        raise RetainError(f"{path}: no fields; it needs 'backbone', 'method' and 'tasks'")
+    return check(ExperimentFile, values, str(path))
