@@ -33,7 +33,7 @@ demo: .venv/ready | models/SmolLM2-135M-Instruct
 	$(BIN)/retain report runs/demo/seqlora runs/demo/sapt --output runs/demo/report.html
 
 results: .venv/ready | models/SmolLM2-135M-Instruct
-	$(BIN)/python -m benchmarks.results $(STREAM) --variants $(METHODS) --seeds $(SEEDS) $(MORE)
+	$(BIN)/retain sweep $(STREAM) --variants $(METHODS) --seeds $(SEEDS) $(MORE)
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks.bench $(if $(JSON),--json $(JSON))

@@ -17,6 +17,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperCommand
 
 from retain.errors import RetainError, StoppedError
 from retain.system import processes
@@ -65,6 +66,27 @@ Single = Annotated[
     Path | None,
     typer.Option("--single", help="A pertask run on the same test data, for forward transfer."),
 ]
+
+
+class _SeveralValues(TyperCommand):
+    """A command whose `SEVERAL` options take all values up to the next option."""
+
+    SEVERAL = ("--variants", "--seeds")
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeats the option before each of its values, as the parser reads it."""
+        spread: list[str] = []
+        option, has_value = "", False
+        for word in args:
+            if word in self.SEVERAL:
+                option, has_value = word, False
+            elif word.startswith("-"):
+                option = ""
+            elif option:
+                spread += [option] if has_value else []
+                has_value = True
+            spread.append(word)
+        return super().parse_args(ctx, spread)
 
 
 def _print_version(wanted: bool) -> None:
@@ -427,14 +449,88 @@ def compare(
 
     entries = [comparison.read_entry(path) for path in dict.fromkeys(runs)]
     for line in comparison.warnings(entries):
-        Console(stderr=True).print(
-            f"warning: {line}", highlight=False, markup=False, soft_wrap=True
-        )
+        _warn(line)
     console.print(comparison.tables(entries))
     for path, render in ((table, comparison.as_csv), (page, comparison.as_html)):
         if path is not None:
             write_text(path, render(entries))
             _say(f"wrote {path}")
+
+
+@app.command(cls=_SeveralValues)
+def sweep(
+    files: Annotated[
+        list[Path], typer.Argument(help="The experiment's YAML file.", metavar="FILE…")
+    ],
+    variants: Annotated[
+        list[str],
+        typer.Option(
+            "--variants", help="Methods with options that differ: sapt 'sapt rank=4'.", metavar="V…"
+        ),
+    ],
+    seeds: Annotated[
+        list[int], typer.Option("--seeds", min=0, help="One run of each variant per seed.")
+    ] = [0, 1],  # noqa: B006
+    order: Annotated[
+        str | None, typer.Option(help="Order of the tasks: 2,1,3, or reversed.")
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Backbone of all runs, instead of the file's.")
+    ] = None,
+    dev: Annotated[
+        bool, typer.Option("--dev", help="Test on part of train: to choose settings.")
+    ] = False,
+    table_only: Annotated[
+        bool, typer.Option("--table-only", help="Show what there is; run nothing.")
+    ] = False,
+    output: Annotated[Path, typer.Option(help="Folder of the runs.", metavar="DIR")] = Path(
+        "runs/sweep"
+    ),
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a field for all variants.", metavar="A.B=C"),
+    ] = None,
+    result: Annotated[
+        Path | None, typer.Option("--json", help="Also write the result there.", metavar="FILE")
+    ] = None,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the table as Markdown.")
+    ] = False,
+    rows: Annotated[
+        Path | None, typer.Option("--csv", help="Also write a row per run.", metavar="FILE")
+    ] = None,
+    plugins: Plugins = None,
+) -> None:
+    """Run what is missing of a table of methods, options and seeds, and print it.
+
+    The same command continues where it was interrupted. The runs, and the result as sweep.json, are
+    in DIR, in a folder named after FILE.
+    """
+    from retain.sweep import table
+    from retain.sweep.measure import Collector
+    from retain.sweep.plan import Experiment, plan_sweep
+    from retain.sweep.run import learn_sweep
+    from retain.system.files import write_json, write_text
+
+    experiment = Experiment(files, changes or (), backbone, order)
+    plan = plan_sweep(experiment, variants, seeds, output, dev)
+    for line in plan.warnings:
+        _warn(line)
+    done = Collector(plan).collect() if table_only else learn_sweep(plan, _progress(""))
+    if as_markdown:
+        print(table.as_markdown(done), end="")
+    else:
+        _wide(console).print(table.terminal_table(done))
+    if result is not None:
+        write_json(result, done.model_dump(mode="json"))
+    if rows is not None:
+        write_text(rows, table.as_csv(done))
+    for note in done.notes:
+        _warn(note)
+    for run in done.failed:
+        _warn(f"{run.path}: {run.reason}", "error")
+    if done.failed:
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -468,9 +564,7 @@ def methods(plugins: Plugins = None) -> None:
         words = ", ".join(need for need, needed in needs.items() if needed)
         table.add_row(name, words or "neither", traits.idea, traits.stores)
     table.caption, table.caption_justify = NEEDS, "left"
-    # A line a method wherever no terminal bounds it.
-    wide = Console(width=WIDE, quiet=console.quiet)
-    (console if console.is_terminal else wide).print(table)
+    _wide(console).print(table)
 
 
 def _print_scores(folders: list[Path]) -> None:
@@ -481,6 +575,18 @@ def _print_scores(folders: list[Path]) -> None:
 
 def _say(text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _warn(text: str, kind: str = "warning") -> None:
+    """One line on standard error."""
+    line = f"{kind}: {' '.join(text.split())}"
+    errors = Console(stderr=True, quiet=not processes.is_first())
+    errors.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _wide(console: Console) -> Console:
+    """The console; where it is no terminal, one whose width cuts no line of a table."""
+    return console if console.is_terminal else Console(width=WIDE, quiet=console.quiet)
 
 
 def _progress(prefix: str) -> Any:
@@ -533,7 +639,7 @@ def main() -> None:
     except (StoppedError, typer.Abort) as stop:  # the first Ctrl-C, or the second
         told = str(stop) or "at once"
         print(
-            f"stopped {told}; a run goes on with retain run --resume, or retain learn again",
+            f"stopped {told}; to continue, give the same command (retain run with --resume)",
             file=sys.stderr,
         )
         sys.exit(INTERRUPTED)

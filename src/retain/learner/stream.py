@@ -33,12 +33,7 @@ def learn_stream(
         stored, method = stored_experiment(results.experiment_values(run), run.path / CONFIG)
         refuse_changes(stored, experiment, folder, len(run.learned()))
         results.check_tasks(run, method.traits.latest_only, "task.json")
-        for index, task in enumerate(tasks[: len(run.learned())]):
-            if not results.same_task(run, index, task):
-                raise RetainError(
-                    f"{folder}: its task {index + 1} was learned from other data than "
-                    f"'{task.name}' has now; use another --output"
-                )
+        refuse_other_data(run, tasks)
         trusted = experiment.backbone.trust_remote_code  # by the user's own file
         learner = Learner.load(folder, progress, trust_remote_code=trusted)
         left = tasks[len(learner.tasks) :]
@@ -50,6 +45,16 @@ def learn_stream(
         learner.learn(task, more=task is not left[-1])
     learner.finish_evaluation()
     return learner
+
+
+def refuse_other_data(run: RunDirectory, tasks: Sequence[Task]) -> None:
+    """Raises RetainError when a task was learned from other data than it has now."""
+    for index, task in enumerate(tasks[: len(run.learned())]):
+        if not results.same_task(run, index, task):
+            raise RetainError(
+                f"{run.path}: its task {index + 1} was learned from other data than "
+                f"'{task.name}' has now; use another --output"
+            )
 
 
 def roll_back(folder: Path, task: str) -> list[str]:

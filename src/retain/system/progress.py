@@ -16,9 +16,11 @@ class Progress:
     Attributes:
         stopping: set to True when the user asks to stop. The current step is finished and saved,
             and then a `StoppedError` is raised.
+        prefix: stands before every line, such as the name of a run.
     """
 
     stopping = False
+    prefix = ""
 
     def message(self, text: str) -> None:
         """Receives one line of text."""

@@ -1,0 +1,1 @@
+"""Tables of methods and settings over seeds: planned, learned, measured, written."""

@@ -1,0 +1,221 @@
+"""Which runs a sweep consists of; all are checked before the first one is learned.
+
+A variant is a method and the options that differ from the experiment files, such as `sapt rank=4`:
+the run that `retain run FILE --method sapt --set method.rank=4` makes. An option that begins with a
+section of the experiment sets that instead: `seqft training.learning_rate=1e-4`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from retain.errors import RetainError
+from retain.experiment.config import ExperimentConfig, check_method, read_experiment, resolved
+from retain.methods import list_methods
+
+SECTIONS = ("backbone", "training", "evaluation", "prompt")
+"""What an option of a variant sets instead of the method's, when it begins with one of these."""
+
+OPTION_FOR = {
+    "method": "--variants",
+    "method.name": "--variants",
+    "order": "--order",
+    "seed": "--seeds",
+    "output": "--output",
+}
+"""Fields that a sweep sets itself, and the option that says how."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Experiment files, and what is changed in them for all runs of a sweep."""
+
+    files: Sequence[Path]
+    changes: Sequence[str] = ()
+    backbone: str | None = None
+    order: str | None = None
+
+    def read(self, method: str | None, changes: Iterable[str] = ()) -> ExperimentConfig:
+        """Reads the files with a method, or with the one that they name.
+
+        Raises:
+            RetainError: naming what is wrong, and where.
+        """
+        path, *more = self.files
+        if more:
+            raise RetainError(f"{more[0]}: a sweep has one experiment file; leave this one out")
+        named = [] if self.backbone is None else [f"backbone={self.backbone}"]
+        if self.order is not None:
+            order = self.order
+            named.append(f"order={order}" if order == "reversed" else f"order=[{order}]")
+        if method is not None and read_experiment(path).method["name"] != method:
+            named.append(f"method={method}")
+        experiment = read_experiment(path, [*named, *self.changes, *changes])
+        if not experiment.tasks:
+            raise RetainError(f"{path}: no field 'tasks'; list at least one")
+        return experiment
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run: a variant with a seed.
+
+    Attributes:
+        variant: as it was given, with single spaces.
+        seed: the run's.
+        folder: where the run is, or will be.
+        experiment: what is learned there.
+    """
+
+    variant: str
+    seed: int
+    folder: Path
+    experiment: ExperimentConfig
+
+    @property
+    def name(self) -> str:
+        """The folder's name, such as `sapt,rank=4-0`."""
+        return self.folder.name
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of a sweep.
+
+    Attributes:
+        experiment: the files, and what is changed for all runs.
+        folder: holds the runs' folders.
+        dev: whether examples of the training split are tested on, instead of the test split.
+        runs: by variant, then by seed, as they were given.
+        references: by seed the `pertask` run that forward transfer compares with.
+        warnings: what is valid and probably unintended.
+    """
+
+    experiment: Experiment
+    folder: Path
+    dev: bool
+    runs: Sequence[PlannedRun]
+    references: Mapping[int, PlannedRun]
+    warnings: Sequence[str]
+
+
+def plan_sweep(
+    experiment: Experiment,
+    variants: Sequence[str],
+    seeds: Sequence[int],
+    output: Path,
+    dev: bool = False,
+) -> Plan:
+    """Plans a run for each variant and seed, in `output`/<stream>/<variant>-<seed>.
+
+    The stream's name is that of the first file, with the order where one is given.
+
+    Raises:
+        RetainError: naming a bad variant or seed, two variants that are the same run, or what is
+            wrong with the experiment.
+    """
+    for change in experiment.changes:
+        field = change.partition("=")[0]
+        if field in OPTION_FOR:
+            raise RetainError(f"--set {change}: use {OPTION_FOR[field]} for it")
+    for number, seed in enumerate(seeds):
+        if seed in seeds[:number]:
+            raise RetainError(f"--seeds: {seed} is there twice; give it once")
+    stream = experiment.files[0].stem + ("-dev" if dev else "")
+    in_order = experiment
+    folder = output / stream
+    if experiment.order is not None:
+        order = "".join(experiment.order.split())
+        in_order = replace(experiment, order=order)
+        folder = output / f"{stream}-{order}"
+    variants = [" ".join(variant.split()) for variant in variants]
+    by_variant = [_runs(in_order, folder, variant, seeds) for variant in variants]
+    _refuse_same(by_variant)
+    references: list[PlannedRun] = []
+    warnings = [line for runs in by_variant for line in _left_behind(in_order, runs[0])]
+    try:
+        references = _runs(replace(experiment, order=None), output / stream, "pertask", seeds)
+    except RetainError as error:
+        warnings.append(f"no forward transfer: {error}")
+    return Plan(
+        experiment=in_order,
+        folder=folder,
+        dev=dev,
+        runs=[run for runs in by_variant for run in runs],
+        references={run.seed: run for run in references},
+        warnings=warnings,
+    )
+
+
+def _runs(
+    experiment: Experiment, folder: Path, variant: str, seeds: Sequence[int]
+) -> list[PlannedRun]:
+    name, *options = variant.split() or [""]
+    if not name:
+        known = ", ".join(list_methods())
+        raise RetainError(f"variant '': no method; begin it with one of {known}")
+    changes = [o if _field(o).split(".")[0] in SECTIONS else f"method.{o}" for o in options]
+    runs = []
+    for seed in seeds:
+        try:
+            read = experiment.read(name, [*changes, f"seed={seed}"])
+        except RetainError as error:
+            raise RetainError(f"variant '{variant}': {error}") from None
+        place = folder / f"{','.join(variant.split())}-{seed}".replace("/", "_")
+        read = read.model_copy(update={"output": str(place)})
+        runs.append(PlannedRun(variant, seed, place, read))
+    return runs
+
+
+def _field(option: str) -> str:
+    return option.partition("=")[0]
+
+
+def shared_settings(runs: Iterable[PlannedRun]) -> dict[str, dict[str, Any]]:
+    """By variant all settings but seed and output, every option of the method spelled out."""
+    return {
+        run.variant: resolved(run.experiment).model_dump(mode="json", exclude={"seed", "output"})
+        for run in runs
+    }
+
+
+def _refuse_same(by_variant: Sequence[Sequence[PlannedRun]]) -> None:
+    first = [runs[0] for runs in by_variant]
+    settings = [shared_settings([run])[run.variant] for run in first]
+    for one, other in combinations(range(len(first)), 2):
+        names = f"variants '{first[one].variant}' and '{first[other].variant}'"
+        if settings[one] == settings[other]:
+            raise RetainError(f"{names} are the same run; leave one out")
+        if first[one].folder == first[other].folder:
+            raise RetainError(f"{names} would share the folder {first[one].folder}; leave one out")
+
+
+def _left_behind(experiment: Experiment, run: PlannedRun) -> list[str]:
+    """A line on options beside another method's name in the files, which this one has too."""
+    try:
+        in_files = experiment.read(None).method
+    except RetainError:  # they name no method
+        return []
+    name, options = check_method(run.experiment.method, run.variant)
+    if name == in_files["name"]:
+        return []
+    theirs = check_method(in_files, "")[1].model_dump(mode="json")
+    mine = options.model_dump(mode="json")
+    chosen = {_field(option).split(".")[0] for option in run.variant.split()[1:]}
+    differing = [
+        key
+        for key in in_files
+        if key in mine and key not in chosen and mine[key] != theirs.get(key)
+    ]
+    if not differing:
+        return []
+    values = ", ".join(f"{key}={json.dumps(mine[key])}" for key in differing)
+    return [
+        f"variant '{run.variant}' has {values}: the file's {', '.join(differing)} is for "
+        f"{in_files['name']}; write it into the variant to use it there too"
+    ]
