@@ -1,7 +1,6 @@
 # make demo: the main job, from nothing.   make test: what CI runs.
-# make results: a results table; it runs what is missing, in any number of sittings, such as
-#   make results STREAM=configs/streams/superni-short.yaml METHODS='seqlora "sapt rank=4 alpha=8"' SEEDS='0 1'
-#   and MORE='--order 2,1,3' (or reversed), MORE=--table-only, MORE=--dev; see docs/guide.md.
+# make results: retain sweep on SuperNI short, or as given (see docs/guide.md), such as
+#   make results STREAM=configs/streams/demo.yaml METHODS='seqlora "sapt rank=4"' SEEDS='0 1' MORE=--table-only
 # make bench: costs beside what a user would run instead (JSON=FILE also writes them there).
 # make test-browser: the pages in Chromium, which it installs (Debian); pictures in runs/browser.
 # make test-general: retain eval --general, with lm-evaluation-harness, which it installs.

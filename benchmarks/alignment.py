@@ -1,6 +1,6 @@
 """Drift of each task's attention over the blocks since the task was learned.
 
-    python -m benchmarks.alignment runs/results/superni-short/sapt-0 …
+    python -m benchmarks.alignment runs/sweep/superni-short/sapt-0 …
 
 Per run and task it prints KL(right after learning ‖ at the end) in nats, as a mean over the test
 prompts, from the routing that evaluation stored. Later blocks had weight 0 right after learning.

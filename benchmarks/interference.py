@@ -1,8 +1,8 @@
 """Two streams whose tasks interfere, and the answers that a method gives on them.
 
     python demo/make_stream.py && python -m benchmarks.interference write
-    python -m benchmarks.results configs/streams/interference-alike.yaml --variants sapt seqlora
-    python -m benchmarks.interference read runs/results/interference-alike/sapt-0 …
+    retain sweep configs/streams/interference-alike.yaml --variants sapt seqlora
+    python -m benchmarks.interference read runs/sweep/interference-alike/sapt-0 …
 
 Both begin with the demo's reviews and tickets. In `alike` the third task, `balance`, asks another
 question about reviews, in a prompt that differs by its last word. In `labels` it is `stars`: the

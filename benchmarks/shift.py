@@ -1,6 +1,6 @@
 """Effect of noise and rewording in the test prompts on a run's answers and attention.
 
-    python -m benchmarks.shift runs/results/superni-short/sapt-0
+    python -m benchmarks.shift runs/sweep/superni-short/sapt-0
 
 `noise` swaps, drops or doubles a letter in a tenth of a prompt's words, from a fixed seed;
 `reworded` puts other words for those that instructions use. `mean move` is half the L1 distance

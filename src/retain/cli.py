@@ -460,22 +460,28 @@ def compare(
 @app.command(cls=_SeveralValues)
 def sweep(
     files: Annotated[
-        list[Path], typer.Argument(help="The experiment's YAML file.", metavar="FILE…")
+        list[Path],
+        typer.Argument(help="Experiment files, merged from left to right.", metavar="FILE…"),
     ],
     variants: Annotated[
         list[str],
         typer.Option(
-            "--variants", help="Methods with options that differ: sapt 'sapt rank=4'.", metavar="V…"
+            "--variants",
+            help="Methods, with options that differ from the files': sapt 'sapt rank=4'.",
+            metavar="VARIANT…",
         ),
     ],
     seeds: Annotated[
-        list[int], typer.Option("--seeds", min=0, help="One run of each variant per seed.")
+        list[int],
+        typer.Option("--seeds", min=0, help="One run of each variant per seed.", metavar="SEED…"),
     ] = [0, 1],  # noqa: B006
     order: Annotated[
-        str | None, typer.Option(help="Order of the tasks: 2,1,3, or reversed.")
+        str | None,
+        typer.Option(help="Order of the tasks: a name of the stream's, 2,1,3, or reversed."),
     ] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="Backbone of all runs, instead of the file's.")
+        str | None,
+        typer.Option(help="Backbone: a hub id, a folder, or a short name of the files'."),
     ] = None,
     dev: Annotated[
         bool, typer.Option("--dev", help="Test on part of train: to choose settings.")
@@ -503,8 +509,8 @@ def sweep(
 ) -> None:
     """Run what is missing of a table of methods, options and seeds, and print it.
 
-    The same command continues where it was interrupted. The runs, and the result as sweep.json, are
-    in DIR, in a folder named after FILE.
+    The same command continues where it was interrupted. DIR holds the runs, and the result as
+    sweep.json, in a folder named after the first file.
     """
     from retain.sweep import table
     from retain.sweep.measure import Collector
@@ -528,7 +534,8 @@ def sweep(
     for note in done.notes:
         _warn(note)
     for run in done.failed:
-        _warn(f"{run.path}: {run.reason}", "error")
+        reason = str(run.reason)
+        _warn(reason if run.path in reason else f"{run.path}: {reason}", "error")
     if done.failed:
         raise typer.Exit(2)
 

@@ -376,11 +376,10 @@ def test_a_variant_is_what_retain_run_makes(place: Path) -> None:
 
 def test_options_that_stay_behind_are_reported(place: Path) -> None:
     method = {"name": "sapt", "rank": 4, "alpha": 16, "reflection": {"weight": 2}}
-    variants = ["inclora", "sapt", "olora rank=2", "seqft tune=lora"]
-    says = "has rank=8: the file's rank is for sapt; write it into the variant to use it there too"
+    variants = ["inclora", "sapt", "olora rank=2", "ewc", "ewc tune=lora"]
+    says = "does not take over rank=4, which the files have for sapt; to share that, give"
     assert plan(with_method(place, method), *variants).warnings == [
-        f"variant 'inclora' {says}",
-        f"variant 'seqft tune=lora' {says}",
+        f"variant '{name}' {says} '{name} rank=4'" for name in ("inclora", "ewc tune=lora")
     ]
 
 
@@ -402,7 +401,7 @@ def test_a_change_is_for_every_variant(place: Path) -> None:
         (["--variants", "sapt rank"], ["'sapt rank'", "expected FIELD=VALUE"]),
         (["--variants", "sapt training.steps=3"], ["'sapt training.steps=3'", "training.steps"]),
         (["--variants", "sapt", "--order", "2,2"], ["'order'", "from 1 to 2 once, or 'reversed'"]),
-        (["--variants", "sapt", "--seeds", "-1"], ["--seeds", "-1"]),
+        (["--variants", "sapt", "--seeds", "-1"], ["--seeds", "greater than or equal to 0"]),
         (["--variants", "sapt", "--seeds", "1", "0", "1"], ["--seeds: 1 is there twice"]),
         (["--variants", "sapt", "--set", "method.pull=1"], ["method.pull"]),
         (["--variants", "sapt", "--set", "method=l2p"], ["--set method=l2p: use --variants"]),
@@ -436,12 +435,12 @@ def test_ctrl_c_stops_after_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["--variants", "seqlora rank=2", "seqlora rank=3", "--seeds", "0"]
     done = sweep(*arguments)
     assert (done.status, done.out) == (130, "")
-    assert done.err.startswith("stopped after step 1 of 6; to continue, give the same command")
+    assert done.err.startswith("stopped after step 2 of 6; to continue, give the same command")
     assert states() == ["missing", "missing"]
     record = wait_for(monkeypatch, "never")
     assert sweep(*arguments).status == 0
     learned = [event for event in record.events if event.endswith("copy · learn")]
-    assert learned[:2] == ["start copy · learn", "2 copy · learn"]  # the first step was kept
+    assert learned[:2] == ["start copy · learn", "3 copy · learn"]  # two steps were kept
     record.stopping = True  # between two runs
     assert sweep(*arguments).err.startswith("stopped before seqlora,rank=2-0; ")
 
@@ -474,8 +473,7 @@ PROGRESS = cli._progress
 
 def test_a_path_in_a_variant_makes_no_folders(place: Path) -> None:
     (run,) = plan(place / CONFIG, "sapt  backbone.name=a/b").runs
-    assert run.folder == Path("o/other/sapt,backbone.name=a_b-0").parents[1] / "exp" / run.name
-    assert run.name == "sapt,backbone.name=a_b-0"
+    assert run.folder == Path("o/exp/sapt,backbone.name=a_b-0")
 
 
 # -- What the documentation calls.
@@ -531,9 +529,9 @@ def test_documented_calls_can_be_made(page: Path, monkeypatch: pytest.MonkeyPatc
 def test_wrong_calls_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     right, shell, *wrong = documented(
-        "  make results STREAM=configs/demo.yaml \\\n"
+        "  make results STREAM=configs/streams/demo.yaml \\\n"
         "  METHODS='sapt \"ewc tune=lora\"' MORE=--dev # it\n"
-        'retain sweep configs/demo.yaml --variants "sapt rank="{2,4} … --seeds 3\n'
+        'retain sweep configs/streams/demo.yaml --variants "sapt rank="{2,4} … --seeds 3\n'
         "As `make results` does, or\n"
         "make results METHODS='\"sapt rankk=2\"'\nmake results STREAM=configs/gone.yaml\n"
     )

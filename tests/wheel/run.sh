@@ -38,6 +38,8 @@ YAML
 "$bin/retain" verify runs/tiny
 "$bin/retain" generate runs/tiny "copy this word: owl" --json | grep -F '"output"'
 "$bin/retain" report runs/tiny
+"$bin/retain" sweep experiment.yaml --variants seqlora "sapt rank=2" --seeds 0 1 --csv sweep.csv
+test "$(grep -c ,finished, sweep.csv)" = 4
 if "$bin/retain" eval runs/tiny --general arc_easy 2> refusal; then exit 1; fi
 grep -F "pip install 'retain[general]'" refusal
 if "$bin/retain" serve runs/tiny 2> refusal; then exit 1; fi

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from retain.errors import RetainError
-from retain.experiment.config import ExperimentConfig, check_method, read_experiment, resolved
+from retain.experiment.compose import read_experiment
+from retain.experiment.config import ExperimentConfig, check_method, resolved
 from retain.methods import list_methods
 
 SECTIONS = ("backbone", "training", "evaluation", "prompt")
@@ -46,18 +47,16 @@ class Experiment:
         Raises:
             RetainError: naming what is wrong, and where.
         """
-        path, *more = self.files
-        if more:
-            raise RetainError(f"{more[0]}: a sweep has one experiment file; leave this one out")
-        named = [] if self.backbone is None else [f"backbone={self.backbone}"]
-        if self.order is not None:
-            order = self.order
-            named.append(f"order={order}" if order == "reversed" else f"order=[{order}]")
-        if method is not None and read_experiment(path).method["name"] != method:
-            named.append(f"method={method}")
-        experiment = read_experiment(path, [*named, *self.changes, *changes])
+        experiment = read_experiment(
+            self.files,
+            [*self.changes, *changes],
+            method=method,
+            backbone=self.backbone,
+            order=self.order,
+        )
         if not experiment.tasks:
-            raise RetainError(f"{path}: no field 'tasks'; list at least one")
+            named = " + ".join(map(str, self.files))
+            raise RetainError(f"{named}: no field 'tasks'; list at least one")
         return experiment
 
 
@@ -196,26 +195,31 @@ def _refuse_same(by_variant: Sequence[Sequence[PlannedRun]]) -> None:
 
 
 def _left_behind(experiment: Experiment, run: PlannedRun) -> list[str]:
-    """A line on options beside another method's name in the files, which this one has too."""
+    """A line on options that the files give their own method, and that this one would take too."""
     try:
-        in_files = experiment.read(None).method
+        in_files = dict(experiment.read(None).method)
     except RetainError:  # they name no method
         return []
-    name, options = check_method(run.experiment.method, run.variant)
-    if name == in_files["name"]:
+    method = run.experiment.method
+    name, taken = check_method(method, run.variant)
+    files_name = in_files.pop("name")
+    if name == files_name:
         return []
-    theirs = check_method(in_files, "")[1].model_dump(mode="json")
-    mine = options.model_dump(mode="json")
     chosen = {_field(option).split(".")[0] for option in run.variant.split()[1:]}
-    differing = [
-        key
-        for key in in_files
-        if key in mine and key not in chosen and mine[key] != theirs.get(key)
-    ]
-    if not differing:
+    options = []
+    for key, value in in_files.items():
+        if key in chosen or key not in type(taken).model_fields:
+            continue
+        try:
+            shared = check_method({**method, key: value}, run.variant)[1]
+        except RetainError:  # it has no use for it, such as a rank without a LoRA
+            continue
+        if shared != taken:
+            options.append(f"{key}={json.dumps(value, separators=(',', ':'))}")
+    if not options:
         return []
-    values = ", ".join(f"{key}={json.dumps(mine[key])}" for key in differing)
+    text = " ".join(options)
     return [
-        f"variant '{run.variant}' has {values}: the file's {', '.join(differing)} is for "
-        f"{in_files['name']}; write it into the variant to use it there too"
+        f"variant '{run.variant}' does not take over {text}, which the files have for "
+        f"{files_name}; to share that, give '{run.variant} {text}'"
     ]
