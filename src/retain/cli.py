@@ -526,7 +526,7 @@ def sweep(
     if as_markdown:
         print(table.as_markdown(done), end="")
     else:
-        _wide(console).print(table.terminal_table(done))
+        _wide(console).print(table.terminal_tables(done))
     if result is not None:
         write_json(result, done.model_dump(mode="json"))
     if rows is not None:

@@ -8,24 +8,26 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from rich.table import Table
+from rich.console import Group
 from rich.text import Text
 
 from retain.report.layout import new_table
 from retain.sweep.result import Sweep, SweepRun
 
-COLUMNS = {
+SCORES = {
     "average_performance": "AP",
     "forgetting": "F.Ra",
     "forward_transfer": "FWT",
     "backward_transfer": "BWT",
-    "rouge_l": "AP, ROUGE-L",
-    "own_block": "own block",
+}
+OTHER_SCORES = {"rouge_l": "AP, ROUGE-L", "own_block": "own block"}
+COSTS = {
     "parameters": "trainable",
     "megabytes_per_task": "MB per task",
     "megabytes": "MB kept",
     "minutes": "minutes",
 }
+COLUMNS = {**SCORES, **OTHER_SCORES, **COSTS}
 """Fields of `Measures`, and their headings."""
 
 
@@ -38,32 +40,36 @@ class Line(NamedTuple):
 
 
 def lines(sweep: Sweep) -> list[Line]:
-    """A line per run, and after the runs of a variant their mean ± standard deviation.
+    """A line per run, and after the runs of a variant their means.
 
-    A run that is not finished has "–" in all cells. The mean stands where two or more runs are
-    finished, and in a cell where all of them have a value; the deviation is that of a sample.
+    A run that is not finished has "–" in all cells. The means stand where two or more runs are
+    finished, and in a cell where all of them have a value; those of scores with the standard
+    deviation of a sample.
     """
     table = []
     for variant in sweep.variants:
         runs = [run for run in sweep.runs if run.variant == variant]
-        for run in runs:
-            table.append(Line(variant, str(run.seed), [_cell(v) for v in _columns([run])]))
         done = [run for run in runs if run.measures is not None]
+        table += [Line(variant, str(run.seed), _cells([run])) for run in runs]
         if len(done) > 1:
-            means = [_cell(values) for values in _columns(done)]
-            table.append(Line(variant, f"mean of {len(done)}", means))
+            table.append(Line(variant, "mean", _cells(done)))
     return table
 
 
-def terminal_table(sweep: Sweep) -> Table:
-    """The lines of a sweep, without the columns that no run has."""
+def terminal_tables(sweep: Sweep) -> Group:
+    """Tables that fit on 80 columns, without the columns that no run has."""
     body = lines(sweep)
-    used = [i for i in range(len(COLUMNS)) if any(line.cells[i] != "–" for line in body)]
-    titles = list(COLUMNS.values())
-    table = new_table("", ["seed", *(titles[i] for i in used)])
-    for line in body:
-        table.add_row(Text(line.variant), line.seed, *(line.cells[i] for i in used))
-    return table
+    tables = []
+    for part in (SCORES, OTHER_SCORES, COSTS):
+        places = [i for i, field in enumerate(COLUMNS) if field in part]
+        used = [i for i in places if any(line.cells[i] != "–" for line in body)]
+        if not used and part is not SCORES:
+            continue
+        table = new_table("", ["seed", *(list(COLUMNS.values())[i] for i in used)])
+        for line in body:
+            table.add_row(Text(line.variant), line.seed, *(line.cells[i] for i in used))
+        tables.append(table)
+    return Group(*tables)
 
 
 def as_markdown(sweep: Sweep) -> str:
@@ -81,27 +87,26 @@ def as_csv(sweep: Sweep) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["run", "variant", "seed", "status", *COLUMNS])
     for run in sweep.runs:
-        values = [column[0] for column in _columns([run])]
+        values = (value for (value,) in _values([run]).values())
         writer.writerow([run.path, run.variant, run.seed, run.status, *values])
     return text.getvalue()
 
 
-Values = Sequence[float | None]
-
-
-def _columns(runs: Sequence[SweepRun]) -> list[Values]:
+def _values(runs: Sequence[SweepRun]) -> dict[str, list[float | None]]:
     """By column the value of each run."""
-    return [[getattr(run.measures, field, None) for run in runs] for field in COLUMNS]
+    return {field: [getattr(run.measures, field, None) for run in runs] for field in COLUMNS}
 
 
-def _cell(values: Values) -> str:
-    """The value of one run, or the mean ± standard deviation of several."""
+def _cells(runs: Sequence[SweepRun]) -> list[str]:
+    return [_cell(field, values) for field, values in _values(runs).items()]
+
+
+def _cell(field: str, values: Sequence[float | None]) -> str:
+    """The value of one run, or the mean of several."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return "–"
-    mean = _number(statistics.fmean(known))
-    return mean if len(known) == 1 else f"{mean} ± {_number(statistics.stdev(known))}"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value > 1e4 else f"{value:.2f}"
+    if field == "parameters":
+        return f"{statistics.fmean(known):,.0f}"
+    mean = f"{statistics.fmean(known):.2f}"
+    return mean if len(known) == 1 or field in COSTS else f"{mean} ± {statistics.stdev(known):.2f}"
