@@ -20,6 +20,7 @@ from rich.console import Console
 from benchmarks import interference
 from retain import Learner, cli
 from retain.errors import RetainError
+from retain.methods import METHODS, registry
 from retain.runs.records import read_record
 from retain.sweep import table as tables
 from retain.sweep.plan import Experiment, Plan, plan_sweep
@@ -377,6 +378,48 @@ def test_a_variant_is_what_retain_run_makes(place: Path) -> None:
         {"name": "inclora"},
         {"name": "inclora", "rank": 2},
     ]
+
+
+def test_a_stream_and_a_recipe(place: Path, backbone_folder: Callable[[str], Path]) -> None:
+    values = yaml.safe_load((place / CONFIG).read_text())
+    stream = {key: values[key] for key in ("tasks", "evaluation")}
+    write_settings(place / "two.yaml", {**stream, "orders": {"back": ["letter", "copy"]}})
+    recipe = {
+        "backbones": {"tiny": str(backbone_folder("llama")), "other": str(place)},
+        "training": {"max_steps": 1},
+        "cases": [{"when": {"method": "olora"}, "training": {"learning_rate": 0.5}}],
+    }
+    write_settings(place / "recipe.yaml", recipe)
+    files = [Path("two.yaml"), Path("recipe.yaml")]
+    names = ["--variants", "inclora", "olora", "olora training.learning_rate=0.25", "--seeds", "3"]
+    done = call("sweep", *files, *names, "--backbone", "tiny", "--order", "back", "--markdown")
+    assert (done.status, done.err) == (0, "")
+    out = Path("runs/sweep/two-back")
+    assert result(out).files == ["two.yaml", "recipe.yaml"]
+    runs = [
+        yaml.safe_load((Path(run.path) / "config.yaml").read_text()) for run in result(out).runs
+    ]
+    rates = [run["training"]["learning_rate"] for run in runs]
+    assert rates == [rates[0], 0.5, 0.25]
+    assert [task["path"] for task in runs[0]["tasks"]] == ["letter.jsonl", "copy.jsonl"]
+    check(call("sweep", *files, *names), ["field 'backbone'"])
+    check(call("sweep", files[0], Path("no.yaml"), *names), ["no.yaml: no such file"])
+
+
+def test_methods_of_a_plugin(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_SOURCES", dict(registry._SOURCES))
+    (place / "mine.py").write_text(
+        "from retain.methods import register\nfrom retain.methods.seqlora import SeqLora\n"
+        "@register('swept')\nclass Swept(SeqLora):\n    pass\n"
+    )
+    arguments = ["--variants", "swept rank=2", "--seeds", "0", "--set", "training.max_steps=1"]
+    check(call("sweep", CONFIG, *arguments), ["no method 'swept'"])
+    try:
+        done = sweep(*arguments, "--plugin", "mine.py")
+    finally:
+        METHODS.pop("swept", None)
+    assert done.status == 0
+    assert states() == ["finished"]
 
 
 def test_options_that_stay_behind_are_reported(place: Path) -> None:
