@@ -64,8 +64,8 @@ class Bench:
         self.method.write_before(rows, context)
         for parameter in self.backbone.model.parameters():
             parameter.data += 0.01 * torch.randn_like(parameter)
-        self.method.write_signals(rows, context)
-        self.method.signals = sorted((folder / "teacher").iterdir())
+        self.method.write_teacher_outputs(rows, context)
+        self.method.teacher_files = sorted((folder / "teacher").iterdir())
         replayed = [{**r, "example_id": [i], "is_replay": [1]} for i, r in enumerate(rows)]
         self.batch = self.backbone.collate(replayed)
         self.backbone.model.requires_grad_(True).train()
@@ -93,7 +93,7 @@ class Bench:
     def _eager(self) -> Tensor:
         """Computes the same loss from full attention matrices."""
         method = self.method
-        files = method.read_signals(self.batch)
+        files = method.read_teacher_outputs(self.batch)
         samples = [sample_of(file, method.modules) for file in files]
         output = self.backbone.model(
             input_ids=self.batch["input_ids"], use_cache=False, output_attentions=True

@@ -48,7 +48,7 @@ pytestmark = pytest.mark.usefixtures("place")
         (
             "method",
             {"name": "replay", "rank": 4},
-            ["rank is of a LoRA", "tune: lora"],
+            ["rank is an option of LoRA", "tune: lora"],
         ),
         (
             "method",

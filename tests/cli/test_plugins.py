@@ -234,7 +234,7 @@ def test_an_installed_package_needs_no_flag(
     ("value", "name", "says"),
     [
         ("packaged:Nothing", "pulled", "package retain-pulled: its method 'pulled' cannot be"),
-        ("packaged:PulledConfig", "pulled", "is no retain method but <class"),
+        ("packaged:PulledConfig", "pulled", "is not a retain method but <class"),
         ("packaged:Pulled", "sapt", "registers the method 'sapt', which retain has"),
     ],
 )

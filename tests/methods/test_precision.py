@@ -54,7 +54,7 @@ def test_learns_in_bfloat16(method: str, how: str, kind: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("method", WHOLE)
 def test_a_whole_model_in_half_precision_is_refused(method: str, tmp_path: Path) -> None:
-    with pytest.raises(RetainError, match="a whole model does not learn in"):
+    with pytest.raises(RetainError, match="full fine-tuning does not work in"):
         make_learner(method, backbone_in("llama", torch.bfloat16), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -222,7 +222,7 @@ def test_a_generator_of_nothing_but_copies(monkeypatch: pytest.MonkeyPatch) -> N
     backbone = make_backbone("llama")
     copying(backbone, monkeypatch, own=0)
     assert len(draw(backbone, drop=False).texts) == 8
-    with pytest.raises(RetainError, match=r"nothing but copies .* drop_copies: false"):
+    with pytest.raises(RetainError, match=r"only copies .* drop_copies: false"):
         draw(backbone, drop=True)
 
 

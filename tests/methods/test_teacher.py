@@ -259,7 +259,7 @@ def test_derpp_weighs_its_two_terms(tmp_path: Path) -> None:
         logits, targets = backbone.answer_logits(batch)
     student, index = logits[targets != IGNORED], []
     errors = []
-    for path, row in zip(method.signals, method.memory, strict=True):
+    for path, row in zip(method.teacher_files, method.memory, strict=True):
         stored = load_file(path)
         count = sum(label != IGNORED for label in row["labels"])
         assert len(stored["logits"]) == count

@@ -37,7 +37,7 @@ NEEDED_BY_REPORT = (
     "memory.jsonl",
     "gates.json",
 )
-"""Names of files; beside these, all in the folders of predictions and of the teacher's signals."""
+"""Names of files; beside these, all in the folders of predictions and of teacher outputs."""
 NEEDED_BY_ALL = ("manifest.json", "config.yaml")
 
 

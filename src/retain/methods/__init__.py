@@ -1,4 +1,7 @@
-"""The methods by name. A new one is a file and a line here; the contract tests then cover it."""
+"""Continual-learning methods. A new one is a file and a line in `BUILT_IN`.
+
+The contract tests of `retain.testing` then cover it.
+"""
 
 from retain.methods.amlora import AmLora
 from retain.methods.base import Method, MethodConfig, ParamGroup, Phase, TaskContext, Traits
@@ -46,7 +49,7 @@ BUILT_IN: dict[str, type[Method]] = {
     "pertask": PerTask,
     "multitask": MultiTask,
 }
-"""retain's own."""
+"""The methods that come with retain, by name."""
 
 for _name, _method in BUILT_IN.items():
     register(_name)(_method)

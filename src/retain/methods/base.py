@@ -1,4 +1,4 @@
-"""The contract between the learner and a method."""
+"""The contract that every method fulfils, and the values that pass through it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from retain.training.phase import MOST, ParamGroup, Phase, ReplayRows
 
 
 class Options(BaseModel):
-    """Base of a group of options: unknown keys are refused, values are checked."""
+    """Base class of a group of options. It refuses unknown keys and values out of range."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -44,10 +44,12 @@ Presets = Mapping[str, Mapping[str, Any]]
 
 
 class MethodConfig(Options):
-    """Base of every method's options.
+    """Base class of every method's options.
 
     Attributes:
-        presets: `paper` has the published settings, `default` none. They fill in what is not given.
+        presets: options by the name of a preset; they apply where the user gives none. `paper`
+            holds the published settings.
+        preset: the name of the preset; `default` changes nothing unless the method defines it.
     """
 
     presets: ClassVar[Presets] = {}
@@ -62,15 +64,15 @@ class MethodConfig(Options):
 
     @field_validator("preset")
     @classmethod
-    def _there_is_one(cls, value: str) -> str:
-        known = ("default", *cls.presets)
-        if value not in known:
-            raise ValueError(f"no such preset; choose one of {', '.join(known)}")
+    def _preset_exists(cls, value: str) -> str:
+        names = ("default", *cls.presets)
+        if value not in names:
+            raise ValueError(f"no such preset; choose one of {', '.join(names)}")
         return value
 
 
 def filled_in(values: Any, preset: Mapping[str, Any]) -> Any:
-    """Options as given, with those of a preset where none is given."""
+    """Fills in options that are not given from those of a preset."""
     if not isinstance(values, Mapping):
         return values
     filled = dict(values)
@@ -83,14 +85,14 @@ def filled_in(values: Any, preset: Mapping[str, Any]) -> Any:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a method needs for one task beside the model, in bytes. Activations are not in it.
+    """Bytes that a method needs for one task in addition to the model, without activations.
 
     Attributes:
-        kept: on disk, for good.
-        passing: on disk, while the task is learned.
-        ram: in the memory of the model's device, while it is learned.
-        trainable: of the trainable parameters. Their gradients, and what an optimizer keeps of
-            them in memory and in checkpoints, are not in the others.
+        kept: disk space that stays in use after the task.
+        passing: disk space in use only while the task is learned.
+        ram: memory of the model's device while the task is learned.
+        trainable: size of the trainable parameters. The learner derives from it what gradients,
+            optimizer and checkpoints need; the other fields do not include that.
     """
 
     kept: int = 0
@@ -103,36 +105,38 @@ class Footprint:
 
 
 def trainable(parameters: int, added: int = 0) -> Footprint:
-    """The footprint of trainable parameters in float32.
+    """Returns the footprint of trainable parameters in float32.
 
     Args:
-        parameters: how many are trainable.
-        added: how many of them the task adds to the model and keeps.
+        parameters: the number of trainable parameters.
+        added: how many of them are new with the task, and stored with it.
     """
     return Footprint(kept=4 * added, ram=4 * added, trainable=4 * parameters)
 
 
 def bytes_of(examples: Iterable[Example]) -> int:
-    """What examples take in a file of the run."""
-    rows = (json.dumps(example.as_row(), ensure_ascii=False) for example in examples)
-    return sum(len(row.encode()) for row in rows)
+    """Returns the bytes that examples take in a JSONL file of the run, without line ends."""
+    lines = (json.dumps(example.as_row(), ensure_ascii=False) for example in examples)
+    return sum(len(line.encode()) for line in lines)
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What a method is and needs, as `retain methods` shows it and the learner reads it.
+    """Properties of a method that `retain methods` shows and the learner reads.
 
     Attributes:
-        idea: one line.
-        stores: what it keeps per task.
+        idea: the method in one line.
+        stores: what the run keeps per task.
         needs_task_id: whether the task's name must be given at inference.
-        needs_old_data: whether training reads earlier tasks' examples again.
-        forgets: False where an old task's answers cannot change, so they are not decoded again.
-        lowers_disk: which settings lower its need for disk.
-        lowers_ram: which settings lower its need for memory.
-        latest_only: names of files that only the newest task's folder keeps: full models.
-        fixed_mixture: whether its weights over blocks are the same for every input.
-        waits: whether it learns the tasks of a stream together, when the last one has come.
+        needs_old_data: whether training re-reads earlier tasks' examples.
+        forgets: False if the answers to an old task cannot change. Its scores are then copied
+            instead of measured again.
+        lowers_disk: the settings that reduce the disk space it needs, for error messages.
+        lowers_ram: the settings that reduce the memory it needs, for error messages.
+        latest_only: names of large files that only the newest task's folder keeps, such as the
+            weights of a fully fine-tuned model.
+        fixed_mixture: whether the weights over blocks are the same for every input.
+        waits: whether it trains on all tasks together once the last task of a stream is known.
     """
 
     idea: str
@@ -149,14 +153,14 @@ class Traits:
 
 @dataclass(frozen=True)
 class TaskContext:
-    """The task that a hook of the contract is called for.
+    """The task for which a method's hook is called.
 
     Attributes:
-        name: the task's.
-        index: its place in the stream, from 0.
-        folder: its folder in the run; a method writes there and nowhere else.
-        seed: fixes what is drawn for it. torch's, numpy's and Python's global generators start from
-            it too, before each phase and before the code between phases.
+        name: the task's name.
+        index: the task's position in the stream, from 0.
+        folder: the task's folder in the run. A method writes there and nowhere else.
+        seed: the seed for everything random about this task. The global generators of torch, numpy
+            and Python are seeded for the task too, before each phase and between phases.
     """
 
     name: str
@@ -165,21 +169,21 @@ class TaskContext:
     seed: int
 
     def generator(self, offset: int = 0) -> torch.Generator:
-        """A CPU generator of its own, which other draws do not move."""
+        """Returns a new CPU generator, seeded with the task's seed plus `offset`."""
         return torch.Generator().manual_seed(self.seed + offset)
 
 
 class Method(ABC):
-    """How a learner avoids forgetting. Constructing one installs its layers in the backbone.
+    """Base class of continual-learning methods. The constructor installs layers in the backbone.
 
     Class attributes:
-        Config: its options.
-        traits: what it is and needs.
+        Config: the class of the method's options.
+        traits: the method's properties.
 
     Attributes:
-        backbone: what it was constructed with.
-        waiting: of a method that waits (`traits.waits`), whether it still does: then there is
-            nothing to score yet.
+        backbone: the backbone that the method was constructed with.
+        waiting: True while a method with `traits.waits` has trained nothing yet, because more
+            tasks are to come. There is nothing to score then.
     """
 
     Config: ClassVar[type[MethodConfig]]
@@ -192,64 +196,68 @@ class Method(ABC):
         """Freezes the backbone and installs what the method adds to it."""
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:
-        """Estimates, before anything is trained, what a task will take: its test examples."""
+        """Estimates the bytes that a task will need; here those of its stored test examples."""
         return Footprint(kept=bytes_of(task.test))
 
     def encoded(self, task: Task) -> list[Features]:
-        """The task's training rows."""
+        """Encodes the task's training examples."""
         return [self.backbone.encode(example) for example in task.train]
 
     @abstractmethod
     def phases(self, task: Task, context: TaskContext) -> Iterator[Phase]:
-        """Yields the task's optimisations in order.
+        """Yields the optimisations that learn the task, in order.
 
-        Code before a `yield` prepares that phase, with everything before it learned. After a crash
-        the whole is called again on the state before the task; phases that had ended are then not
-        trained but restored, and the code between them runs again with the same random state.
+        The code before a `yield` prepares that phase; it runs when the earlier phases are trained.
+        After a crash `phases` is called again on the state before the task. Phases that had ended
+        are then restored instead of trained, and the code between them runs again with the same
+        random state.
         """
 
     def finish(self, task: Task, context: TaskContext) -> None:  # noqa: B027 — most need none
-        """Gathers statistics and memory after the last phase."""
+        """Collects what later tasks need, such as statistics or a memory, after the last phase."""
 
     @abstractmethod
     def route(self, batch: Batch, task: str | None = None) -> None:
-        """Sets the weights over blocks for the coming forward or generation.
+        """Sets the weights over blocks for the next forward pass or generation.
 
-        A method may change which of the batch's tokens are seen: it masks them, or cuts them off.
-        Routing a batch twice is routing it once.
+        A method may also mask or cut off tokens of the batch, in place. Calling `route` twice on
+        the same batch has the same effect as calling it once.
 
         Args:
-            batch: collated prompts.
-            task: the task's name, for the methods that need it.
+            batch: collated prompts, with or without answers.
+            task: the task's name, for methods that need it at inference.
+
+        Raises:
+            RetainError: when the method needs the task's name and got none, or an unknown one.
         """
 
     def routing(self) -> Tensor | None:
-        """The weights over blocks (B, T) that the routed prompts were read with.
+        """Returns the weights over blocks (B, T) of the routed batch; None without routing.
 
-        Some methods know them only after the forward. None for a method that does not route.
+        Call it after the forward pass: some methods know the weights only then.
         """
         return None
 
     @property
     def exported_pool(self) -> LoraPool | PromptPool | None:
-        """The pool whose blocks stand alone as PEFT adapters; None where there is none."""
+        """The pool of blocks that can be exported as PEFT adapters, or None."""
         return None
 
     @abstractmethod
     def save(self, context: TaskContext) -> None:
-        """Writes the newest task's own files into its folder; never touches an older one."""
+        """Writes the newest task's files into its folder. Older folders must stay unchanged."""
 
     @abstractmethod
     def load(self, context: TaskContext) -> None:
-        """Adds one saved task; called for each, oldest first."""
+        """Restores one saved task. Called for every task of a run, oldest first."""
 
     @classmethod
     def diagnostics(cls, run: RunDirectory, task: str | None) -> list[Section]:
-        """What `retain inspect` and the report page show of a run; loads no model.
+        """Returns what `retain inspect` and the report page show of a run, without its model.
 
         Args:
             run: an opened run of this method.
-            task: the one to show in detail, for a method that does so; its section names it.
+            task: the task to show in detail, for a method that supports it.
 
         Raises:
             RetainError: when there is no such task, or a file is damaged.
@@ -257,11 +265,16 @@ class Method(ABC):
         return []
 
 
-def block_of(task: str | None, blocks: Sequence[str], method: str) -> int:
-    """The number of a task's block, for methods that need the task's name.
+def block_index(task: str | None, blocks: Sequence[str], method: str) -> int:
+    """Returns the index of a task's block, for methods that need the task's name.
+
+    Args:
+        task: the task's name.
+        blocks: the names of the learned tasks.
+        method: the method's name, for the error.
 
     Raises:
-        RetainError: when no task is named, or one that has no block.
+        RetainError: when the task's name is missing or unknown.
     """
     if task in blocks:
         return blocks.index(task)

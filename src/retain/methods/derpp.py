@@ -42,7 +42,7 @@ class DerPp(TaughtMethod):
             return super().loss(batch)
         self.route(batch)
         logits, targets = self.backbone.answer_logits(batch)
-        teacher = stacked(self.read_signals(batch))
+        teacher = stacked(self.read_teacher_outputs(batch))
         error = squared_error(logits[targets != IGNORED], teacher)
         return {
             "replay": self.options.replay_weight * cross_entropy(logits, targets),

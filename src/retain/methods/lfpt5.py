@@ -181,7 +181,7 @@ class Lfpt5(TaughtMethod):
         if not is_replay:
             return {"task": cross_entropy(logits, targets), "writing": written}
         answered = targets != IGNORED
-        soft = soft_cross_entropy(logits[answered], stacked(self.read_signals(batch)))
+        soft = soft_cross_entropy(logits[answered], stacked(self.read_teacher_outputs(batch)))
         positions = answered.sum() / len(answered)  # of a row
         weight = self.options.distillation
         return {

@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from retain.backbone import Batch
-from retain.methods.base import block_of
+from retain.methods.base import block_index
 from retain.methods.shared.lora import BlockPerTask
 from retain.methods.shared.routing_diagnostics import routing_diagnostics
 from retain.runs.directory import RunDirectory
@@ -26,7 +26,7 @@ class PerTask(BlockPerTask):
 
     def route(self, batch: Batch, task: str | None = None) -> None:
         """One-hot weights on the named task's block."""
-        index = block_of(task, self.pool.blocks, "pertask")
+        index = block_index(task, self.pool.blocks, "pertask")
         self.pool.use_block(len(batch["input_ids"]), index)
 
     def routing(self) -> Tensor | None:

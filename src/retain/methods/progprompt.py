@@ -21,7 +21,7 @@ from retain.methods.base import (
     Presets,
     TaskContext,
     Traits,
-    block_of,
+    block_index,
     trainable,
 )
 from retain.tasks import Task
@@ -119,7 +119,7 @@ class ProgPrompt(Method):
 
     def route(self, batch: Batch, task: str | None = None) -> None:
         """Puts the named task's prompt and the earlier ones before each prompt of the batch."""
-        self._put(batch, block_of(task, self.pool.blocks, "progprompt") + 1)
+        self._put(batch, block_index(task, self.pool.blocks, "progprompt") + 1)
 
     def save(self, context: TaskContext) -> None:
         """Writes the task's prompt."""

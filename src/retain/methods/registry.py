@@ -1,8 +1,8 @@
-"""The methods by name: retain's own, those of installed packages, and those of named plugins.
+"""Registry of methods: built in, from installed packages, and from plugins that the user names.
 
-An installed package names its methods under the entry-point group `retain.methods`. A plugin is a
-module that registers methods when it is imported; only one that the user names is imported, never
-one that a run or an experiment of somebody else asks for.
+An installed package lists its methods in the entry-point group `retain.methods`. A plugin is a
+module that registers methods when it is imported. Only plugins that the user names are imported,
+never one that a stored run asks for: a run from elsewhere must not run code.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from retain.runs.environment import PLUGIN, PLUGINS
 from retain.system.files import checksum
 
 GROUP = "retain.methods"
-"""The entry-point group: `name = "package.module:Class"`."""
+"""The entry-point group; its entries look like `name = "package.module:Class"`."""
 
 METHODS: dict[str, type[Method]] = {}
-"""The methods that were registered; those of installed packages are when they are asked for."""
+"""The registered methods by name. Those of installed packages are added on first use."""
 
 _SOURCES: dict[str, str] = {}
-"""The plugin or package of each method that is not retain's own."""
+"""The plugin or package of each method that is not built in."""
 
 MethodClass = TypeVar("MethodClass", bound=type[Method])
 
 
 def register(name: str) -> Callable[[MethodClass], MethodClass]:
-    """Registers a method class under a name: `@register("mine")` above the class.
+    """Registers a method class under a name, as a decorator: `@register("mine")`.
 
     Raises:
-        RetainError: when the name is taken by another class.
+        RetainError: when another class has this name already.
     """
 
     def add(method: MethodClass) -> MethodClass:
@@ -47,8 +47,8 @@ def register(name: str) -> Callable[[MethodClass], MethodClass]:
 
 
 def _add(name: str, method: type[Method], source: str) -> None:
-    known = METHODS.get(name)
-    if known is not None and _identity(known) != _identity(method):
+    existing = METHODS.get(name)
+    if existing is not None and _identity(existing) != _identity(method):
         raise RetainError(
             f"{source}: registers the method '{name}', which {_SOURCES.get(name, 'retain')} has "
             "registered already; give it another name"
@@ -62,7 +62,7 @@ def _add(name: str, method: type[Method], source: str) -> None:
 
 
 def _identity(method: type[Method]) -> tuple[str, str]:
-    """What stays the same when a module, or a notebook's cell, is run again."""
+    """Returns what stays the same when a module or a notebook cell is executed again."""
     return method.__module__, method.__qualname__
 
 
@@ -70,11 +70,11 @@ def load_plugins(names: Iterable[str], beside: Path) -> None:
     """Imports modules that register methods.
 
     Args:
-        names: a module's name, such as `pulled` or `package.module`, or the path of a .py file.
-        beside: a folder that is looked in first.
+        names: module names such as `pulled` or `package.module`, or paths of .py files.
+        beside: the folder that is searched first, and that relative paths start from.
 
     Raises:
-        RetainError: when there is no such module, it cannot be imported, or registers no method.
+        RetainError: when a module does not exist, cannot be imported, or registers no method.
     """
     for name in names:
         folder, module = beside, name
@@ -89,12 +89,12 @@ def load_plugins(names: Iterable[str], beside: Path) -> None:
 def _import(module: str, folder: Path) -> None:
     if module in _SOURCES.values():
         return
-    known, imported = dict(METHODS), set(sys.modules)
+    known_methods, known_modules = set(METHODS), set(sys.modules)
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
     try:
         importlib.import_module(module)
-        new = METHODS.keys() - known.keys()
+        new = METHODS.keys() - known_methods
         for name in new:
             _SOURCES[name] = module
         if not new and not any(_load_all(module)):
@@ -103,7 +103,7 @@ def _import(module: str, folder: Path) -> None:
                 "retain.methods above its class"
             )
     except Exception as error:
-        _forget(METHODS.keys() - known.keys(), sys.modules.keys() - imported)
+        _unregister(METHODS.keys() - known_methods, sys.modules.keys() - known_modules)
         if isinstance(error, RetainError):
             raise
         if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
@@ -120,8 +120,8 @@ def _import(module: str, folder: Path) -> None:
         sys.path.remove(str(folder))
 
 
-def _forget(names: set[str], modules: set[str]) -> None:
-    """Leaves nothing of a plugin that failed half-way."""
+def _unregister(names: set[str], modules: set[str]) -> None:
+    """Removes what a plugin that failed has registered and imported so far."""
     for name in names:
         del METHODS[name]
         _SOURCES.pop(name, None)
@@ -130,7 +130,7 @@ def _forget(names: set[str], modules: set[str]) -> None:
 
 
 def _load_all(module: str) -> Iterator[str]:
-    """Registers the entry points that lie in a module or package; yields their names."""
+    """Registers the entry points of a module or package and yields their names."""
     for point in _entry_points():
         if point.module == module or point.module.startswith(f"{module}."):
             _load(point)
@@ -138,7 +138,7 @@ def _load_all(module: str) -> Iterator[str]:
 
 
 def find(name: str) -> type[Method] | None:
-    """Returns the method of a name, of an installed package too; None where there is none.
+    """Returns the method with this name, built in or installed; None if there is none.
 
     Raises:
         RetainError: when its package cannot be imported, or two packages claim the name.
@@ -161,7 +161,7 @@ def _load(point: EntryPoint) -> None:
         ) from error
     if not (isinstance(method, type) and issubclass(method, Method)):
         raise RetainError(
-            f"package {package}: its entry point '{point.name}' is no retain method but "
+            f"package {package}: its entry point '{point.name}' is not a retain method but "
             f"{method!r}; repair or uninstall the package"
         )
     _add(point.name, method, package)
@@ -177,15 +177,15 @@ def _entry_points() -> Iterable[EntryPoint]:
 
 
 def list_methods() -> list[str]:
-    """Names that `method.name` takes, those of installed packages included."""
+    """Returns the names that `method.name` may have, those of installed packages included."""
     return sorted({*METHODS, *(point.name for point in _entry_points())})
 
 
 def source_of(name: str) -> str | None:
-    """The plugin or package that a method comes from; None for retain's own."""
+    """Returns the plugin or package that a method comes from; None for a built-in method."""
     return _SOURCES.get(name)
 
 
 def is_installed(name: str) -> bool:
-    """Whether a method comes from an installed package, which needs no `--plugin`."""
+    """Tells whether a method comes from an installed package and so needs no `--plugin`."""
     return any(point.name == name for point in _entry_points())

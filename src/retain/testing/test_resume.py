@@ -49,7 +49,7 @@ class Whole:
             learner.learn(SECOND)
 
 
-FAST = ("sapt", "seekr")  # two phases; a memory, signals and weights that supersede
+FAST = ("sapt", "seekr")  # two phases; a memory, teacher outputs, files that replace older ones
 
 
 @pytest.fixture(

@@ -143,7 +143,7 @@ class Seekr(TaughtMethod):
         if "is_replay" not in batch:
             return super().loss(batch)
         self.route(batch)
-        files = self.read_signals(batch)
+        files = self.read_teacher_outputs(batch)
         samples = [sample_of(file, self.modules) for file in files]
         return replay_losses(
             self.backbone, self.capture, self.modules, batch, stacked(files), samples, self.options
@@ -193,7 +193,7 @@ class Seekr(TaughtMethod):
 
     # -- what a task leaves
 
-    def write_signals(self, rows: Sequence[Features], context: TaskContext) -> None:
+    def write_teacher_outputs(self, rows: Sequence[Features], context: TaskContext) -> None:
         """Chooses heads, and writes the teacher's logits and their attention."""
         self.capture.on()
         heads = self._choose_heads(rows, context)

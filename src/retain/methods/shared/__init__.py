@@ -1,1 +1,1 @@
-"""Parts that several methods share."""
+"""Base classes and helpers that several methods use."""

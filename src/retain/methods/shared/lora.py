@@ -1,4 +1,4 @@
-"""What methods with LoRA blocks share: their options, and learning one block a task."""
+"""Options of methods with LoRA blocks, and the base class of those with one block per task."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ from retain.training.phase import Unit
 
 
 class LoraMethodConfig(MethodConfig):
-    """Size and place of the blocks; `target_modules: null` is peft's default for the backbone.
+    """Rank, scale α, target modules and dropout of the LoRA blocks.
 
-    `dropout` is of the input of the trainable block, in training only.
+    `target_modules: null` takes peft's default for the backbone. `dropout` applies to the input of
+    the trainable block, in training only.
     """
 
     rank: PositiveInt = 8
@@ -37,14 +38,14 @@ class LoraMethodConfig(MethodConfig):
 
 
 class BlockPerTask(Method):
-    """A fresh block learns each task; `route` says which blocks count."""
+    """Base class of methods that train a new LoRA block per task. Subclasses define `route`."""
 
     Config: ClassVar[type[MethodConfig]] = LoraMethodConfig
     traits: ClassVar[Traits] = Traits(
         idea="", stores="one LoRA", lowers_disk="method.rank", lowers_ram="method.rank"
     )
     units: ClassVar[Mapping[str, Unit]] = {}
-    """As `Phase.units`."""
+    """The `Phase.units` of the method's loss."""
 
     def __init__(self, backbone: Backbone, config: LoraMethodConfig) -> None:
         self.backbone = backbone
@@ -58,31 +59,31 @@ class BlockPerTask(Method):
         )
 
     def phases(self, task: Task, context: TaskContext) -> Iterator[Phase]:
-        """One phase on a fresh block."""
+        """Yields one phase that trains a new block."""
         self.pool.grow(task.name, context.seed)
-        rows = self.encoded(task)
+        examples = self.encoded(task)
         groups = [ParamGroup("block", self.pool.parameters())]
-        yield Phase("learn", rows, groups, self.loss, units=self.units)
+        yield Phase("learn", examples, groups, self.loss, units=self.units)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy on the task, with the newest block as `route` weighs it."""
+        """Returns the cross-entropy, with the batch routed to the newest task."""
         self.route(batch, self.pool.blocks[-1])
         return {"task": self.backbone.answer_loss(batch)}
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:
-        """The task's block."""
+        """Adds the task's block to the estimate."""
         size = self.pool.block_size()
         return super().footprint(task, batch_size) + trainable(size, size)
 
     @property
     def exported_pool(self) -> LoraPool:
-        """The blocks."""
+        """The pool of all blocks."""
         return self.pool
 
     def save(self, context: TaskContext) -> None:
-        """Writes the task's block."""
+        """Writes the newest block in peft's layout."""
         self.pool.save_block(context.folder, self.backbone.name)
 
     def load(self, context: TaskContext) -> None:
-        """Adds the task's block."""
+        """Loads the task's block into the pool."""
         self.pool.load_block(context.folder, context.name)

@@ -1,4 +1,4 @@
-"""Memory: a share of each task's examples, kept and replayed while later tasks are learned."""
+"""Replay memory: a share of each task's examples, kept for training on later tasks."""
 
 from __future__ import annotations
 
@@ -33,14 +33,15 @@ from retain.tasks import Example, Task
 from retain.tasks.readers import parse_row
 
 MEMORY = "memory.jsonl"
+"""File of the kept examples in a task's folder."""
 
 
 class MemoryConfig(Options):
-    """How much is kept and how often it is replayed.
+    """How many examples are kept, and how often they are replayed.
 
-    `share` of a task's examples, at least one. After `every` optimizer steps comes one on kept
-    examples; `reference` is SEEKR's published rule (see `retain.training.phase.Replay`), which in a
-    run of few steps hardly replays at all.
+    `share` is the kept share of a task's examples; at least one example is kept. A step on kept
+    examples follows every `every` optimizer steps on the task. `reference` is SEEKR's published
+    rule (see `retain.training.phase.ReplayRows`), which rarely replays in a run of few steps.
     """
 
     share: Annotated[float, Field(gt=0, le=1)] = 0.01
@@ -58,15 +59,18 @@ class MemoryConfig(Options):
 
 
 class ReplayConfig(SequentialConfig):
-    """Options of the methods with a memory."""
+    """Options of methods with a replay memory."""
 
     replay: MemoryConfig = Field(default_factory=MemoryConfig)
 
 
 class MemoryMethod(Sequential):
-    """What the methods with a memory share: choosing, keeping and replaying examples.
+    """Base class of methods that keep examples and replay them.
 
-    Kept rows are numbered through all tasks.
+    Attributes:
+        replay: the options of the memory.
+        memory: the kept examples of all tasks, encoded, oldest task first. An example's
+            `example_id` is its position in this list.
     """
 
     Config: ClassVar[type[MethodConfig]] = ReplayConfig
@@ -78,45 +82,46 @@ class MemoryMethod(Sequential):
         self.memory: list[Features] = []
 
     def phases(self, task: Task, context: TaskContext) -> Iterator[Phase]:
-        """One phase on the task's own examples, with those of older tasks in between."""
+        """Yields one phase on the task's examples, with batches of kept examples in between."""
         every = None if self.replay.every == "reference" else self.replay.every
         for phase in super().phases(task, context):
             yield replace(phase, replay=ReplayRows(self.memory, every)) if self.memory else phase
 
     def finish(self, task: Task, context: TaskContext) -> None:
-        """Keeps a share of the task's examples."""
-        write_jsonl(
-            context.folder / MEMORY, [example.as_row() for example in self.choose(task, context)]
-        )
-        # Read back: what was drawn at random is then the same in all processes.
+        """Writes the task's kept examples and adds them to the memory."""
+        chosen = self.choose(task, context)
+        write_jsonl(context.folder / MEMORY, [example.as_row() for example in chosen])
+        # Read back, so that all processes have what the first one has drawn.
         self.memory += self.numbered(read_examples(context.folder))
 
     def choose(self, task: Task, context: TaskContext) -> list[Example]:
-        """Draws the examples to keep: the same ones at every call for a task."""
+        """Draws the examples to keep. Every call for a task returns the same ones."""
         return random.Random(context.seed).sample(list(task.train), self.kept(task))
 
     def kept(self, task: Task) -> int:
-        """How many examples of a task are kept."""
+        """Returns the number of a task's examples that are kept."""
         return max(1, int(self.replay.share * len(task.train) + 1e-9))
 
     def numbered(self, examples: list[Example]) -> list[Features]:
-        """Tokens of examples that follow those in memory, each with its place there."""
-        rows = [self.backbone.encode(example) for example in examples]
-        first = len(self.memory)
-        return [{**row, "example_id": [first + i], "is_replay": [1]} for i, row in enumerate(rows)]
+        """Encodes examples and numbers them from the memory's current length."""
+        encoded = [self.backbone.encode(example) for example in examples]
+        return [
+            {**features, "example_id": [number], "is_replay": [1]}
+            for number, features in enumerate(encoded, start=len(self.memory))
+        ]
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:
-        """And the share of its examples."""
-        own = Footprint(kept=bytes_of(task.train) * self.kept(task) // len(task.train))
-        return super().footprint(task, batch_size) + own
+        """Adds the kept examples to the estimate."""
+        memory = Footprint(kept=bytes_of(task.train) * self.kept(task) // len(task.train))
+        return super().footprint(task, batch_size) + memory
 
     def load(self, context: TaskContext) -> None:
-        """Takes over a later task's weights, and adds what was kept of it."""
+        """Restores the task's weights and adds its kept examples to the memory."""
         super().load(context)
         self.memory += self.numbered(read_examples(context.folder))
 
 
 def read_examples(folder: Path) -> list[Example]:
-    """What was kept of a task."""
+    """Reads the kept examples from a task's folder."""
     path = folder / MEMORY
     return [parse_row(row, str(path)) for row in read_jsonl(path)]

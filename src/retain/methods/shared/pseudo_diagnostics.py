@@ -1,4 +1,4 @@
-"""The pseudo-samples of a run: how they compare with the training inputs that they imitate."""
+"""Diagnostics of pseudo-samples: how they compare with the training inputs they imitate."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class TaskSamples:
     """The pseudo-samples of one task.
 
     Attributes:
-        task: its name.
-        count: how many there are.
-        quality: measured when they were written; None for real inputs.
+        task: the task's name.
+        count: the number of pseudo-samples.
+        quality: measures taken when they were generated; None for real inputs.
         lost: points that the task's score has lost since it was learned; None if not measured.
     """
 
@@ -39,14 +39,14 @@ class TaskSamples:
 
 
 def read_samples(run: RunDirectory, file: str) -> list[TaskSamples]:
-    """Reads what a run says of its pseudo-samples, oldest task first.
+    """Reads the measures of a run's pseudo-samples, oldest task first.
 
     Args:
         run: an opened run.
-        file: name of the JSONL file in a task's folder that has them.
+        file: the name of the JSONL file with pseudo-samples in a task's folder.
 
     Raises:
-        RetainError: when one of these files is damaged.
+        RetainError: when a file is damaged.
     """
     lost = points_lost(results.scores(run).matrix)
     samples = []
@@ -61,19 +61,19 @@ def read_samples(run: RunDirectory, file: str) -> list[TaskSamples]:
 
 
 def pseudo_sample_diagnostics(run: RunDirectory, file: str, real: bool = False) -> list[Section]:
-    """The section on a run's pseudo-samples, where it keeps some.
+    """Returns the section on a run's pseudo-samples; no section if it has none.
 
     Args:
         run: an opened run.
         file: as in `read_samples`.
-        real: whether they are training inputs themselves.
+        real: whether training inputs are kept instead of generated ones.
     """
     samples = read_samples(run, file)
     return [samples_section(samples, real)] if samples else []
 
 
 def samples_section(samples: Sequence[TaskSamples], real: bool) -> Section:
-    """The section on pseudo-samples: a table of a row per task, and whose data they are."""
+    """Returns the section: a table with one row per task, and a sentence on privacy."""
     columns = ["texts", "AUC", "distinct", "of real", "repeats", "copies", "change"]
     rows = [(short(task.task), _cells(task)) for task in samples]
     return Section(
@@ -100,14 +100,14 @@ def _cells(samples: TaskSamples) -> list[str]:
 
 
 def _privacy_sentence(samples: Sequence[TaskSamples], real: bool) -> str:
-    """The sentence that pseudo-samples hold people's data."""
+    """Returns the sentence that pseudo-samples are to be treated as user data."""
     if real:
-        what = "they are training inputs"
+        origin = "they are training inputs"
     else:
-        what = "they imitate training inputs and may repeat them"
+        origin = "they imitate training inputs and may repeat them"
         if dropped := sum(task.quality.dropped for task in samples if task.quality):
-            what += f" in part ({dropped:,} copies were dropped)"
+            origin += f" in part ({dropped:,} copies were dropped)"
     return (
-        f"Pseudo-samples: {sum(task.count for task in samples):,}; {what}: "
+        f"Pseudo-samples: {sum(task.count for task in samples):,}; {origin}: "
         "this is user data, to be treated like the training data."
     )

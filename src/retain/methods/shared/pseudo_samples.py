@@ -1,4 +1,7 @@
-"""Pseudo-samples: inputs of a task that the model itself writes, from a trigger it learned on."""
+"""Pseudo-samples: inputs of a task that the model generates from a trigger prompt.
+
+The model is trained before to answer the trigger with the task's training inputs.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,15 @@ from retain.system.files import write_json
 from retain.tasks import Example
 
 QUALITY = "quality.json"
+"""File of the measures in a task's folder."""
 BATCH = 32
+"""Prompts per batch of generation and of embedding."""
 ROUNDS = 10
-"""How often what is no use (empty, or a copy) is drawn again before giving up."""
+"""Batches drawn at most, as a multiple of those needed if no text were empty or a copy."""
 
 
 class Quality(Record):
-    """`quality.json`: measures of a task's pseudo-samples; see `metrics.generated`."""
+    """`quality.json`: the measures of a task's pseudo-samples, explained in `metrics.generated`."""
 
     count: int
     auc: float | None
@@ -36,7 +41,7 @@ class Quality(Record):
 
 
 class DrawConfig(Options):
-    """How pseudo-samples are drawn; with `drop_copies` none is kept that is a training input."""
+    """How pseudo-samples are sampled. `drop_copies` discards those that copy a training input."""
 
     top_k: PositiveInt = 20
     max_new_tokens: PositiveInt = 128
@@ -45,11 +50,11 @@ class DrawConfig(Options):
 
 @dataclass(frozen=True)
 class Written:
-    """Pseudo-samples.
+    """The pseudo-samples of a task.
 
     Attributes:
-        texts: none of them empty.
-        dropped: how many copies of training inputs were left out.
+        texts: the generated inputs; none is empty.
+        dropped: the number of discarded copies of training inputs.
     """
 
     texts: list[str]
@@ -57,16 +62,17 @@ class Written:
 
 
 def generator_rows(backbone: Backbone, examples: Sequence[Example], trigger: str) -> list[Features]:
-    """Rows that teach to write the examples' inputs when given the trigger."""
+    """Encodes examples that train the generator: the trigger as prompt, an input as answer."""
     longest = backbone.prompt.max_prompt_tokens
     pairs = [Example(trigger, (example.prompt,)) for example in examples]
     return [backbone.encode(pair, answer_limit=longest) for pair in pairs]
 
 
 def taught_inputs(backbone: Backbone, rows: Sequence[Features]) -> list[str]:
-    """The inputs of generator rows as the tokenizer gives them back, which is all it could write.
+    """Decodes the training inputs from the rows of `generator_rows`.
 
-    What it cannot write (T5 has no line break) would tell any pseudo-sample from a real input.
+    Pseudo-samples are compared with these instead of the original texts. What the tokenizer cannot
+    represent (T5 has no line break) would otherwise distinguish every pseudo-sample.
     """
     ids = [[i for i in row["labels"] if i != IGNORED] for row in rows]
     texts = backbone.tokenizer.batch_decode(ids, skip_special_tokens=True)
@@ -82,19 +88,19 @@ def write_inputs(
     taught: Sequence[str],
     remedy: str,
 ) -> Written:
-    """Samples `count` inputs; fewer where copies are dropped and little else comes.
+    """Generates `count` pseudo-samples, or fewer if copies are dropped and few others come.
 
     Args:
-        backbone: with what was learned for the trigger.
+        backbone: the trained generator.
         trigger: the prompt.
-        switch_on: called with the size of each batch, before it is written.
-        count: how many.
-        options: how they are drawn.
-        taught: the training inputs, as `taught_inputs` gives them.
-        remedy: an option that makes a better generator when it is higher, for the error.
+        switch_on: activates the generator's block for a batch; called with the batch size.
+        count: the number of pseudo-samples.
+        options: how they are sampled.
+        taught: the training inputs, as `taught_inputs` returns them.
+        remedy: the name of an option whose higher value improves the generator, for the error.
 
     Raises:
-        RetainError: when what it writes is mostly empty, or there is nothing but copies.
+        RetainError: when too many texts are empty, or all others are copies.
     """
     row = backbone.encode(Example(trigger, ("",)), with_answer=False)
     originals = generated.Originals(taught if options.drop_copies else ())
@@ -116,7 +122,7 @@ def write_inputs(
         return Written(texts, dropped)
     if dropped:
         raise RetainError(
-            "the generator writes nothing but copies of training inputs; start again in another "
+            "the generator writes only copies of training inputs; start again in another "
             "--output with drop_copies: false, or with more training examples"
         )
     raise RetainError(
@@ -128,11 +134,14 @@ def write_inputs(
 def write_quality(
     folder: Path, backbone: Backbone, texts: Sequence[str], dropped: int, taught: Sequence[str]
 ) -> None:
-    """Measures a task's pseudo-samples beside its training inputs; keeps numbers, and no input."""
+    """Compares a task's pseudo-samples with its training inputs and writes `quality.json`.
+
+    The file holds numbers only, so that the run keeps no input.
+    """
     originals = generated.Originals(taught)
     ids = _token_ids(backbone, texts)
     real = _token_ids(backbone, generated.spread(taught, len(texts)))
-    found = {
+    measures = {
         "count": len(texts),
         "auc": generated.separability(texts, taught),
         "distinct_2": generated.distinct(ids, 2),
@@ -141,7 +150,7 @@ def write_quality(
         "copies": sum(map(originals.has, texts)),
         "dropped": dropped,
     }
-    write_json(folder / QUALITY, found)
+    write_json(folder / QUALITY, measures)
 
 
 def _token_ids(backbone: Backbone, texts: Sequence[str]) -> list[list[int]]:

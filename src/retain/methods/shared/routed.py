@@ -1,6 +1,6 @@
-"""A pool of blocks and a router: what methods share that weigh one block per task for each prompt.
+"""A pool with one block per task and a router that weighs the blocks for each prompt.
 
-A method that changes only the routing gives `RoutedPool` another `Router`.
+A method that changes only the routing passes another `Router` to `RoutedPool`.
 """
 
 from __future__ import annotations
@@ -23,42 +23,43 @@ from retain.tasks import Task
 from retain.training.phase import Unit
 
 ROUTER = "router.safetensors"
+"""File of the router's tensors in a task's folder."""
 
 
 class Router(Protocol):
-    """Weighs the blocks for each prompt.
+    """Interface of a router, which weighs the blocks for each prompt.
 
     A trainable router is an `nn.Module` that its method adds to the model, so that checkpoints and
     data parallelism see its parameters.
     """
 
     def weights(self, batch: Batch) -> Tensor:
-        """The blocks' weights (B, T) for a batch of prompts, the newest block last."""
+        """Returns the weights of the T blocks (B, T) for a batch of prompts, newest block last."""
 
     def add_task(self, task: Task, context: TaskContext) -> None:
-        """Adds a task, right before its block is trained."""
+        """Adds a task. Called right before its block is trained."""
 
     def trainable(self) -> list[nn.Parameter]:
-        """What is trained with the newest block; empty for a router in closed form."""
+        """Returns the parameters trained with the newest block; none for a closed-form router."""
 
     def state(self) -> dict[str, Tensor]:
-        """What the newest task's folder keeps of the router."""
+        """Returns the tensors to store in the newest task's folder."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of the `state` that one more task would have."""
+        """Returns the shapes of the `state` of one more task, to check its file."""
 
     def load_task(self, state: Mapping[str, Tensor]) -> None:
-        """Adds a task that was saved; called for each, oldest first."""
+        """Restores one saved task. Called for every task, oldest first."""
 
 
 class RoutedPool(Method):
-    """One block per task; a router weighs all of them for each prompt.
+    """Base class of methods with one block per task and a router over the blocks.
 
     Attributes:
         pool: the blocks.
-        router: sets their weights.
-        block_rate: of the trainable block, times training.learning_rate.
-        router_rate: of what is trainable in the router, likewise.
+        router: computes their weights.
+        block_rate: learning rate of the new block, as a multiple of training.learning_rate.
+        router_rate: learning rate of the router, likewise.
     """
 
     pool: LoraPool | PromptPool
@@ -66,7 +67,7 @@ class RoutedPool(Method):
     block_rate: float = 1.0
     router_rate: float = 1.0
     units: ClassVar[Mapping[str, Unit]] = {}
-    """As `Phase.units`."""
+    """The `Phase.units` of the method's loss."""
 
     def __init__(
         self, backbone: Backbone, config: Any, pool: LoraPool | PromptPool, router: Router
@@ -79,12 +80,12 @@ class RoutedPool(Method):
             backbone.model.add_module("retain_router", router)
 
     def phases(self, task: Task, context: TaskContext) -> Iterator[Phase]:
-        """One phase: the new block, and what is trainable in the router."""
+        """Yields one phase that trains a new block and the router."""
         self.pool.grow(task.name, context.seed)
         yield self.learning_phase(task, context)
 
     def learning_phase(self, task: Task, context: TaskContext) -> Phase:
-        """Adds the task to the router, and describes the phase that learns it."""
+        """Adds the task to the router and returns the phase that trains block and router."""
         self.router.add_task(task, context)
         groups = [ParamGroup("block", self.pool.parameters(), self.block_rate)]
         if parameters := self.router.trainable():
@@ -92,53 +93,53 @@ class RoutedPool(Method):
         return Phase("learn", self.encoded(task), groups, self.loss, units=self.units)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy on the task, routed."""
+        """Returns the cross-entropy on the routed batch."""
         self.route(batch)
         return {"task": self.backbone.answer_loss(batch)}
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:
-        """The task's block and what the router keeps of it."""
+        """Adds the task's block and router state to the estimate."""
         size = self.pool.block_size()
         size += sum(math.prod(shape) for shape in self.router.shapes().values())
         return super().footprint(task, batch_size) + trainable(size, size)
 
     def route(self, batch: Batch, task: str | None = None) -> None:
-        """Weighs the blocks for each prompt; no task id is needed."""
+        """Sets the router's weights for each prompt; the task's name is not used."""
         self.pool.use(self.router.weights(batch) if self.pool.blocks else None)
 
     def routing(self) -> Tensor | None:
-        """The weights (B, T)."""
+        """Returns the weights (B, T) of the routed batch."""
         return self.pool.weights
 
     @property
     def exported_pool(self) -> LoraPool | PromptPool:
-        """The blocks."""
+        """The pool of all blocks."""
         return self.pool
 
     def save(self, context: TaskContext) -> None:
-        """Writes the block, and what the router keeps of the task."""
+        """Writes the newest block and the router's state."""
         self.pool.save_block(context.folder, self.backbone.name)
         write_tensors(context.folder / ROUTER, self.state())
 
     def load(self, context: TaskContext) -> None:
-        """Adds the task's block, and the task to the router."""
+        """Restores the task's block and its part of the router."""
         state = read_weights(context.folder / ROUTER, self.shapes())
         self.pool.load_block(context.folder, context.name)
         self.restore(state, context)
 
     @classmethod
     def diagnostics(cls, run: RunDirectory, task: str | None) -> list[Section]:
-        """The weights over the blocks."""
+        """Returns the section on the weights over the blocks."""
         return routing_diagnostics(run, WEIGHTS)
 
     def state(self) -> dict[str, Tensor]:
-        """What `router.safetensors` of the newest task holds."""
+        """Returns the tensors that `router.safetensors` of the newest task holds."""
         return self.router.state()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of the `state` that one more task would have."""
+        """Returns the shapes of the `state` of one more task, to check its file."""
         return self.router.shapes()
 
     def restore(self, state: Mapping[str, Tensor], context: TaskContext) -> None:
-        """Adds a task whose block is loaded, from its `state`."""
+        """Restores the router of a task whose block is loaded."""
         self.router.load_task(state)

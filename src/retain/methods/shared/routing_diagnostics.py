@@ -1,4 +1,4 @@
-"""How the tasks of a run attend to its blocks, right after each was learned and now."""
+"""Diagnostics of routing: each task's weights over the blocks, after learning it and now."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ class Routing:
     """Mean weights over the blocks on each task's test prompts, oldest task first.
 
     Attributes:
-        tasks: the T names.
-        after: row i has the weights on the i + 1 blocks that there were right after task i.
-        now: weights (T, T) after the newest task.
+        tasks: the names of the T tasks.
+        after: row i (from 0) has the weights of task i right after it was learned, when there were
+            i + 1 blocks.
+        now: the weights (T, T) after the newest task; a row per task, a column per block.
     """
 
     tasks: list[str]
@@ -30,7 +31,7 @@ class Routing:
 
 
 def read_routing(run: RunDirectory) -> Routing | None:
-    """Reads a run's routing; None where it has no scores yet, or no weight for every block.
+    """Reads a run's routing; None without scores, or if a task lacks a weight for some block.
 
     Raises:
         RetainError: when a file is damaged.
@@ -51,13 +52,13 @@ def routing_section(
     pictures: Sequence[HeatMap] = (),
     task: str | None = None,
 ) -> Section:
-    """The section on a routing.
+    """Returns the section on a run's routing.
 
     Args:
-        routing: as read.
-        numbers: what the weights are.
-        grids: tables below those of the routing.
-        pictures: beside those of the routing.
+        routing: the weights, from `read_routing`.
+        numbers: a sentence that explains the weights.
+        grids: further tables, shown below.
+        pictures: further pictures, shown beside.
         task: as in `Section`.
     """
     names = routing.tasks
@@ -82,7 +83,7 @@ def routing_section(
 
 
 def routing_diagnostics(run: RunDirectory, numbers: str = SHARES) -> list[Section]:
-    """The section on a run's routing, where it has one; `numbers` says what the weights are."""
+    """Returns the section on a run's routing, if any; `numbers` explains the weights."""
     routing = read_routing(run)
     return [] if routing is None else [routing_section(routing, numbers)]
 

@@ -1,4 +1,4 @@
-"""Sequential training: one set of weights learns every task in turn. The baselines that forget."""
+"""Sequential training: one set of weights is trained on every task in turn."""
 
 from __future__ import annotations
 
@@ -25,45 +25,52 @@ from retain.methods.shared.weights import MODEL, FullWeights, PoolWeights, Weigh
 from retain.tasks import Task
 from retain.training.phase import Unit
 
-FEWER = "the number of trainable weights, with method.tune: lora"
+FEWER_TRAINABLE = "the number of trainable weights, with method.tune: lora"
 LORA = tuple(n for n in LoraMethodConfig.model_fields if n not in MethodConfig.model_fields)
-"""Options of a LoRA."""
+"""Names of the options of a LoRA."""
 
 
 class SequentialConfig(LoraMethodConfig):
-    """`tune: full` moves the whole backbone; `lora` one LoRA, which the other options shape."""
+    """What is trained: `tune: full` is full fine-tuning, `lora` trains one LoRA.
+
+    The other options are those of the LoRA.
+    """
 
     tune: Literal["full", "lora"] = "full"
 
     @model_validator(mode="after")
-    def _shape_of_nothing(self) -> Self:
+    def _lora_options(self) -> Self:
         default = LoraMethodConfig()
         given = [key for key in LORA if getattr(self, key) != getattr(default, key)]
         if self.tune == "full" and given:
-            raise ValueError(f"{given[0]} is of a LoRA; set tune: lora, or leave it out")
+            raise ValueError(f"{given[0]} is an option of LoRA; set tune: lora, or leave it out")
         return self
 
 
 class Sequential(Method):
-    """What the methods with one set of weights share: learning, routing, disk."""
+    """Base class of methods that train one set of weights on every task in turn.
+
+    Attributes:
+        weights: what is trained, full weights or one block.
+    """
 
     traits: ClassVar[Traits] = Traits(
         idea="",
         stores="nothing; the newest weights of the backbone",
-        lowers_disk=FEWER,
-        lowers_ram=FEWER,
+        lowers_disk=FEWER_TRAINABLE,
+        lowers_ram=FEWER_TRAINABLE,
         fixed_mixture=True,
         latest_only=(MODEL,),
     )
     units: ClassVar[Mapping[str, Unit]] = {}
-    """As `Phase.units`."""
+    """The `Phase.units` of the method's loss."""
 
     def __init__(self, backbone: Backbone, config: Any) -> None:
         self.backbone = backbone
         self.weights = self.make_weights(config)
 
     def make_weights(self, config: Any) -> Weights:
-        """What learns, as the options say."""
+        """Returns the trainable weights that the options ask for."""
         if isinstance(config, SequentialConfig) and config.tune == "full":
             return FullWeights(self.backbone)
         pool = LoraPool(
@@ -76,41 +83,42 @@ class Sequential(Method):
         return PoolWeights(self.backbone, pool)
 
     def phases(self, task: Task, context: TaskContext) -> Iterator[Phase]:
-        """One phase on the task's own examples."""
+        """Yields one phase on the task's examples."""
         self.weights.begin(context.seed)
         weights = ParamGroup("weights", list(self.weights.named_parameters().values()))
         yield Phase("learn", self.encoded(task), [weights], self.loss, units=self.units)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy on the task."""
+        """Returns the cross-entropy on the batch."""
         self.route(batch)
         return {"task": self.backbone.answer_loss(batch)}
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:
-        """The weights that learn: every task's folder keeps a block, and the newest a model.
+        """Adds the trainable weights to the estimate.
 
-        The older model lies there until the newer one does.
+        Every task's folder keeps a block; only the newest keeps a full model, and the older model
+        is deleted after the newer one is written.
         """
         size = self.weights.size()
-        whole = isinstance(self.weights, FullWeights)
-        own = trainable(size // 4, 0 if whole else size // 4)
-        return super().footprint(task, batch_size) + own + Footprint(passing=size * whole)
+        full = isinstance(self.weights, FullWeights)
+        weights = trainable(size // 4, 0 if full else size // 4)
+        return super().footprint(task, batch_size) + weights + Footprint(passing=size * full)
 
     def route(self, batch: Batch, task: str | None = None) -> None:
-        """There is nothing to choose: the weights are always on."""
+        """Switches the weights on; they are the same for every prompt."""
         self.weights.use(len(batch["input_ids"]))
 
     @property
     def exported_pool(self) -> LoraPool | None:
-        """The one LoRA, where there is one."""
+        """The pool with the one LoRA; None for full fine-tuning or a soft prompt."""
         pool = self.weights.pool if isinstance(self.weights, PoolWeights) else None
         return pool if isinstance(pool, LoraPool) else None
 
     def save(self, context: TaskContext) -> None:
-        """Writes the weights as they are after this task."""
+        """Writes the current weights."""
         self.weights.save(context.folder)
 
     def load(self, context: TaskContext) -> None:
-        """Takes over the weights of a later task, where they are still kept."""
+        """Restores the task's weights, if its folder still has them."""
         if self.weights.saved(context.folder):
             self.weights.load(context.folder)

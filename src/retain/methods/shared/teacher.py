@@ -1,7 +1,7 @@
-"""Teacher signals: what a model said about an example, kept on disk and compared with later.
+"""Teacher outputs: a model's logits on examples, kept on disk and used for distillation later.
 
-One safetensors file a row, written as it is computed and read when its row comes up, so that the
-signals of all rows are never in memory together.
+There is one safetensors file per example. It is written as soon as it is computed and read when a
+batch holds the example, so that the outputs on all examples are never in memory together.
 """
 
 from __future__ import annotations
@@ -26,15 +26,17 @@ from retain.system.files import read_tensors, write_tensors
 from retain.tasks import Task
 
 TEACHER = "teacher"
-"""Folder of the teacher's outputs on a task's kept examples."""
+"""Folder of the teacher outputs, in a task's folder."""
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 BATCH = 8
+"""Examples per forward pass of the teacher."""
 
 
 class TeacherConfig(Options):
-    """How signals are kept.
+    """How teacher outputs are stored.
 
-    Of the logits the `top_k` largest with the mass of the rest, or, with null, all of them.
+    `top_k` is how many of the largest logits are stored, with the summed mass of the others; null
+    stores all logits.
     """
 
     top_k: PositiveInt | None = 64
@@ -43,13 +45,15 @@ class TeacherConfig(Options):
 
 @dataclass(frozen=True)
 class TeacherLogits:
-    """Logits at N labelled positions.
+    """The teacher's logits at N labelled positions.
 
     Attributes:
-        logits: the k largest, less the largest, (N, k), float32; or all V in their own order.
-        largest: (N,), what was taken off.
-        rest: log of the sum of exp of the others, less the largest, (N,); −∞ where there are none.
-        index: their places in the vocabulary (N, k); None when all are kept.
+        logits: the k largest logits minus the largest one, (N, k), float32; or all V logits minus
+            the largest one, in the order of the vocabulary.
+        largest: the largest logit of each position, (N,).
+        rest: log Σ exp over the logits that were not kept, minus the largest one, (N,); −∞ if all
+            were kept.
+        index: the token ids of the k logits, (N, k); None if all were kept.
     """
 
     logits: Tensor
@@ -58,7 +62,7 @@ class TeacherLogits:
     index: Tensor | None
 
     def to(self, device: torch.device) -> TeacherLogits:
-        """The same on another device."""
+        """Returns a copy on a device."""
         return TeacherLogits(
             self.logits.to(device),
             self.largest.to(device),
@@ -68,48 +72,59 @@ class TeacherLogits:
 
 
 def compressed(logits: Tensor, config: TeacherConfig) -> dict[str, Tensor]:
-    """What is written of logits (N, V). Taking the largest off first costs least in float16."""
+    """Returns the tensors to store for logits (N, V).
+
+    The largest logit is subtracted first, which loses the least precision in float16.
+    """
     logits = logits.float()
     largest = logits.amax(1)
     centred = logits - largest[:, None]
     dtype = DTYPES[config.dtype]
     if config.top_k is None or config.top_k >= logits.shape[1]:
         return {"logits": centred.to(dtype), "largest": largest}
-    top, index = centred.topk(config.top_k, dim=1)
-    others = centred.scatter(1, index, float("-inf")).logsumexp(1)
+    top, index = centred.topk(config.top_k, dim=1)  # (N, k) each
+    rest = centred.scatter(1, index, float("-inf")).logsumexp(1)  # (N,)
     return {
         "logits": top.to(dtype),
         "largest": largest,
-        "rest": others,
+        "rest": rest,
         "index": index.to(torch.int32),
     }
 
 
 def file_of(folder: Path, number: int) -> Path:
-    """The signals of a task's row `number`."""
+    """Returns the path of the teacher outputs on example `number` of a task."""
     return folder / f"{number:04d}.safetensors"
 
 
 def write_logits(
     method: Sequential,
-    rows: Sequence[Features],
+    examples: Sequence[Features],
     folder: Path,
     config: TeacherConfig,
     temperature: float = 1.0,
 ) -> None:
-    """Writes the method's logits where each row's answer is predicted, over `temperature`."""
-    for start in range(0, len(rows), BATCH):
-        batch = method.backbone.collate(rows[start : start + BATCH])
+    """Writes one file per example: the method's logits at the answer's positions.
+
+    Args:
+        method: the teacher, as it is now.
+        examples: encoded prompts with answers.
+        folder: where the files go, numbered in the order of `examples`.
+        config: how logits are stored.
+        temperature: the logits are divided by it.
+    """
+    for start in range(0, len(examples), BATCH):
+        batch = method.backbone.collate(examples[start : start + BATCH])
         method.route(batch)
         with torch.no_grad():
-            every, targets = method.backbone.answer_logits(batch)
-        for number, (logits, labels) in enumerate(zip(every, targets, strict=True), start):
-            found = logits[labels != IGNORED] / temperature
-            write_tensors(file_of(folder, number), compressed(found, config))
+            batch_logits, targets = method.backbone.answer_logits(batch)  # (B, K, V), (B, K)
+        for number, (logits, labels) in enumerate(zip(batch_logits, targets, strict=True), start):
+            answer_logits = logits[labels != IGNORED] / temperature  # (N, V)
+            write_tensors(file_of(folder, number), compressed(answer_logits, config))
 
 
 def stacked(files: Sequence[Mapping[str, Tensor]]) -> TeacherLogits:
-    """The kept logits of a batch's rows, one after another."""
+    """Concatenates the stored logits of a batch's examples over their positions."""
     logits = torch.cat([file["logits"].float() for file in files])
     largest = torch.cat([file["largest"] for file in files])
     if "index" not in files[0]:
@@ -119,71 +134,81 @@ def stacked(files: Sequence[Mapping[str, Tensor]]) -> TeacherLogits:
 
 
 class _SoftCrossEntropy(torch.autograd.Function):
-    """At each position, in few passes over the vocabulary: by itself autograd makes twenty.
+    """Cross-entropy with the teacher's probabilities, at each of N positions.
 
-    With q the student's probabilities the gradient is q − p, p of what was not kept being shared
-    out as q shares it.
+    p are the teacher's probabilities, q the student's. The gradient by the student's logits is
+    q − p; the mass p_rest of the tokens that were not kept is distributed among them in proportion
+    to q. Written by hand because autograd makes about twenty passes over the vocabulary.
     """
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, p: Tensor, p_rest: Tensor, index: Tensor) -> Tensor:
-        """student (N, V), p and index (N, k), p_rest (N,) → (N,)."""
+        """Computes (N,) from student (N, V), p and index (N, k), and p_rest (N,)."""
         largest = student.amax(1, keepdim=True)
         terms = (student - largest).exp_()  # (N, V)
-        whole = terms.sum(1, keepdim=True)
-        kept = terms.gather(1, index) / whole  # q of what was kept, (N, k)
-        rest = terms.scatter_(1, index, 0.0).sum(1, keepdim=True)
+        total = terms.sum(1, keepdim=True)  # (N, 1)
+        q_kept = terms.gather(1, index) / total  # (N, k)
+        rest = terms.scatter_(1, index, 0.0).sum(1, keepdim=True)  # (N, 1)
         rest.clamp_(min=torch.finfo(rest.dtype).tiny)  # its logarithm is taken
-        ctx.save_for_backward(terms, 1 / whole - p_rest[:, None] / rest, kept - p, index)
-        known = (p * student.gather(1, index)).sum(1)
-        return (whole.log() + largest - p_rest[:, None] * (rest.log() + largest))[:, 0] - known
+        ctx.save_for_backward(terms, 1 / total - p_rest[:, None] / rest, q_kept - p, index)
+        kept = (p * student.gather(1, index)).sum(1)  # (N,)
+        return (total.log() + largest - p_rest[:, None] * (rest.log() + largest))[:, 0] - kept
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        terms, scale, of_kept, index = ctx.saved_tensors
-        found = terms * (scale * gradient[:, None])
-        return found.scatter_(1, index, of_kept * gradient[:, None]), None, None, None
+        """Computes the gradient by `student`, (N, V), from that of the result, (N,)."""
+        terms, scale, kept_gradient, index = ctx.saved_tensors
+        student_gradient = terms * (scale * gradient[:, None])
+        student_gradient.scatter_(1, index, kept_gradient * gradient[:, None])
+        return student_gradient, None, None, None
 
 
 def soft_cross_entropy(student: Tensor, teacher: TeacherLogits) -> Tensor:
-    """−Σ_v p_teacher log p_student, mean over positions; what was not kept counts as one word.
+    """Returns −Σ_v p_teacher log p_student, the mean over positions.
+
+    All tokens whose teacher logits were not kept count as one token.
 
     Args:
         student: logits (N, V).
-        teacher: of the same positions.
+        teacher: the teacher's logits at the same positions.
     """
     teacher = teacher.to(student.device)
     if teacher.index is None:
         return F.cross_entropy(student.float(), teacher.logits.softmax(1))
-    whole = torch.logsumexp(torch.cat([teacher.logits, teacher.rest[:, None]], 1), 1)
-    p = (teacher.logits - whole[:, None]).exp()
-    p_rest = (teacher.rest - whole).exp()
-    each: Tensor = _SoftCrossEntropy.apply(student.float(), p, p_rest, teacher.index)
-    return each.mean()
+    total = torch.logsumexp(torch.cat([teacher.logits, teacher.rest[:, None]], 1), 1)  # (N,)
+    p = (teacher.logits - total[:, None]).exp()  # (N, k)
+    p_rest = (teacher.rest - total).exp()  # (N,)
+    per_position: Tensor = _SoftCrossEntropy.apply(student.float(), p, p_rest, teacher.index)
+    return per_position.mean()
 
 
 def squared_error(student: Tensor, teacher: TeacherLogits) -> Tensor:
-    """Mean squared difference of the kept logits (DER++; the rest's are not known)."""
+    """Returns the mean squared difference of the kept logits, as in DER++.
+
+    Args:
+        student: logits (N, V).
+        teacher: the teacher's logits at the same positions.
+    """
     teacher = teacher.to(student.device)
-    target = teacher.logits + teacher.largest[:, None]
-    same = student if teacher.index is None else student.gather(1, teacher.index)
-    return F.mse_loss(same.float(), target)
+    target = teacher.logits + teacher.largest[:, None]  # (N, k), or (N, V)
+    student = student if teacher.index is None else student.gather(1, teacher.index)
+    return F.mse_loss(student.float(), target)
 
 
 COPIES = 6
-"""What a loss makes of the signals that it reads: in float32, beside the student's, and between."""
+"""Copies of a batch's teacher outputs in memory: in float32, for the student, and intermediate."""
 
 
 def bytes_of_logits(
-    backbone: Backbone, rows: Sequence[Features], config: TeacherConfig
+    backbone: Backbone, examples: Sequence[Features], config: TeacherConfig
 ) -> list[int]:
-    """What each row's logits take on disk."""
-    each = bytes_per_position(backbone.model.config.vocab_size, config)
-    return [each * sum(label != IGNORED for label in row["labels"]) for row in rows]
+    """Returns the bytes that each example's stored logits take on disk."""
+    per_position = bytes_per_position(backbone.model.config.vocab_size, config)
+    return [per_position * sum(i != IGNORED for i in example["labels"]) for example in examples]
 
 
 def bytes_per_position(vocabulary: int, config: TeacherConfig) -> int:
-    """What the logits at one position take on disk."""
+    """Returns the bytes that the stored logits at one position take on disk."""
     value = DTYPES[config.dtype].itemsize
     if config.top_k is None or config.top_k >= vocabulary:
         return vocabulary * value + 4
@@ -191,15 +216,19 @@ def bytes_per_position(vocabulary: int, config: TeacherConfig) -> int:
 
 
 class TaughtConfig(ReplayConfig):
-    """Options of the methods that also keep what the model said about its kept examples."""
+    """Options of methods that also keep teacher outputs on the examples in memory."""
 
     teacher: TeacherConfig = Field(default_factory=TeacherConfig)
 
 
 class TaughtMethod(MemoryMethod):
-    """What the methods with teacher signals for their memory share.
+    """Base class of methods that keep teacher outputs on the examples in memory.
 
-    The teacher of an example is the model as it was right after the example's own task.
+    The teacher of an example is the model right after the example's task was learned.
+
+    Attributes:
+        teacher: how teacher outputs are stored.
+        teacher_files: the file of each example in memory, in the order of `memory`.
     """
 
     Config: ClassVar[type[MethodConfig]] = TaughtConfig
@@ -212,36 +241,37 @@ class TaughtMethod(MemoryMethod):
     def __init__(self, backbone: Backbone, config: Any) -> None:
         super().__init__(backbone, config)
         self.teacher: TeacherConfig = config.teacher
-        self.signals: list[Path] = []  # of each row in memory
+        self.teacher_files: list[Path] = []
 
     def finish(self, task: Task, context: TaskContext) -> None:
-        """Keeps examples, and the model's signals on them."""
+        """Keeps examples and writes the model's outputs on them."""
         old = len(self.memory)
         super().finish(task, context)
-        self.write_signals(self.memory[old:], context)
-        self._add_signals(context.folder)
+        self.write_teacher_outputs(self.memory[old:], context)
+        self._add_teacher_files(context.folder)
 
-    def write_signals(self, rows: Sequence[Features], context: TaskContext) -> None:
-        """Writes a file for each of a task's rows."""
-        write_logits(self, rows, context.folder / TEACHER, self.teacher)
+    def write_teacher_outputs(self, examples: Sequence[Features], context: TaskContext) -> None:
+        """Writes one file for each of a task's kept examples."""
+        write_logits(self, examples, context.folder / TEACHER, self.teacher)
 
-    def read_signals(self, batch: Batch) -> list[dict[str, Tensor]]:
-        """The files of a replay batch's rows."""
-        return [read_tensors(self.signals[number]) for number in batch["example_id"][:, 0].tolist()]
+    def read_teacher_outputs(self, batch: Batch) -> list[dict[str, Tensor]]:
+        """Reads the files of a replay batch's examples, in the order of the batch."""
+        numbers = batch["example_id"][:, 0].tolist()
+        return [read_tensors(self.teacher_files[number]) for number in numbers]
 
     def load(self, context: TaskContext) -> None:
-        """Takes over a later task's weights, and adds what was kept of it."""
+        """Restores the task's weights, kept examples and teacher outputs."""
         super().load(context)
-        self._add_signals(context.folder)
+        self._add_teacher_files(context.folder)
 
-    def _add_signals(self, folder: Path) -> None:
-        count = len(self.memory) - len(self.signals)
-        self.signals += [file_of(folder / TEACHER, number) for number in range(count)]
+    def _add_teacher_files(self, folder: Path) -> None:
+        count = len(self.memory) - len(self.teacher_files)
+        self.teacher_files += [file_of(folder / TEACHER, number) for number in range(count)]
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:
-        """The logits of the examples that will be kept, and of a batch of the longest."""
-        each = bytes_of_logits(self.backbone, self.encoded(task), self.teacher)
-        own = Footprint(
-            kept=int(self.kept(task) * fmean(each)), ram=COPIES * batch_size * max(each)
+        """Adds the kept examples' logits, and in memory those of a batch of the longest ones."""
+        logits = bytes_of_logits(self.backbone, self.encoded(task), self.teacher)  # per example
+        teacher = Footprint(
+            kept=int(self.kept(task) * fmean(logits)), ram=COPIES * batch_size * max(logits)
         )
-        return super().footprint(task, batch_size) + own
+        return super().footprint(task, batch_size) + teacher

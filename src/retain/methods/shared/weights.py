@@ -1,4 +1,4 @@
-"""What a method with one set of weights trains: the whole backbone, one LoRA or one prompt."""
+"""The trainable weights of a sequential method: the full backbone, one LoRA or one prompt."""
 
 from __future__ import annotations
 
@@ -15,81 +15,83 @@ from retain.layers.soft_prompt import PromptPool
 from retain.system.files import read_weights, write_tensors
 
 MODEL = "model.safetensors"
+"""File of the full weights in the newest task's folder."""
 
 
 class Weights(Protocol):
-    """The weights that learn every task in turn."""
+    """Interface of weights that are trained on every task in turn."""
 
     def begin(self, seed: int) -> None:
-        """Makes them ready to learn another task; `seed` fixes what is drawn."""
+        """Prepares the weights for the next task; `seed` fixes the initialisation."""
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        """What learns, once `begin` was called."""
+        """Returns the trainable parameters by name, after `begin`."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of `named_parameters`, also before `begin`."""
+        """Returns the shapes of `named_parameters`, also before `begin`."""
 
     def size(self) -> int:
-        """Their bytes, also before `begin`."""
+        """Returns the size of the weights in bytes, also before `begin`."""
 
     def use(self, batch_size: int) -> None:
-        """Switches them on for a batch of so many samples."""
+        """Switches the weights on for a batch of this size."""
 
     def save(self, folder: Path) -> None:
-        """Writes them, and ends the learning."""
+        """Writes the weights into a task's folder and freezes them."""
 
     def saved(self, folder: Path) -> bool:
-        """Whether a task's folder has them."""
+        """Tells whether a task's folder holds weights."""
 
     def load(self, folder: Path) -> None:
-        """Takes over what was saved there."""
+        """Restores the weights from a task's folder."""
 
 
 class FullWeights:
-    """Every parameter of the backbone. Only the newest task's folder keeps them.
+    """All parameters of the backbone. Only the newest task's folder keeps them.
 
     Raises:
-        RetainError: when they are in half precision, where the steps of usual rates round to none.
+        RetainError: when the backbone is in half precision, where updates at usual learning rates
+            round to zero.
     """
 
     def __init__(self, backbone: Backbone) -> None:
         if backbone.model.dtype in (torch.bfloat16, torch.float16):
             raise RetainError(
-                f"backbone.dtype: a whole model does not learn in {backbone.model.dtype}, where "
-                "small steps round to none; set it to float32 (training.bf16: true computes in "
-                "bfloat16), or learn a LoRA (method.tune: lora; seqlora instead of seqft)"
+                f"backbone.dtype: full fine-tuning does not work in {backbone.model.dtype}, where "
+                "small steps round to zero; set it to float32 (training.bf16: true computes in "
+                "bfloat16), or train a LoRA (method.tune: lora; seqlora instead of seqft)"
             )
         self._model = backbone.model
         self._named = dict(backbone.model.named_parameters())
 
     def begin(self, seed: int) -> None:
-        """Nothing to do: they are always there."""
+        """Does nothing: the parameters exist already."""
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        """The backbone's own, by name; tied ones once."""
+        """Returns the backbone's parameters by name; tied ones once."""
         return self._named
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of all parameters."""
+        """Returns the shapes of all parameters."""
         return {name: tuple(p.shape) for name, p in self._named.items()}
 
     def size(self) -> int:
-        """Bytes of all parameters."""
+        """Returns the size of all parameters in bytes."""
         return sum(p.numel() * p.element_size() for p in self._named.values())
 
     def use(self, batch_size: int) -> None:
-        """Nothing to do: they are always on."""
+        """Does nothing: the backbone's parameters are always in use."""
 
     def save(self, folder: Path) -> None:
         """Writes `model.safetensors`, named as in transformers."""
         write_tensors(folder / MODEL, self._named)
 
     def saved(self, folder: Path) -> bool:
-        """Whether a task's folder has them; only the newest does."""
+        """Tells whether a task's folder holds the weights; only the newest does."""
         return (folder / MODEL).exists()
 
     def load(self, folder: Path) -> None:
-        """Reads them."""
+        """Reads `model.safetensors`."""
         tensors = read_weights(folder / MODEL, self.shapes())
         with torch.no_grad():
             for name, parameter in self._named.items():
@@ -107,38 +109,38 @@ class PoolWeights:
         self.pool = pool
 
     def begin(self, seed: int) -> None:
-        """Adds the block, or makes it trainable again."""
+        """Creates the block for the first task; later makes it trainable again."""
         if self.pool.blocks:
             self.pool.thaw()
         else:
             self.pool.grow("shared", seed)
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        """The block's own."""
+        """Returns the block's parameters by name."""
         return self.pool.named_parameters()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of a block's tensors."""
+        """Returns the shapes of the block's tensors."""
         return {**self.pool.shapes()}
 
     def size(self) -> int:
-        """Bytes of the block, float32."""
+        """Returns the size of the block in bytes, as float32."""
         return 4 * self.pool.block_size()
 
     def use(self, batch_size: int) -> None:
-        """The one block is always on; before the first task there is none."""
+        """Switches the block on for every prompt; before the first task there is none."""
         if self.pool.blocks:
             self.pool.use_block(batch_size, 0)
 
     def save(self, folder: Path) -> None:
-        """Writes it in peft's layout."""
+        """Writes the block in peft's layout."""
         self.pool.save_block(folder, self._name)
 
     def saved(self, folder: Path) -> bool:
-        """Whether a task's folder has it."""
+        """Tells whether a task's folder holds the block."""
         return (folder / ADAPTER).exists()
 
     def load(self, folder: Path) -> None:
-        """Replaces it by a later one."""
+        """Replaces the block by the one of a later task."""
         self.pool.clear()
         self.pool.load_block(folder, "shared")
