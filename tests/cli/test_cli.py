@@ -283,7 +283,7 @@ def test_verify_counts_the_files_and_names_a_damaged_one(place: Path) -> None:
     done = call("verify", "out")
     assert done.status == 0, done.err
     manifest = json.loads((place / "out" / "manifest.json").read_text())
-    assert done.out == f"{len(manifest['files'])} files, all as they were written\n"
+    assert done.out == f"{len(manifest['files'])} files verified: all as they were written\n"
     written = set(read_files(place / "out")) - {"manifest.json", ".lock"}
     assert set(manifest["files"]) == written
     for name in ("tasks/01-constant/router.safetensors", "tasks/01-constant/pseudo.jsonl"):

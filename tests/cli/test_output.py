@@ -20,7 +20,7 @@ PRINTS = "cli.app = lambda **_: print('an answer')"
 
 def retain(before: str, stdout: str | int, **more: str) -> tuple[int, str, str]:
     """The command line in a process of its own; its status, output and errors."""
-    command = [sys.executable, "-c", f"from retain import cli; {before}; cli.main()"]
+    command = [sys.executable, "-c", f"from retain.cli import entry as cli; {before}; cli.main()"]
     out = os.open(stdout, os.O_WRONLY) if isinstance(stdout, str) else stdout
     env = {**os.environ, "PYTHONUNBUFFERED": "", **more}
     done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, env=env)
@@ -34,7 +34,7 @@ def test_a_path_that_the_system_refuses() -> None:
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (MemoryError(), "not enough RAM; lower the batch sizes"),
+        (MemoryError(), "not enough memory; lower the batch sizes"),
         (UnicodeEncodeError("utf-8", "\ud800", 0, 1, "no"), "not UTF-8 text ("),
         (OSError(5, "Input/output error"), "reading or writing failed: Input/output error; "),
         (PermissionError(13, "Permission denied", "a/b"), "a/b: Permission denied; check the path"),
@@ -53,9 +53,9 @@ def test_what_nobody_foresaw(
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, which only Linux has")
 @pytest.mark.parametrize("before", [METHODS, PRINTS])
 def test_a_full_disk_behind_standard_output(before: str) -> None:
-    says = "error: reading or writing failed: No space left on device; check the path, and the room"
+    says = "error: reading or writing failed: No space left on device; check the path and the free"
     status, _, err = retain(before, "/dev/full")
-    assert (status, err) == (2, f"{says} there\n")
+    assert (status, err) == (2, f"{says} disk space\n")
 
 
 @pytest.mark.parametrize("before", [METHODS, PRINTS])

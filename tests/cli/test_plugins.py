@@ -104,7 +104,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(
     succeed("run", f"{name}.yaml", "--output", "whole")
     record = Record(event.__eq__)
     with monkeypatch.context() as patch:
-        patch.setattr("retain.cli._progress", lambda prefix: record)
+        patch.setattr("retain.cli.learning.progress_for", lambda prefix: record)
         with pytest.raises(KilledError):
             retain("run", f"{name}.yaml")
     succeed("run", f"{name}.yaml", "--resume")

@@ -668,7 +668,7 @@ def test_generate_streams_in_a_terminal(
         def flush(self) -> None:
             pass
 
-    from retain.cli import generate
+    from retain.cli.answering import generate
 
     monkeypatch.setattr(sys, "stdout", Terminal())
     generate(tmp_path / "run", [PROMPTS[0]])

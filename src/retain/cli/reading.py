@@ -1,0 +1,173 @@
+"""Commands that read runs and write no model: report, inspect, compare, check, verify, methods."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from retain.cli.shared import Plugins, Run, Single, app, console, print_scores, say, warn, widened
+from retain.errors import RetainError
+
+NEEDS = "task name: needed at inference; old data: training reads examples of earlier tasks again"
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="One run, or several to compare.")],
+    single: Single = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The page to write; for one run RUN/report.html.")
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Also write the score matrices as a PNG.")
+    ] = None,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the tables as Markdown.")
+    ] = False,
+    plugins: Plugins = None,
+) -> None:
+    """Print a run's scores and write one self-contained HTML page about it."""
+    from retain.report import markdown, matrices_png, render, summarise
+    from retain.runs import results
+    from retain.system.files import write_text
+
+    for path in runs:
+        run = results.open_run(path)
+        if single is not None:
+            given = results.single_scores(run, single)
+            with run.locked():
+                results.write_scores(run, given)
+    if output is None and len(runs) > 1:
+        raise RetainError("report: several runs need --output FILE for their one page")
+    page = output or runs[0] / "report.html"
+    summaries = [summarise(path) for path in runs]
+    write_text(page, render(summaries))
+    if picture is not None:
+        matrices_png(summaries, picture)
+    if as_markdown:  # nothing else, so that it can be piped
+        print(markdown(summaries), end="")
+        return
+    print_scores(runs)
+    say(f"wrote {page}")
+
+
+@app.command()
+def inspect(
+    run: Run,
+    picture: Annotated[Path | None, typer.Option(help="Also write the pictures as a PNG.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="Task to show in detail (AM-LoRA: by layer); default: the newest."),
+    ] = None,
+    plugins: Plugins = None,
+) -> None:
+    """Show what the run's method attends to, such as blocks or heads, and its pseudo-samples."""
+    from retain.report.sections import require_sections, section_tables, write_png
+    from retain.runs.results import open_run
+
+    sections = require_sections(open_run(run), task)
+    if picture is not None:
+        write_png(sections, picture)
+    for section in sections:
+        for table in section_tables(section):
+            console.print(table)
+        for sentence in section.sentences:
+            say(sentence)
+    if picture is not None:
+        say(f"wrote {picture}")
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Finished runs; the first run's method is the base.")
+    ],
+    table: Annotated[
+        Path | None, typer.Option("--csv", help="Also write a CSV with one row per run.")
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option("--html", help="Also write the tables as an HTML page.")
+    ] = None,
+    plugins: Plugins = None,
+) -> None:
+    """Compare methods across seeds and task orders, with paired confidence intervals."""
+    from retain.report import compare as comparison
+    from retain.system.files import write_text
+
+    entries = [comparison.read_entry(path) for path in dict.fromkeys(runs)]
+    for line in comparison.warnings(entries):
+        warn(line)
+    console.print(comparison.tables(entries))
+    for path, render in ((table, comparison.as_csv), (page, comparison.as_html)):
+        if path is not None:
+            write_text(path, render(entries))
+            say(f"wrote {path}")
+
+
+@app.command()
+def check(
+    run: Run,
+    points: Annotated[
+        float,
+        typer.Option(
+            "--max-forgetting", help="Points that a task may lose since it was learned.", min=0
+        ),
+    ],
+    plugins: Plugins = None,
+) -> None:
+    """Exit with status 1 if a task lost more than --max-forgetting points; for CI."""
+    from retain.metrics.continual import points_lost
+    from retain.runs import results
+
+    scores = results.final_scores(results.open_run(run))
+    lost = zip(scores.tasks, points_lost(scores.matrix), strict=True)
+    worse = [(name, value) for name, value in lost if value is not None and value > points]
+    for name, value in worse:
+        say(f"{name}: lost {value:.1f} points since it was learned")
+    if worse:
+        raise typer.Exit(1)
+    say(f"no task lost more than {points:g} points")
+
+
+@app.command()
+def verify(
+    run: Run,
+    plugins: Plugins = None,
+) -> None:
+    """Read and check every file of a run."""
+    from retain.learner.stream import complaints
+    from retain.runs.results import open_run
+
+    opened = open_run(run)
+    lines = complaints(opened)
+    for line in lines:
+        say(line)
+    if lines:
+        count = "1 file" if len(lines) == 1 else f"{len(lines)} files"
+        raise RetainError(f"{run}: {count} failed verification (listed above)")
+    say(f"{len(opened.files)} files verified: all as they were written")
+
+
+@app.command()
+def methods(plugins: Plugins = None) -> None:
+    """List the methods: what each needs, its idea, and what it stores per task."""
+    from retain.methods import find, list_methods
+
+    table = Table("method", "needs", "idea", "stores per task", box=SIMPLE_HEAD)
+    for name in list_methods():
+        try:
+            method = find(name)
+        except RetainError as error:
+            table.add_row(name, "", f"error: {error}", "")
+            continue
+        assert method is not None
+        traits = method.traits
+        needs = {"task name": traits.needs_task_id, "old data": traits.needs_old_data}
+        words = ", ".join(need for need, needed in needs.items() if needed)
+        table.add_row(name, words or "neither", traits.idea, traits.stores)
+    table.caption, table.caption_justify = NEEDS, "left"
+    widened(console).print(table)
