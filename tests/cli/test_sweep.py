@@ -20,7 +20,6 @@ from rich.console import Console
 from benchmarks import interference
 from retain import Learner, cli
 from retain.errors import RetainError
-from retain.methods import METHODS, registry
 from retain.runs.records import read_record
 from retain.sweep import table as tables
 from retain.sweep.plan import Experiment, Plan, plan_sweep
@@ -30,6 +29,7 @@ from retain.system.files import read_json, read_jsonl, write_jsonl
 from retain.tasks import Example, Task
 from retain.testing.runs import KilledError, Record, content
 from retain.testing.tiny import WORDS, make_backbone, make_task
+from tests.cli.test_plugins import forget
 from tests.command import Called, call, check, settings, snapshot, write_settings
 
 ROOT = Path(__file__).parents[2]
@@ -406,18 +406,17 @@ def test_a_stream_and_a_recipe(place: Path, backbone_folder: Callable[[str], Pat
     check(call("sweep", files[0], Path("no.yaml"), *names), ["no.yaml: no such file"])
 
 
-def test_methods_of_a_plugin(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_SOURCES", dict(registry._SOURCES))
-    (place / "mine.py").write_text(
+def test_methods_of_a_plugin(place: Path) -> None:
+    (place / "swept.py").write_text(
         "from retain.methods import register\nfrom retain.methods.seqlora import SeqLora\n"
         "@register('swept')\nclass Swept(SeqLora):\n    pass\n"
     )
     arguments = ["--variants", "swept rank=2", "--seeds", "0", "--set", "training.max_steps=1"]
     check(call("sweep", CONFIG, *arguments), ["no method 'swept'"])
     try:
-        done = sweep(*arguments, "--plugin", "mine.py")
+        done = sweep(*arguments, "--plugin", "swept.py")
     finally:
-        METHODS.pop("swept", None)
+        forget()
     assert done.status == 0
     assert states() == ["finished"]
 
