@@ -182,7 +182,7 @@ def test_short_names(modules: list[str], expected: list[str]) -> None:
 
 def test_many_modules_share_rows() -> None:
     title, _, _, *rows = cells(only(heads.heads_grid(many(layers=41, count=1))))
-    assert title == ["Heads chosen in 2 attention modules a row, of 2 each"]
+    assert title == ["Heads chosen in 2 attention modules per row, of 2 each"]
     assert len(rows) == 21 + 1
     assert rows[0] == ["layer 0 +1", "2", "4.9%"]
     assert rows[-2] == ["layer 40", "0", "2.4%"]

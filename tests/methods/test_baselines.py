@@ -89,7 +89,7 @@ def test_l2p_picks_the_nearest_prompts(kind: str) -> None:
     method = L2p(make_backbone(kind), L2pConfig(pool_size=4, length=2, picked=2, weight=0.5))
     backbone = method.backbone
     batch = batch_of(backbone, with_answer=False)
-    distance = method._pick(batch)
+    distance = method._select(batch)
     rows = embedded(backbone, batch)
     total = 0.0
     for i, example in enumerate(FIRST.test):
@@ -155,11 +155,11 @@ def test_prog_prompt_keeps_what_came_out_of_the_residual_layer(tmp_path: Path) -
     method = ProgPrompt(make_backbone("llama"), ProgPromptConfig(length=2, hidden=8))
     next(method.phases(FIRST, context_of(FIRST, tmp_path)))
     batch = batch_of(method.backbone)
-    method._put(batch, 1)
+    method._prepend(batch, 1)
     learning = embedded(method.backbone, batch).detach()
     (raw,) = (p.detach().clone() for p in method.pool.parameters())
     method.finish(FIRST, context_of(FIRST, tmp_path))
-    method._put(batch, 1)
+    method._prepend(batch, 1)
     torch.testing.assert_close(embedded(method.backbone, batch), learning)
     assert not torch.allclose(method.pool.prompts.every()[0], raw)
 
@@ -182,11 +182,11 @@ def test_inc_lora_is_the_sum_of_its_blocks() -> None:
 def test_l2p_picks_the_same_in_training(kind: str) -> None:
     method = L2p(make_backbone(kind), L2pConfig(pool_size=6, length=1, picked=3))
     model, batch = method.backbone.model, batch_of(method.backbone, with_answer=False)
-    method._pick(batch)
+    method._select(batch)
     expected = method.embedding.rows
     model.train()
     with torch.autocast("cpu", torch.bfloat16):
-        method._pick(batch)
+        method._select(batch)
     assert model.training
     assert torch.equal(method.embedding.rows, expected)
 

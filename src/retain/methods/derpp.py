@@ -20,9 +20,10 @@ class DerPpConfig(TaughtConfig):
 
 
 class DerPp(TaughtMethod):
-    """α ‖logits then − logits now‖² + β cross-entropy, both on the same replay batch.
+    """α ‖teacher logits − logits‖² + β cross-entropy on a replay batch.
 
-    The paper draws a batch for each of the two terms; one serves both here.
+    The teacher is the model right after the example's task. The paper draws one batch for each of
+    the two terms; here both are computed on the same batch.
     """
 
     Config = DerPpConfig
@@ -37,7 +38,7 @@ class DerPp(TaughtMethod):
         self.options = config
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy on the task; on a replay batch also the squared error of logits."""
+        """Returns the cross-entropy; on a replay batch also the squared error of the logits."""
         if "is_replay" not in batch:
             return super().loss(batch)
         self.route(batch)

@@ -19,10 +19,11 @@ from retain.tasks import Task
 from retain.training.phase import Unit
 
 FISHER = "fisher.safetensors"
+"""File of the Fisher information in the newest task's folder."""
 
 
 class EwcConfig(SequentialConfig):
-    """λ of the penalty, and how many of a task's examples its Fisher information is taken over."""
+    """Weight λ of the penalty, and the number of examples for a task's Fisher information."""
 
     weight: NonNegativeFloat = 400.0
     fisher_examples: PositiveInt = 64
@@ -31,8 +32,9 @@ class EwcConfig(SequentialConfig):
 class Ewc(Sequential):
     """Cross-entropy + λ/2 Σ_k F_k (θ_k − θ*_k)².
 
-    F_k sums over tasks the mean squared gradient of an example's loss, θ* are the weights after the
-    latest task (Schwarz et al., arXiv 1805.06370, with γ = 1): what is stored does not grow.
+    θ_k are the trainable weights and θ*_k their values after the latest task. F_k is the mean
+    squared gradient of an example's loss, summed over tasks (online EWC, Schwarz et al., arXiv
+    1805.06370, with γ = 1). So what is stored does not grow with the number of tasks.
     """
 
     Config = EwcConfig
@@ -47,11 +49,11 @@ class Ewc(Sequential):
     def __init__(self, backbone: Backbone, config: EwcConfig) -> None:
         super().__init__(backbone, config)
         self.options = config
-        self._fisher: dict[str, Tensor] = {}
-        self._anchor: dict[str, Tensor] = {}
+        self._fisher: dict[str, Tensor] = {}  # F by parameter name
+        self._anchor: dict[str, Tensor] = {}  # θ* by parameter name, while a task is trained
 
     def phases(self, task: Task, context: TaskContext) -> Iterator[Phase]:
-        """One phase; the weights as they are now are the anchor."""
+        """Yields one phase, with the current weights as the anchor θ*."""
         for phase in super().phases(task, context):
             if self._fisher:
                 named = self.weights.named_parameters()
@@ -60,7 +62,7 @@ class Ewc(Sequential):
         self._anchor = {}
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy on the task, and the penalty on leaving the anchor."""
+        """Returns the cross-entropy, and the penalty on moving away from the anchor."""
         parts = super().loss(batch)
         if self._anchor:
             named = self.weights.named_parameters()
@@ -72,7 +74,7 @@ class Ewc(Sequential):
         return parts
 
     def finish(self, task: Task, context: TaskContext) -> None:
-        """Adds the task's Fisher information to that of the older ones."""
+        """Adds the task's Fisher information to that of older tasks."""
         named = self.weights.named_parameters()
         fisher = self._fisher or {
             name: torch.zeros_like(p, dtype=torch.float32) for name, p in named.items()
@@ -95,12 +97,12 @@ class Ewc(Sequential):
         self._fisher = fisher
 
     def save(self, context: TaskContext) -> None:
-        """Writes the weights and their importance."""
+        """Writes the weights and the Fisher information."""
         write_tensors(context.folder / FISHER, self._fisher)
         super().save(context)
 
     def load(self, context: TaskContext) -> None:
-        """Takes over a later task's weights and importance; an older one's are gone."""
+        """Restores weights and Fisher information, which only the newest full model still has."""
         super().load(context)
         path = context.folder / FISHER
         if path.exists():
@@ -109,6 +111,9 @@ class Ewc(Sequential):
             self._fisher = {name: tensor.to(device) for name, tensor in fisher.items()}
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:
-        """Importance on disk, the old until the new is there; importance and anchor in memory."""
+        """Adds Fisher information and anchor to the estimate.
+
+        On disk the old file stays until the new one is written.
+        """
         size = self.weights.size()
         return super().footprint(task, batch_size) + Footprint(passing=2 * size, ram=2 * size)

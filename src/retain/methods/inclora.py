@@ -1,4 +1,4 @@
-"""IncLoRA: one LoRA per task, all of them always on. The baseline that O-LoRA starts from."""
+"""IncLoRA: a new LoRA per task, added to all earlier ones. The baseline of O-LoRA."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from retain.methods.shared.lora import BlockPerTask
 
 
 class IncLora(BlockPerTask):
-    """W x + Σ_{i ≤ t} (α/r) B_i A_i x: A_t and B_t learn, older blocks are frozen.
+    """W x + Σ_{i ≤ t} (α/r) B_i A_i x, where only A_t and B_t of task t are trained.
 
-    Incremental LoRA, as in O-LoRA's comparison (arXiv 2310.14152).
+    W is a frozen weight of the backbone, x its input, and r and α the rank and scale of the blocks.
+    This is incremental LoRA as in O-LoRA's comparison (arXiv 2310.14152).
     """
 
     traits = replace(
@@ -23,6 +24,6 @@ class IncLora(BlockPerTask):
     )
 
     def route(self, batch: Batch, task: str | None = None) -> None:
-        """There is nothing to choose: every block counts in full."""
-        size = len(batch["input_ids"]), len(self.pool.blocks)
-        self.pool.use(torch.ones(size, device=self.backbone.device) if size[1] else None)
+        """Gives every block the weight 1."""
+        shape = len(batch["input_ids"]), len(self.pool.blocks)  # (B, T)
+        self.pool.use(torch.ones(shape, device=self.backbone.device) if shape[1] else None)

@@ -1,4 +1,4 @@
-"""L2P: learning to prompt. A fixed pool of small prompts, from which each input picks some."""
+"""L2P: learning to prompt. Each input selects some prompts from a pool of fixed size."""
 
 from __future__ import annotations
 
@@ -27,13 +27,16 @@ from retain.system.files import read_weights, write_tensors
 from retain.tasks import Task
 
 PROMPTS = "prompts.safetensors"
+"""File of the prompts and keys in a task's folder."""
 
 
 class L2pConfig(MethodConfig):
-    """M prompts of `length` rows, of which `picked` stand before an input; λ of the keys' term.
+    """Size of the pool, selection, and training of prompts and keys.
 
-    `rate`, of prompts and keys, is times training.learning_rate. `preset: paper` has L2P's own
-    options, which are those of a vision transformer, at training.learning_rate itself.
+    The pool has `pool_size` prompts of `length` vectors; `picked` of them are put before an input.
+    `weight` is λ of the key loss. `rate` is the learning rate of prompts and keys, as a multiple
+    of training.learning_rate. `preset: paper` has the published options, chosen for a vision
+    transformer, with `rate: 1`.
     """
 
     presets: ClassVar[Presets] = {
@@ -47,7 +50,7 @@ class L2pConfig(MethodConfig):
     rate: PositiveFloat = 30.0
 
     @model_validator(mode="after")
-    def _enough(self) -> L2pConfig:
+    def _picked_within_pool(self) -> L2pConfig:
         if self.picked > self.pool_size:
             raise ValueError(
                 f"picked ({self.picked}) is more than pool_size ({self.pool_size}); lower it"
@@ -56,11 +59,12 @@ class L2pConfig(MethodConfig):
 
 
 class L2p(Method):
-    """[P_s1; …; P_sN; x], s = the N keys nearest to the input's feature q(x) (arXiv 2112.08654).
+    """[P_s1; …; P_sN; x], where s1 … sN are the N keys nearest to q(x) (arXiv 2112.08654).
 
-    Loss: cross-entropy + λ Σ_{i ≤ N} (1 − cos(q(x), k_si)), eq. 5. q(x) is the frozen backbone's
-    last hidden state, mean over the user's words. Prompts and keys are shared by all tasks and
-    learn on. The paper's option of preferring rarely used prompts in training is left out.
+    P_i are prompts with keys k_i. The query q(x) is the frozen backbone's last hidden state, mean
+    over the tokens of the user's text. Loss: cross-entropy + λ Σ_{i ≤ N} (1 − cos(q(x), k_si)),
+    eq. 5. All tasks train the same prompts and keys. The paper's option to prefer rarely used
+    prompts in training is left out.
     """
 
     Config = L2pConfig
@@ -75,7 +79,7 @@ class L2p(Method):
         self.backbone = backbone
         self.options = config
         self.embedding = prompted_embedding(backbone)
-        size, width, device = config.pool_size, backbone.width, backbone.device
+        size, width, device = config.pool_size, backbone.width, backbone.device  # M, d
         self.prompts = nn.Parameter(torch.zeros(size, config.length, width, device=device))
         self.keys = nn.Parameter(torch.zeros(size, width, device=device))
         pool = nn.ParameterDict({"prompt": self.prompts, "key": self.keys})
@@ -83,15 +87,14 @@ class L2p(Method):
         backbone.virtual_tokens = config.picked * config.length
 
     def phases(self, task: Task, context: TaskContext) -> Iterator[Phase]:
-        """One phase on the pool and its keys, which the stream's first task draws."""
+        """Yields one phase on prompts and keys; before the first task they are initialised."""
         if context.index == 0:
-            self._draw(context)
+            self._initialise(context)
         pool = ParamGroup("pool", [self.prompts, self.keys], self.options.rate)
-        rows = self.encoded(task)
-        yield Phase("learn", rows, [pool], self.loss, units={"keys": "rows"})
+        yield Phase("learn", self.encoded(task), [pool], self.loss, units={"keys": "rows"})
 
-    def _draw(self, context: TaskContext) -> None:
-        """Sets the prompts (M, n, d) to random words and the keys (M, d) to uniform noise."""
+    def _initialise(self, context: TaskContext) -> None:
+        """Sets the prompts (M, n, d) to random word embeddings, the keys (M, d) to noise."""
         size, length = self.options.pool_size, self.options.length
         words = self.embedding.words(size * length, context.seed).view(size, length, -1)
         keys = torch.empty(self.keys.shape).uniform_(-1, 1, generator=context.generator())
@@ -100,27 +103,30 @@ class L2p(Method):
             self.keys.copy_(keys)
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:
-        """The pool, which every task's folder keeps."""
+        """Adds the pool, which every task's folder keeps."""
         size = self.prompts.numel() + self.keys.numel()
         return super().footprint(task, batch_size) + trainable(size, size)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy on the task, and the distance to the picked keys."""
-        distance = self._pick(batch)
+        """Returns the cross-entropy, and the distance to the selected keys."""
+        distance = self._select(batch)
         return {"task": self.backbone.answer_loss(batch), "keys": self.options.weight * distance}
 
-    def _pick(self, batch: Batch) -> Tensor:
-        """Puts each input's nearest prompts before it; returns their distance, mean over inputs."""
-        # In full precision, so that training and inference pick the same.
+    def _select(self, batch: Batch) -> Tensor:
+        """Puts the nearest prompts before each input; returns their keys' distance, a scalar.
+
+        The distance is summed over an input's prompts and averaged over inputs.
+        """
+        # In full precision, so that training and inference select the same prompts.
         with torch.autocast(self.backbone.device.type, enabled=False):
             query = self._query(batch)  # (B, d)
             cosine = F.normalize(query, dim=1) @ F.normalize(self.keys, dim=1).T  # (B, M)
-        near, index = cosine.topk(self.options.picked, dim=1)
+        nearest, index = cosine.topk(self.options.picked, dim=1)  # (B, N)
         self.embedding.rows = self.prompts[index].flatten(1, 2)  # (B, N·n, d)
-        return (1 - near).sum(1).mean()
+        return (1 - nearest).sum(1).mean()
 
     def _query(self, batch: Batch) -> Tensor:
-        """q(x), (B, d): the same in training, where the backbone has dropout, as at inference."""
+        """Computes q(x), (B, d), without dropout: in training the same as at inference."""
         model = self.backbone.model
         encoder_decoder = self.backbone.is_encoder_decoder
         trunk = model.get_encoder() if encoder_decoder else model.base_model
@@ -129,21 +135,21 @@ class L2p(Method):
         training = model.training
         model.eval()
         with torch.no_grad():
-            read = trunk(input_ids=batch["route_ids"], attention_mask=mask, **options)
+            output = trunk(input_ids=batch["route_ids"], attention_mask=mask, **options)
         model.train(training)
-        hidden = read.last_hidden_state.float()  # (B, S, d)
+        hidden = output.last_hidden_state.float()  # (B, S, d)
         return (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
 
     def route(self, batch: Batch, task: str | None = None) -> None:
-        """Puts each input's nearest prompts before it."""
-        self._pick(batch)
+        """Puts the nearest prompts before each input."""
+        self._select(batch)
 
     def save(self, context: TaskContext) -> None:
-        """Writes the pool as it is after this task."""
+        """Writes the current prompts and keys."""
         write_tensors(context.folder / PROMPTS, {"prompts": self.prompts, "keys": self.keys})
 
     def load(self, context: TaskContext) -> None:
-        """Takes over a later task's pool."""
+        """Restores the prompts and keys as they were after the task."""
         pool = {"prompts": self.prompts, "keys": self.keys}
         path = context.folder / PROMPTS
         tensors = read_weights(path, {name: p.shape for name, p in pool.items()})

@@ -1,4 +1,4 @@
-"""LFPT5: one soft prompt that solves tasks and writes inputs of them, to be replayed."""
+"""LFPT5: one soft prompt that answers tasks and generates pseudo-samples of them for replay."""
 
 from __future__ import annotations
 
@@ -35,23 +35,25 @@ from retain.training.phase import Unit
 
 
 class WritingConfig(DrawConfig):
-    """λ_lm of learning to write inputs, and how pseudo-samples are drawn."""
+    """How pseudo-samples are sampled, and the weight λ_lm of the loss that trains the generator."""
 
     weight: NonNegativeFloat = 0.25
 
 
 class PseudoConfig(MemoryConfig):
-    """How many pseudo-samples are written for so many examples, and when they are replayed."""
+    """The number of pseudo-samples as a share of the examples, and how often they are replayed."""
 
     share: Annotated[float, Field(gt=0, le=1)] = 0.02
 
 
 class Lfpt5Config(MethodConfig):
-    """Rows of the prompt, its rate (times training.learning_rate), and λ_kl of the distillation.
+    """Options of the prompt, its pseudo-samples and the distillation.
 
-    λ_kl is the published one: of a KL that is summed over the positions of an answer.
-    `preset: paper` has LFPT5's options for classification by an adapted T5 v1.1, at
-    training.learning_rate itself; share and schedule of pseudo-samples stay retain's.
+    `length` is the prompt's number of vectors, `rate` its learning rate as a multiple of
+    training.learning_rate. `distillation` is the published λ_kl, the weight of a KL divergence that
+    is summed over the positions of an answer. `preset: paper` has the published options for
+    classification with an LM-adapted T5 v1.1, with `rate: 1`; share and schedule of the
+    pseudo-samples are not among them.
     """
 
     presets: ClassVar[Presets] = {
@@ -72,13 +74,14 @@ class Lfpt5Config(MethodConfig):
 
 
 class Lfpt5(TaughtMethod):
-    """On the task L_task + λ_lm L_lm; on pseudo-samples (1 − λ_kl) times that, + λ_kl KL.
+    """L_task + λ_lm L_lm; on pseudo-samples (1 − λ_kl)(L_task + λ_lm L_lm) + λ_kl KL.
 
-    Qin and Joty, arXiv 2110.07298. L_lm is the loss of writing an input from a trigger that names
-    its task. Right after a task the prompt writes inputs of it and answers them; these stand in for
-    its examples from then on, with the logits of then as the teacher. KL is a sum over an answer's
-    positions, as published, and then a mean over rows, where the published code sums over the two
-    rows of a micro-batch too. docs/methods.md says where else this differs from it.
+    Qin and Joty, arXiv 2110.07298. L_lm is the loss of generating an input from a trigger that
+    names its task. Right after a task the prompt generates inputs of it and answers them. These
+    pseudo-samples replace its examples from then on; the teacher of the KL term is the model at
+    that time. KL is summed over an answer's positions, as published, and averaged over examples,
+    where the published code also sums over the two examples of a micro-batch. docs/methods.md
+    lists further differences.
     """
 
     Config = Lfpt5Config
@@ -95,29 +98,29 @@ class Lfpt5(TaughtMethod):
     def __init__(self, backbone: Backbone, config: Lfpt5Config) -> None:
         super().__init__(backbone, config)
         self.options = config
-        self._writing: list[Features] = []  # of the task's rows
-        self._writing_kept: list[Features] = []  # of the rows in memory
-        self._dropped = 0  # copies of training inputs, when the task's pseudo-samples were drawn
+        self._generator_rows: list[Features] = []  # one per example of the task, in its order
+        self._memory_generator_rows: list[Features] = []  # one per example in memory
+        self._dropped = 0  # copies of training inputs among the task's pseudo-samples
 
     def make_weights(self, config: Any) -> PoolWeights:
-        """The one prompt."""
+        """Returns the soft prompt."""
         return PoolWeights(self.backbone, PromptPool(self.backbone, config.length))
 
     def phases(self, task: Task, context: TaskContext) -> Iterator[Phase]:
-        """One phase; each row of the task is learned with the row that teaches to write it."""
+        """Yields one phase; each example is trained with the row that generates its input."""
         for phase in super().phases(task, context):
-            self._writing = generator_rows(self.backbone, task.train, _trigger(task.name))
+            self._generator_rows = generator_rows(self.backbone, task.train, _trigger(task.name))
             prompt = [replace(group, rate=self.options.rate) for group in phase.groups]
-            rows = [{**row, "example_id": [i]} for i, row in enumerate(phase.data)]
-            yield replace(phase, data=rows, groups=prompt)
+            numbered = [{**row, "example_id": [i]} for i, row in enumerate(phase.data)]
+            yield replace(phase, data=numbered, groups=prompt)
 
     def choose(self, task: Task, context: TaskContext) -> list[Example]:
-        """Pseudo-samples: inputs that the prompt writes, with the answers that it gives them.
+        """Generates pseudo-samples: inputs, and the answers that the prompt gives to them.
 
-        An input without an answer is left out.
+        An input whose answer is empty is left out.
 
         Raises:
-            RetainError: when all are.
+            RetainError: when all answers are empty.
         """
         written = write_inputs(
             self.backbone,
@@ -125,7 +128,7 @@ class Lfpt5(TaughtMethod):
             self.weights.use,
             self.kept(task),
             self.options.writing,
-            taught_inputs(self.backbone, self._writing),
+            taught_inputs(self.backbone, self._generator_rows),
             "training.max_steps or method.writing.weight",
         )
         inputs, self._dropped = written.texts, written.dropped
@@ -137,66 +140,70 @@ class Lfpt5(TaughtMethod):
             self.route(batch)
             answers += self.backbone.generate(batch, limit)
         pairs = zip(inputs, answers, strict=True)
-        found = [Example(text, (answer,)) for text, answer in pairs if answer]
-        if not found:
+        samples = [Example(text, (answer,)) for text, answer in pairs if answer]
+        if not samples:
             raise RetainError(
                 f"task '{task.name}': the prompt answers none of the {len(inputs)} inputs that it "
                 "wrote; start again in another --output with a higher training.max_steps"
             )
-        return found
+        return samples
 
     def finish(self, task: Task, context: TaskContext) -> None:
-        """Keeps pseudo-samples with the model's logits on them, and measures them."""
+        """Keeps pseudo-samples and the model's logits on them, and measures their quality."""
         super().finish(task, context)
         texts = [example.prompt for example in read_examples(context.folder)]
-        taught = taught_inputs(self.backbone, self._writing)
+        taught = taught_inputs(self.backbone, self._generator_rows)
         write_quality(context.folder, self.backbone, texts, self._dropped, taught)
-        self._keep_writing(context.folder, task.name)
+        self._add_generator_rows(context.folder, task.name)
 
     def load(self, context: TaskContext) -> None:
-        """Takes over a later task's prompt, and adds the task's pseudo-samples."""
+        """Restores the prompt after the task, and the task's pseudo-samples."""
         super().load(context)
-        self._keep_writing(context.folder, context.name)
+        self._add_generator_rows(context.folder, context.name)
 
     @classmethod
     def diagnostics(cls, run: RunDirectory, task: str | None) -> list[Section]:
-        """The pseudo-samples."""
+        """Returns the section on the pseudo-samples."""
         return pseudo_sample_diagnostics(run, MEMORY)
 
-    def _keep_writing(self, folder: Path, name: str) -> None:
+    def _add_generator_rows(self, folder: Path, name: str) -> None:
         examples = read_examples(folder)
-        self._writing_kept += generator_rows(self.backbone, examples, _trigger(name))
+        self._memory_generator_rows += generator_rows(self.backbone, examples, _trigger(name))
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses of answering and of writing; on a replay batch also the distillation."""
+        """Returns the losses of answering and of generating; on a replay batch also the KL."""
         is_replay = "is_replay" in batch
-        rows = self._writing_kept if is_replay else self._writing
-        to_write = self.backbone.collate([rows[i] for i in batch["example_id"][:, 0].tolist()])
-        self.route(to_write)
-        written = self.options.writing.weight * _mean_of_rows(
-            *self.backbone.answer_logits(to_write)
+        rows = self._memory_generator_rows if is_replay else self._generator_rows
+        numbers = batch["example_id"][:, 0].tolist()
+        generator_batch = self.backbone.collate([rows[number] for number in numbers])
+        self.route(generator_batch)
+        writing = self.options.writing.weight * _mean_over_examples(
+            *self.backbone.answer_logits(generator_batch)
         )
         self.route(batch)
-        logits, targets = self.backbone.answer_logits(batch)
+        logits, targets = self.backbone.answer_logits(batch)  # (B, K, V), (B, K)
         if not is_replay:
-            return {"task": cross_entropy(logits, targets), "writing": written}
-        answered = targets != IGNORED
-        soft = soft_cross_entropy(logits[answered], stacked(self.read_teacher_outputs(batch)))
-        positions = answered.sum() / len(answered)  # of a row
+            return {"task": cross_entropy(logits, targets), "writing": writing}
+        labelled = targets != IGNORED
+        soft = soft_cross_entropy(logits[labelled], stacked(self.read_teacher_outputs(batch)))
+        positions = labelled.sum() / len(labelled)  # per example
         weight = self.options.distillation
         return {
             "replay": (1 - weight) * cross_entropy(logits, targets),
-            "writing": (1 - weight) * written,
+            "writing": (1 - weight) * writing,
             "distillation": weight * positions * soft,
         }
 
 
-def _mean_of_rows(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of logits (B, K, V) over each row's own targets (B, K), then over rows."""
-    each = F.cross_entropy(
+def _mean_over_examples(logits: Tensor, targets: Tensor) -> Tensor:
+    """Returns the cross-entropy of logits (B, K, V): each example's mean, then the batch's.
+
+    targets (B, K) has IGNORED where an example has no label.
+    """
+    per_token = F.cross_entropy(
         logits.transpose(1, 2).float(), targets, ignore_index=IGNORED, reduction="none"
-    )
-    return (each.sum(1) / (targets != IGNORED).sum(1)).mean()
+    )  # (B, K)
+    return (per_token.sum(1) / (targets != IGNORED).sum(1)).mean()
 
 
 def _trigger(task: str) -> str:

@@ -28,7 +28,7 @@ from retain.tasks import Task
 
 
 class LwfConfig(SequentialConfig):
-    """λ of the distillation, its temperature, and how the old model's logits are kept meanwhile."""
+    """Weight λ and temperature of the distillation, and how the old model's logits are stored."""
 
     weight: NonNegativeFloat = 1.0
     temperature: PositiveFloat = 2.0
@@ -36,10 +36,10 @@ class LwfConfig(SequentialConfig):
 
 
 class Lwf(Sequential):
-    """Cross-entropy + λ · soft cross-entropy with the old model's answers to the new task's inputs.
+    """Cross-entropy + λ · soft cross-entropy with the old model's logits on the new task.
 
-    The old model's logits are written before the task is learned, and deleted after it, so that
-    there is one model in memory.
+    The old model is the one before the task. Its logits on the task's examples are written to disk
+    before training and deleted after it, so that only one model is in memory.
     """
 
     Config = LwfConfig
@@ -53,46 +53,52 @@ class Lwf(Sequential):
     def __init__(self, backbone: Backbone, config: LwfConfig) -> None:
         super().__init__(backbone, config)
         self.options = config
-        self._learned = 0
-        self._signals = Path()
+        self._learned = 0  # number of tasks
+        self._teacher_folder = Path()  # of the task that is being learned
 
     def phases(self, task: Task, context: TaskContext) -> Iterator[Phase]:
-        """One phase, after the old model has answered its rows."""
-        self._signals = context.folder / TEACHER
+        """Writes the old model's logits on the task's examples, then yields one phase."""
+        self._teacher_folder = context.folder / TEACHER
         for phase in super().phases(task, context):
             if self._learned:
-                options = self.options
-                write_logits(self, phase.data, self._signals, options.teacher, options.temperature)
-                rows = [{**row, "example_id": [i]} for i, row in enumerate(phase.data)]
-                phase = replace(phase, data=rows)
+                write_logits(
+                    self,
+                    phase.data,
+                    self._teacher_folder,
+                    self.options.teacher,
+                    self.options.temperature,
+                )
+                numbered = [{**row, "example_id": [i]} for i, row in enumerate(phase.data)]
+                phase = replace(phase, data=numbered)
             yield phase
 
     def finish(self, task: Task, context: TaskContext) -> None:
-        """Deletes the old model's answers."""
+        """Deletes the old model's logits."""
         remove_folders(context.folder / TEACHER)
         self._learned += 1
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy on the task, and the distillation of the old model's answers."""
+        """Returns the cross-entropy, and the distillation of the old model's logits."""
         if "example_id" not in batch:
             return super().loss(batch)
         self.route(batch)
-        logits, targets = self.backbone.answer_logits(batch)
-        paths = [file_of(self._signals, number) for number in batch["example_id"][:, 0].tolist()]
+        logits, targets = self.backbone.answer_logits(batch)  # (B, K, V), (B, K)
+        numbers = batch["example_id"][:, 0].tolist()
+        paths = [file_of(self._teacher_folder, number) for number in numbers]
         teacher = stacked([read_tensors(path) for path in paths])
-        softened = logits[targets != IGNORED] / self.options.temperature
+        softened = logits[targets != IGNORED] / self.options.temperature  # (N, V)
         return {
             "task": cross_entropy(logits, targets),
             "distillation": self.options.weight * soft_cross_entropy(softened, teacher),
         }
 
     def load(self, context: TaskContext) -> None:
-        """Takes over the weights of a later task."""
+        """Restores the task's weights, if they are still kept."""
         super().load(context)
         self._learned += 1
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:
-        """The old model's logits on all of the task's rows, and on a batch of the longest."""
-        each = bytes_of_logits(self.backbone, self.encoded(task), self.options.teacher)
-        own = Footprint(passing=sum(each), ram=COPIES * batch_size * max(each))
-        return super().footprint(task, batch_size) + own
+        """Adds the old model's logits on all examples, and on a batch of the longest ones."""
+        logits = bytes_of_logits(self.backbone, self.encoded(task), self.options.teacher)
+        teacher = Footprint(passing=sum(logits), ram=COPIES * batch_size * max(logits))
+        return super().footprint(task, batch_size) + teacher

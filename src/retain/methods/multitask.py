@@ -1,4 +1,4 @@
-"""Multi-task learning: all tasks at once. The bound that has nothing to forget."""
+"""Multi-task learning: all tasks trained together. A bound, as nothing can be forgotten."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from retain.tasks import Example, Task
 class MultiTask(Sequential):
     """Cross-entropy on the examples of all tasks so far, shuffled together.
 
-    It waits for the stream's last task, and then learns all of them from the backbone as it was: a
-    fixed number of steps counts once for each. A task that comes later is learned together with the
-    old ones' examples again, from the weights as they are.
+    The method waits for the stream's last task, then trains the unchanged backbone on all tasks;
+    a fixed number of steps counts per task. If another task follows later, the current weights are
+    trained on the examples of all tasks again.
     """
 
     Config = SequentialConfig
@@ -32,10 +32,10 @@ class MultiTask(Sequential):
 
     def __init__(self, backbone: Backbone, config: SequentialConfig) -> None:
         super().__init__(backbone, config)
-        self._kept: list[list[Example]] = []  # of each older task
+        self._kept: list[list[Example]] = []  # training examples of each older task
 
     def phases(self, task: Task, context: TaskContext) -> Iterator[Phase]:
-        """One phase on the examples of all tasks, or none while more tasks are to come."""
+        """Yields one phase on the examples of all tasks, or none while more tasks are to come."""
         if self.waiting:
             return
         old = [self.backbone.encode(example) for examples in self._kept for example in examples]
@@ -43,22 +43,21 @@ class MultiTask(Sequential):
             yield replace(phase, data=[*old, *phase.data], tasks=len(self._kept) + 1)
 
     def finish(self, task: Task, context: TaskContext) -> None:
-        """Keeps the task's examples."""
+        """Writes and keeps the task's training examples."""
         write_jsonl(context.folder / MEMORY, [example.as_row() for example in task.train])
         self._kept.append(list(task.train))
 
     def save(self, context: TaskContext) -> None:
-        """Writes the weights, if they have learned."""
+        """Writes the weights, if they were trained."""
         if not self.waiting:
             super().save(context)
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:
-        """And all of its examples."""
-        own = Footprint(kept=bytes_of(task.train))
-        return super().footprint(task, batch_size) + own
+        """Adds all of the task's training examples to the estimate."""
+        return super().footprint(task, batch_size) + Footprint(kept=bytes_of(task.train))
 
     def load(self, context: TaskContext) -> None:
-        """Adds a task's examples, and takes over the weights that learned with it."""
+        """Restores the task's examples, and the weights if its folder still has them."""
         super().load(context)
         self.waiting = not self.weights.saved(context.folder)
         self._kept.append(read_examples(context.folder))

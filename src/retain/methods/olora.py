@@ -1,4 +1,4 @@
-"""O-LoRA: one LoRA per task, learned in directions that earlier ones do not read."""
+"""O-LoRA: one LoRA per task, kept orthogonal to the input directions of earlier ones."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from retain.training.phase import Unit
 
 
 class OLoraConfig(LoraMethodConfig):
-    """λ of the orthogonality term; `l2_weight` is the published code's λ₂, of the block's size.
+    """Weight λ of the orthogonality term, and λ₂ (`l2_weight`) of the block's norm.
 
-    The published term is a sum over layers and pairs of rows: it grows with rank, depth and older
-    tasks, and small rows make it small without being orthogonal. With `normalised` it is the mean
-    absolute cosine of the pairs instead, which no scale changes. `preset: paper` has the options
-    of O-LoRA's scripts.
+    The published term is a sum over layers and pairs of matrix rows. It grows with rank, depth and
+    the number of tasks, and small rows make it small without being orthogonal. With `normalised`
+    it is the mean absolute cosine of the pairs, which does not depend on their scale.
+    `preset: paper` has the options of the published scripts.
     """
 
     presets: ClassVar[Presets] = {
@@ -39,9 +39,10 @@ class OLoraConfig(LoraMethodConfig):
 class OLora(IncLora):
     """IncLoRA + λ Σ_layers Σ_{i<t} ‖A_i A_tᵀ‖₁ (Wang et al., arXiv 2310.14152; λ = 0.5).
 
-    A_i (r, d_in) has as rows the directions of a layer's input that block i reads. The paper
-    squares the entries of the product; the published code sums their absolute values, as here. It
-    also adds λ₂ Σ_layers (‖A_t‖ + ‖B_t‖), with λ₂ = 0 unless it is set.
+    The rows of A_i (r, d_in) are the directions of a layer's input that block i reads; t is the
+    newest task. The paper squares the entries of the product; the published code sums their
+    absolute values, as here. The code also adds λ₂ Σ_layers (‖A_t‖ + ‖B_t‖), with λ₂ = 0 by
+    default.
     """
 
     Config = OLoraConfig
@@ -55,7 +56,7 @@ class OLora(IncLora):
         self.options = config
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy on the task, the orthogonality term, and the norms of the block."""
+        """Returns the cross-entropy, the orthogonality term, and the block's norms."""
         parts = super().loss(batch)
         if len(self.pool.blocks) > 1 and self.options.weight:
             parts["orthogonality"] = self.options.weight * self._overlap()
@@ -65,6 +66,7 @@ class OLora(IncLora):
         return parts
 
     def _overlap(self) -> Tensor:
+        """Computes the orthogonality term over all layers, a scalar without λ."""
         terms = []
         for layer in self.pool.layers.values():
             assert layer.A is not None
@@ -75,7 +77,10 @@ class OLora(IncLora):
 
 
 def overlap(old: Tensor, new: Tensor, normalised: bool) -> Tensor:
-    """How much the rows of `new` (r, d) point along those of `old` (n, d): a scalar."""
+    """Returns how much the rows of `new` (r, d) overlap with those of `old` (n, d), a scalar.
+
+    It is the sum of the absolute products, or with `normalised` the mean absolute cosine.
+    """
     if normalised:
         return (F.normalize(old, dim=1) @ F.normalize(new, dim=1).T).abs().mean()
     return (old @ new.T).abs().sum()

@@ -1,4 +1,4 @@
-"""One LoRA per task, chosen by the task's name: the bound, no forgetting and no transfer."""
+"""One LoRA per task, chosen by the task's name: a bound without forgetting or transfer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from retain.runs.sections import Section
 
 
 class PerTask(BlockPerTask):
-    """W x + (α/r) B_t A_t x, t the task's own block, learned from its own examples alone."""
+    """W x + (α/r) B_t A_t x, where block t is trained on task t alone.
+
+    W is a frozen weight of the backbone, x its input, and r and α the rank and scale of the block.
+    """
 
     traits = replace(
         BlockPerTask.traits,
@@ -25,15 +28,15 @@ class PerTask(BlockPerTask):
     )
 
     def route(self, batch: Batch, task: str | None = None) -> None:
-        """One-hot weights on the named task's block."""
+        """Gives the named task's block the weight 1 and all others 0."""
         index = block_index(task, self.pool.blocks, "pertask")
         self.pool.use_block(len(batch["input_ids"]), index)
 
     def routing(self) -> Tensor | None:
-        """The one-hot weights (B, T)."""
+        """Returns the one-hot weights (B, T)."""
         return self.pool.weights
 
     @classmethod
     def diagnostics(cls, run: RunDirectory, task: str | None) -> list[Section]:
-        """The one-hot weights, which show that each task has its own block."""
+        """Returns the section on the one-hot weights over the blocks."""
         return routing_diagnostics(run)

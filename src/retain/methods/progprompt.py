@@ -1,4 +1,4 @@
-"""Progressive Prompts: a soft prompt per task, put before those of all earlier tasks."""
+"""Progressive Prompts: a new soft prompt per task, put before those of earlier tasks."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ from retain.tasks import Task
 
 
 class ProgPromptConfig(MethodConfig):
-    """Rows of a prompt, its rate (times training.learning_rate), and the residual layer's width.
+    """Options of the prompts and of the residual layer.
 
-    With `hidden` a prompt passes through x + LayerNorm(W₂ relu(W₁ x)) while it learns, W₁ to so
-    many (800 in the published code, where it is off too). The norm's rows start with length √d,
-    which on backbones with small embeddings drowns the words that a prompt starts from.
-    `preset: paper` has the paper's length and residual layer, at training.learning_rate itself.
+    `length` is a prompt's number of vectors, `rate` its learning rate as a multiple of
+    training.learning_rate. With `hidden` a prompt passes through x + LayerNorm(W₂ relu(W₁ x))
+    while it is trained; `hidden` is the output width of W₁. In the published code it is 800, and
+    off by default as here. The norm's output starts with length √d; on backbones with small
+    embeddings this is much larger than the word embeddings that a prompt starts from.
+    `preset: paper` has the paper's length and residual layer, with `rate: 1`.
     """
 
     presets: ClassVar[Presets] = {"paper": {"length": 10, "rate": 1.0, "hidden": 800}}
@@ -44,10 +46,10 @@ class ProgPromptConfig(MethodConfig):
 
 
 class ProgPrompt(Method):
-    """[P_k; …; P_1; x], P_k learned on task k, older prompts frozen (arXiv 2301.12314).
+    """[P_k; …; P_1; x], where P_k is trained on task k and older prompts are frozen.
 
-    A task is answered with its own and all earlier prompts, so its name has to be given. The
-    sequence grows by a prompt a task.
+    Razdaibiedina et al., arXiv 2301.12314. Task k is answered with its prompt and all earlier
+    ones, so the task's name must be given. The input grows by one prompt per task.
     """
 
     Config = ProgPromptConfig
@@ -64,10 +66,10 @@ class ProgPrompt(Method):
         self.backbone = backbone
         self.options = config
         self.pool = PromptPool(backbone, config.length, concatenated=True)
-        self._residual: nn.Module | None = None
+        self._residual: nn.Module | None = None  # while a prompt is trained
 
     def phases(self, task: Task, context: TaskContext) -> Iterator[Phase]:
-        """One phase on a fresh prompt."""
+        """Yields one phase that trains a new prompt."""
         self.pool.grow(task.name, context.seed)
         groups = [ParamGroup("prompt", self.pool.parameters(), self.options.rate)]
         if self.options.hidden:
@@ -75,11 +77,10 @@ class ProgPrompt(Method):
             self.backbone.model.add_module("retain_residual", self._residual)
             residual = list(self._residual.parameters())
             groups.append(ParamGroup("residual", residual, self.options.rate))
-        rows = self.encoded(task)
-        yield Phase("learn", rows, groups, self.loss)
+        yield Phase("learn", self.encoded(task), groups, self.loss)
 
     def finish(self, task: Task, context: TaskContext) -> None:
-        """Keeps the prompt as it came out of the residual layer, which then goes."""
+        """Replaces the prompt by the residual layer's output and removes the layer."""
         if self._residual is not None:
             with torch.no_grad():
                 (prompt,) = self.pool.parameters()
@@ -88,20 +89,21 @@ class ProgPrompt(Method):
             delattr(self.backbone.model, "retain_residual")
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:
-        """The task's prompt, and the residual layer while it learns."""
+        """Adds the task's prompt to the estimate, and the residual layer while it is trained."""
         prompt, hidden = self.pool.block_size(), self.options.hidden or 0
         residual = hidden and hidden * (2 * self.backbone.width + 1) + 3 * self.backbone.width
         return super().footprint(task, batch_size) + trainable(prompt + residual, prompt)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy on the task, read behind all prompts so far."""
-        self._put(batch, len(self.pool.blocks))
+        """Returns the cross-entropy, with all prompts before the input."""
+        self._prepend(batch, len(self.pool.blocks))
         return {"task": self.backbone.answer_loss(batch)}
 
-    def _put(self, batch: Batch, count: int) -> None:
-        """Puts the first `count` prompts, the newest of them first, and hides the places before.
+    def _prepend(self, batch: Batch, count: int) -> None:
+        """Puts the first `count` prompts before each input, the newest of them first.
 
-        An encoder may count positions through what is hidden, so there they are cut off.
+        The batch has positions for all prompts. Those of newer prompts are masked, or cut off for
+        an encoder, which may count masked positions.
         """
         prompts = self.pool.prompts.every()  # (T, n, d)
         if self._residual is not None:
@@ -109,29 +111,30 @@ class ProgPrompt(Method):
         self.pool.embedding.rows = prompts.flip(0).flatten(0, 1)[None]
         hidden = self.pool.length * (len(prompts) - count)
         if self.backbone.is_encoder_decoder:
-            there = int((batch["input_ids"] < 0).sum(1).max())  # all, or what an earlier call left
+            # All virtual positions, or those that an earlier call has left.
+            virtual = int((batch["input_ids"] < 0).sum(1).max())
             for key in PROMPT_KEYS:
-                batch[key] = batch[key][:, there - self.pool.length * count :]
+                batch[key] = batch[key][:, virtual - self.pool.length * count :]
             return
-        place = -1 - batch["input_ids"]
-        mask = batch["attention_mask"]
-        batch["attention_mask"] = torch.where(place >= 0, (place >= hidden).to(mask), mask)
+        position = -1 - batch["input_ids"]  # of a virtual token, from 0; negative for real ones
+        mask = batch["attention_mask"]  # (B, S)
+        batch["attention_mask"] = torch.where(position >= 0, (position >= hidden).to(mask), mask)
 
     def route(self, batch: Batch, task: str | None = None) -> None:
-        """Puts the named task's prompt and the earlier ones before each prompt of the batch."""
-        self._put(batch, block_index(task, self.pool.blocks, "progprompt") + 1)
+        """Puts the named task's prompt and the earlier ones before each input."""
+        self._prepend(batch, block_index(task, self.pool.blocks, "progprompt") + 1)
 
     def save(self, context: TaskContext) -> None:
-        """Writes the task's prompt."""
+        """Writes the newest prompt."""
         self.pool.save_block(context.folder, self.backbone.name)
 
     def load(self, context: TaskContext) -> None:
-        """Adds the task's prompt."""
+        """Loads the task's prompt into the pool."""
         self.pool.load_block(context.folder, context.name)
 
 
 def _residual(backbone: Backbone, hidden: int) -> nn.Module:
-    """The layer that a learning prompt is added to, (…, d) → (…, d)."""
+    """Builds the residual branch of a prompt that is being trained, (…, d) → (…, d)."""
     d = backbone.width
     layers = nn.Sequential(nn.Linear(d, hidden), nn.ReLU(), nn.Linear(hidden, d), nn.LayerNorm(d))
     return layers.to(backbone.device)

@@ -1,4 +1,4 @@
-"""Replay: kept examples of older tasks are learned again. The baseline of the replay family."""
+"""Replay: training re-reads kept examples of older tasks. The baseline of replay methods."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from retain.methods.shared.memory import MemoryMethod
 
 
 class Replay(MemoryMethod):
-    """Cross-entropy on the task and, in batches of their own, on kept examples."""
+    """Cross-entropy on the task and, in separate batches, on kept examples of older tasks."""
 
     traits = replace(
         MemoryMethod.traits,
@@ -20,6 +20,6 @@ class Replay(MemoryMethod):
     )
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy, named by whose rows the batch holds."""
+        """Returns the cross-entropy, named `replay` on a replay batch and else `task`."""
         (loss,) = super().loss(batch).values()
         return {"replay" if "is_replay" in batch else "task": loss}

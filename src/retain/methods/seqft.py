@@ -1,4 +1,4 @@
-"""Sequential fine-tuning: the whole backbone learns every task in turn."""
+"""Sequential full fine-tuning: the backbone is trained on every task in turn."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from retain.methods.shared.weights import FullWeights
 
 
 class SeqFt(Sequential):
-    """Sequential fine-tuning of the whole backbone."""
+    """Cross-entropy on one task after another; all weights of the backbone are trained."""
 
     Config = MethodConfig
     traits = replace(
@@ -21,5 +21,5 @@ class SeqFt(Sequential):
     )
 
     def make_weights(self, config: MethodConfig) -> FullWeights:
-        """All of them."""
+        """Returns all weights of the backbone."""
         return FullWeights(self.backbone)

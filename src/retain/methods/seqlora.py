@@ -1,4 +1,4 @@
-"""Sequential LoRA: one LoRA learns every task in turn. The baseline that forgets."""
+"""Sequential LoRA: one LoRA is trained on every task in turn, without protection."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from retain.methods.shared.sequential import Sequential
 
 
 class SeqLora(Sequential):
-    """Sequential LoRA."""
+    """W x + (α/r) B A x, where B and A are trained on one task after another.
+
+    W is a frozen weight of the backbone, x its input, and r and α the rank and scale of the LoRA.
+    """
 
     Config = LoraMethodConfig
     traits = replace(

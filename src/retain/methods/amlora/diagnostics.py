@@ -1,4 +1,4 @@
-"""The gates of an AM-LoRA run: over all layers, and by layer right after each task."""
+"""Diagnostics of an AM-LoRA run: gates over all layers, and by layer right after each task."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from retain.runs.records import Record
 from retain.runs.sections import Grid, HeatMap, Section
 
 GATES = "gates.json"
+"""File of the gates in a task's folder."""
 SOFTMAX = (
     "Each number is a block's gate, its share of 1; what a row lacks to 1 went to the zero block, "
     "which adds nothing. Effective number: exp of the gates' entropy, the zero block included."
@@ -29,8 +30,8 @@ SIGMOID = (
 class Gates(Record):
     """`gates.json`: mean gates of each adapted layer on held-out prompts.
 
-    `gates` has a row of T + 1 per layer, the zero block's first; `effective` is the mean effective
-    number of blocks.
+    `gates` has T + 1 numbers per layer, first that of the zero block. `effective` is the mean
+    effective number of blocks.
     """
 
     layers: list[str]
@@ -48,12 +49,12 @@ class _Options(Record):
 
 @dataclass(frozen=True)
 class LayerGates:
-    """Gates of one task right after it was learned.
+    """The gates of one task right after it was learned.
 
     Attributes:
-        task: its name.
-        layers: names of modules with adapted layers.
-        gates: of each the mean gate of each block, after the zero block's where there is one.
+        task: the task's name.
+        layers: names of the modules with adapted layers.
+        gates: the mean gate of each block (layers × blocks), first that of the zero block if any.
         effective: the mean effective number of blocks.
     """
 
@@ -64,7 +65,7 @@ class LayerGates:
 
 
 def amlora_diagnostics(run: RunDirectory, task: str | None) -> list[Section]:
-    """The section on a run's gates; by layer it shows one task, by default the newest.
+    """Returns the section on a run's gates, by layer for one task (by default the newest).
 
     Raises:
         RetainError: when there is no such task, or a file is damaged.
@@ -81,8 +82,8 @@ def amlora_diagnostics(run: RunDirectory, task: str | None) -> list[Section]:
         _layer_gates(name, results.read_required(run, folder / GATES, Gates), has_zero)
         for name, folder in zip(routing.tasks, run.learned(), strict=False)
     ]
-    number = -1 if task is None else names.index(task)
-    chosen = by_layer[number]
+    index = -1 if task is None else names.index(task)
+    chosen = by_layer[index]
     blocks = routing.tasks[: len(chosen.gates[0]) - has_zero]
     columns = ["zero block"] * has_zero + blocks
     return [
@@ -91,13 +92,13 @@ def amlora_diagnostics(run: RunDirectory, task: str | None) -> list[Section]:
             SOFTMAX if has_zero else SIGMOID,
             [layer_grid(chosen, has_zero), effective_grid(by_layer, has_zero)],
             [HeatMap(f"{chosen.task} by layer", chosen.layers, columns, chosen.gates)],
-            names[number],
+            names[index],
         )
     ]
 
 
 def layer_grid(gates: LayerGates, has_zero: bool) -> Grid:
-    """The table of one task's gates: a row per layer, a column per block."""
+    """Returns the table of one task's gates: a row per layer, a column per block."""
     count = len(gates.gates[0])
     columns = ["zero"] * has_zero + [str(i + 1) for i in range(count - has_zero)]
     layers = zip(gates.layers, gates.gates, strict=True)
@@ -107,7 +108,7 @@ def layer_grid(gates: LayerGates, has_zero: bool) -> Grid:
 
 
 def effective_grid(by_task: Sequence[LayerGates], has_zero: bool) -> Grid:
-    """The table of the effective number of blocks, a mean over layers and tokens, by task."""
+    """Returns the table of the effective number of blocks by task, mean over layers and tokens."""
     return Grid(
         "Effective number of blocks right after learning",
         ["with the zero block" if has_zero else "blocks"],
@@ -116,10 +117,13 @@ def effective_grid(by_task: Sequence[LayerGates], has_zero: bool) -> Grid:
 
 
 def _layer_gates(task: str, stored: Gates, has_zero: bool) -> LayerGates:
-    """Means over the adapted layers of a module, such as the q and v of one attention."""
+    """Averages gates over the adapted layers of a module, such as q and v of an attention."""
     by_module: dict[str, list[list[float]]] = {}
     for name, gates in zip(stored.layers, stored.gates, strict=True):
-        rows = by_module.setdefault(name.rpartition(".")[0], [])
-        rows.append(gates if has_zero else gates[1:])
-    means = [[fmean(column) for column in zip(*rows, strict=True)] for rows in by_module.values()]
+        of_module = by_module.setdefault(name.rpartition(".")[0], [])
+        of_module.append(gates if has_zero else gates[1:])
+    means = [
+        [fmean(block_gates) for block_gates in zip(*of_module, strict=True)]
+        for of_module in by_module.values()
+    ]
     return LayerGates(task, short_names(list(by_module)), means, stored.effective)

@@ -1,4 +1,4 @@
-"""AM-LoRA: one LoRA per task, mixed by a learned attention over the blocks' outputs."""
+"""AM-LoRA: one LoRA per task; a trained attention in every layer mixes the blocks' outputs."""
 
 from __future__ import annotations
 
@@ -40,14 +40,15 @@ from retain.system.files import read_weights, write_json, write_tensors
 from retain.tasks import Task
 
 SELECTOR = "selector.safetensors"
+"""File of the selectors' tensors in a task's folder."""
 
 
 class SelectorConfig(Options):
-    """Shape and training of the selector; docs/methods.md argues the defaults.
+    """Shape and training of the selectors; docs/methods.md gives reasons for the defaults.
 
-    `hidden` adds a second layer; `granularity` gives each token its own gates, or all tokens those
-    of the prompt; `train` lets all blocks' selectors learn on, or the new one only; `rate` is times
-    training.learning_rate.
+    `hidden` adds a second layer of this width. `granularity` computes gates per token, or once per
+    prompt. `train` trains the selectors of all blocks, or only the new block's. `rate` is the
+    selectors' learning rate as a multiple of training.learning_rate.
     """
 
     activation: Activation = "none"
@@ -61,8 +62,8 @@ class SelectorConfig(Options):
 class SparsityConfig(Options):
     """The sparsity term and its weight λ.
 
-    `l1` of the gates but the zero block's, 1 − g_0 under softmax (the L1 of a whole softmax is the
-    constant 1); `entropy` of the gates, made to sum to 1.
+    `l1` is the sum of all gates but the zero block's. Under softmax this is 1 − g_0; with the zero
+    block it would be the constant 1. `entropy` is that of the gates, scaled to a sum of 1.
     """
 
     penalty: Literal["entropy", "l1"] = "l1"
@@ -70,11 +71,11 @@ class SparsityConfig(Options):
 
 
 class AmLoraConfig(LoraMethodConfig):
-    """AM-LoRA's options.
+    """Options of AM-LoRA.
 
-    The paper scores a block by a dense layer and a nonlinearity, takes the softmax, and keeps it
-    sparse by an L1 norm. `preset: paper` has SiLU, since the nonlinearity is not named, and the
-    entropy, since the L1 norm of a whole softmax is the constant 1.
+    The paper scores a block with a dense layer and a nonlinearity, applies a softmax, and adds an
+    L1 penalty. `preset: paper` uses SiLU, since the paper does not name the nonlinearity, and the
+    entropy, since the L1 norm of a softmax is the constant 1.
     """
 
     presets: ClassVar[Presets] = {
@@ -89,7 +90,11 @@ class AmLoraConfig(LoraMethodConfig):
 
 
 class AmLora(Method):
-    """W x + Σ_i g_i(x) (α/r) B_i A_i x, g from a selector in each layer (arXiv 2409.19611)."""
+    """W x + Σ_i g_i(x) (α/r) B_i A_i x, with gates g_i (arXiv 2409.19611).
+
+    W is a frozen weight of the backbone, x its input, and r and α the rank and scale of the LoRA
+    blocks (A_i, B_i). A selector in each layer computes the gates from the blocks' outputs.
+    """
 
     Config = AmLoraConfig
     traits = Traits(
@@ -123,25 +128,27 @@ class AmLora(Method):
             for name, layer in self.pool.layers.items()
             if isinstance(layer, AttentiveLinear)
         }
-        self._readers = set(self.layers.values())  # those that read prompts, and nothing else
-        self._read = torch.zeros(0)  # 1 where the latest prompts have a token, (B, S)
+        self._readers = set(self.layers.values())  # layers that read prompts only
+        self._prompt_mask = torch.zeros(0)  # 1.0 at the tokens of the latest prompts, (B, S)
         if backbone.is_encoder_decoder:
             self._find_decoders()
             self._readers &= set(backbone.model.get_encoder().modules())
             if not self._readers:
                 raise RetainError(
-                    "method.target_modules: AM-LoRA shows its attention on prompts, so some layer "
-                    "of the encoder has to be among them; add one"
+                    "method.target_modules: AM-LoRA reports its attention on prompts, so at least "
+                    "one layer of the encoder must be among them; add one"
                 )
 
     def _find_decoders(self) -> None:
-        """By a forward on three tokens of a prompt and two of an answer."""
+        """Sets `reads_prompt` of each layer, by a forward on 3 prompt and 2 answer tokens."""
 
-        def look(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def set_reads_prompt(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             assert isinstance(layer, AttentiveLinear)
             layer.reads_prompt = inputs[0].shape[1] == 3
 
-        hooks = [layer.register_forward_pre_hook(look) for layer in self.layers.values()]
+        hooks = [
+            layer.register_forward_pre_hook(set_reads_prompt) for layer in self.layers.values()
+        ]
         ids = torch.ones(1, 3, dtype=torch.long, device=self.backbone.device)
         with torch.no_grad():
             self.backbone.model(input_ids=ids, decoder_input_ids=ids[:, :2], use_cache=False)
@@ -151,7 +158,7 @@ class AmLora(Method):
     # -- learning
 
     def phases(self, task: Task, context: TaskContext) -> Iterator[Phase]:
-        """One phase: the new block and the selectors."""
+        """Yields one phase that trains the new block and the selectors."""
         self.pool.grow(task.name, context.seed)
         generator = context.generator()
         selectors: list[nn.Parameter] = []
@@ -170,73 +177,73 @@ class AmLora(Method):
         )
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:
-        """The task's block, and what learns of the selectors."""
+        """Adds the task's block and the trainable selectors to the estimate."""
         size, blocks = self.pool.block_size(), len(self.pool.blocks) + 1
         for layer in self.layers.values():
             size += sum(map(math.prod, layer.selector_shapes(blocks).values()))
         return super().footprint(task, batch_size) + trainable(size, size)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy on the task, and the sparsity term."""
+        """Returns the cross-entropy on the task, and the sparsity term."""
         self._attend(batch)
         parts = {"task": self.backbone.answer_loss(batch)}
         if self.options.sparsity.weight:
             parts["sparsity"] = self.options.sparsity.weight * self._penalty(batch)
         self.attending.gates = {}
-        self.attending.collects = False  # not again when checkpointing comes by during backward
+        self.attending.collects = False  # gradient checkpointing runs layers again in backward
         return parts
 
     def _attend(self, batch: Batch) -> None:
-        """Lets the layers attend in the coming forward."""
+        """Switches the selectors on for the next forward pass, and collects its gates."""
         self.attending.set(None)
         self.attending.gates = {}
         self.attending.collects = True
         self.attending.on = bool(self.pool.blocks)
         by_instance = self.options.selector.granularity == "instance"
-        self._read = self._prompt(batch)
-        self.attending.prompt = self._read if by_instance else None
+        self._prompt_mask = self._mask_of_prompts(batch)
+        self.attending.prompt = self._prompt_mask if by_instance else None
 
-    def _prompt(self, batch: Batch) -> Tensor:
-        """1.0 where a batch has a token of a prompt, (B, S)."""
-        prompt = batch["attention_mask"]
+    def _mask_of_prompts(self, batch: Batch) -> Tensor:
+        """Returns 1.0 at prompt tokens and 0.0 at answer tokens and padding, (B, S)."""
+        mask = batch["attention_mask"]
         if "labels" in batch and not self.backbone.is_encoder_decoder:
-            prompt = prompt * (batch["labels"] == IGNORED)
-        return prompt.float()
+            mask = mask * (batch["labels"] == IGNORED)
+        return mask.float()
 
     def _penalty(self, batch: Batch) -> Tensor:
-        """The sparsity term: mean over a sample's tokens that are not padding, samples, layers."""
+        """Computes the sparsity term without λ: mean over real tokens, samples and layers."""
         terms = []
         for layer, gates in self.attending.gates.items():
             by_entropy = self.options.sparsity.penalty == "entropy"
-            each = entropy(gates) if by_entropy else gates[..., 1:].sum(-1)
-            terms.append(self._mean(each, layer, batch))
+            penalty = entropy(gates) if by_entropy else gates[..., 1:].sum(-1)  # (B, S or 1)
+            terms.append(self._mean(penalty, layer, batch))
         return torch.stack(terms).mean()
 
-    def _mean(self, each: Tensor, layer: AttentiveLinear, batch: Batch) -> Tensor:
-        """Of values (B, S or 1): over the tokens of a sample that the layer reads, then samples."""
-        if each.shape[1] == 1:
-            return each.mean()
+    def _mean(self, values: Tensor, layer: AttentiveLinear, batch: Batch) -> Tensor:
+        """Averages values (B, S or 1) over the tokens that the layer reads, then over samples."""
+        if values.shape[1] == 1:
+            return values.mean()
         real = batch["attention_mask"] if layer.reads_prompt else batch["labels"] != IGNORED
-        return ((each * real).sum(1) / real.sum(1)).mean()
+        return ((values * real).sum(1) / real.sum(1)).mean()
 
     def finish(self, task: Task, context: TaskContext) -> None:
         """Writes the gates of each layer on held-out prompts, for `retain inspect`."""
-        rows = [self.backbone.encode(example, with_answer=False) for example in task.dev]
-        shares = self.options.selector.gate != "sigmoid"
-        found, effective = [], []
-        for row in rows:
-            batch = self.backbone.collate([row])
+        prompts = [self.backbone.encode(example, with_answer=False) for example in task.dev]
+        sum_to_one = self.options.selector.gate != "sigmoid"
+        gates_by_prompt, effective = [], []
+        for prompt in prompts:
+            batch = self.backbone.collate([prompt])
             self.route(batch)
             with torch.no_grad():
                 self.backbone.read(batch)
-            found.append(self.prompt_gates()[0])  # (layers, T + 1)
+            gates_by_prompt.append(self.prompt_gates()[0])  # (layers, T + 1)
             for gates in self.attending.gates.values():
-                blocks = entropy(gates).exp() if shares else gates.sum(-1)
-                effective.append(blocks.mean())
+                number = entropy(gates).exp() if sum_to_one else gates.sum(-1)  # (1, S or 1)
+                effective.append(number.mean())
         names = {layer: name for name, layer in self.layers.items()}
         values = {
             "layers": [names[layer] for layer in self.attending.gates],
-            "gates": torch.stack(found).mean(0).tolist(),
+            "gates": torch.stack(gates_by_prompt).mean(0).tolist(),
             "effective": float(torch.stack(effective).mean()),
         }
         write_json(context.folder / GATES, values)
@@ -244,44 +251,45 @@ class AmLora(Method):
     # -- inference
 
     def route(self, batch: Batch, task: str | None = None) -> None:
-        """Lets the layers attend in the coming forward or generation."""
+        """Switches the selectors on for the next forward pass or generation."""
         self._attend(batch)
 
     def routing(self) -> Tensor | None:
-        """The prompts' mean gates over layers and tokens, (B, T), after their forward.
+        """Returns the prompts' mean gates over layers and tokens, (B, T), after their forward.
 
-        What is missing to 1 went to the zero block; with `gate: sigmoid` gates have no fixed sum.
+        The zero block's gate is left out, so a sum may be below 1. With `gate: sigmoid` gates have
+        no fixed sum.
         """
         return self.prompt_gates().mean(1)[:, 1:] if self.pool.blocks else None
 
     def prompt_gates(self) -> Tensor:
-        """Mean gates of each prompt in each layer of the decoder-only model or of the encoder.
+        """Computes each prompt's mean gates in each layer of the decoder-only model or the encoder.
 
         Returns:
             (B, layers, T + 1), the zero block first.
         """
-        real = self._read[:, :, None]
-        found = [
+        real = self._prompt_mask[:, :, None]  # (B, S, 1)
+        by_layer = [
             (gates * real).sum(1) / real.sum(1) if gates.shape[1] > 1 else gates[:, 0]
             for layer, gates in self.attending.gates.items()
             if layer in self._readers
         ]
-        return torch.stack(found, 1)
+        return torch.stack(by_layer, 1)
 
     @classmethod
     def diagnostics(cls, run: RunDirectory, task: str | None) -> list[Section]:
-        """The gates over all layers, and of one task by layer."""
+        """Returns the section on the gates, over all layers and of one task by layer."""
         return amlora_diagnostics(run, task)
 
     # -- disk
 
     @property
     def exported_pool(self) -> LoraPool:
-        """The blocks, without the selectors that mix them."""
+        """The pool of blocks, without the selectors that mix them."""
         return self.pool
 
     def save(self, context: TaskContext) -> None:
-        """Writes the block, and what learned of the selectors; older folders have the rest."""
+        """Writes the newest block and the trained selectors; older folders have the others."""
         tensors = {
             f"{name}.{key}": parameter
             for name, layer in self.layers.items()
@@ -293,7 +301,7 @@ class AmLora(Method):
             layer.freeze_selector()
 
     def load(self, context: TaskContext) -> None:
-        """Adds the task's block and selectors; where all learn on, these are all blocks'."""
+        """Restores the task's block and the selectors that were trained with it."""
         blocks = len(self.pool.blocks) + 1
         shapes = {
             f"{name}.{key}": shape
@@ -303,5 +311,5 @@ class AmLora(Method):
         tensors = read_weights(context.folder / SELECTOR, shapes)
         self.pool.load_block(context.folder, context.name)
         for name, layer in self.layers.items():
-            own = {key: tensors[f"{name}.{key}"] for key in layer.selector_shapes(blocks)}
-            layer.load_selector(own)
+            selector = {key: tensors[f"{name}.{key}"] for key in layer.selector_shapes(blocks)}
+            layer.load_selector(selector)

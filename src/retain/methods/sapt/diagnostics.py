@@ -1,4 +1,4 @@
-"""What a SAPT run shows: its attention over the blocks, and its pseudo-samples."""
+"""Diagnostics of a SAPT run: its attention over the blocks, and its pseudo-samples."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from retain.runs.records import Record
 from retain.runs.sections import Section
 
 PSEUDO = "pseudo.jsonl"
+"""File of the pseudo-samples in a task's folder."""
 
 
 class _Reflection(Record):
@@ -21,6 +22,6 @@ class _Options(Record):
 
 
 def sapt_diagnostics(run: RunDirectory) -> list[Section]:
-    """The sections on a run's routing and pseudo-samples."""
+    """Returns the sections on a run's routing and pseudo-samples."""
     real = results.method_options(run, _Options).reflection.samples == "real"
     return [*routing_diagnostics(run), *pseudo_sample_diagnostics(run, PSEUDO, real)]

@@ -1,8 +1,9 @@
-"""SAPT-LoRA: learning and selection share one attention over a pool of LoRA blocks.
+"""SAPT: training and inference use the same attention over a pool of blocks.
 
-Per task: a generator block learns to write the task's inputs and leaves pseudo-samples; then a new
-block, its key and the router's query projection learn the task through the attention-weighted
-mixture of all blocks, while reflection on older tasks' pseudo-samples keeps their attention.
+For each task, first the new block is trained to generate the task's inputs, which gives
+pseudo-samples. Then the block starts again, and is trained on the task together with its key and
+the router's query projection, within the attention-weighted mixture of all blocks. Reflection on
+the pseudo-samples of older tasks keeps their attention unchanged.
 """
 
 from __future__ import annotations
@@ -49,14 +50,15 @@ from retain.tasks import Task
 from retain.training.phase import Unit
 
 TRIGGER = "Write an input of the task:"
-SMALLER = "method.rank (of prompts, method.length), or method.router.hidden"
+SMALLER_BLOCKS = "method.rank (of prompts, method.length), or method.router.hidden"
 
 
 class RouterConfig(Options):
-    """The router's options; `rate` is times training.learning_rate, whatever the blocks' is.
+    """Options of the router.
 
-    With `top_k` a prompt's most attended blocks share the weight, and of LoRA blocks only they are
-    computed: for streams of hundreds of tasks.
+    `rate` is its learning rate as a multiple of training.learning_rate. With `top_k` only the
+    blocks with the largest attention keep a weight, and other LoRA blocks are not computed; this is
+    for streams of hundreds of tasks.
     """
 
     hidden: PositiveInt = 100
@@ -68,10 +70,11 @@ class RouterConfig(Options):
 
 
 class GeneratorConfig(DrawConfig):
-    """The generator's options; `max_steps: null` is the run's own.
+    """Options of the generator of pseudo-samples.
 
-    `rate` is times that of the blocks, of which the generator is one: of SAPT-LoRA's that is
-    training.learning_rate itself, of SAPT-Prompt's its own `rate` times it.
+    `max_steps: null` takes the run's number of steps. `rate` is the generator's learning rate as a
+    multiple of the blocks' learning rate. `share` is the number of pseudo-samples as a share of the
+    training examples.
     """
 
     max_steps: PositiveInt | None = None
@@ -80,11 +83,11 @@ class GeneratorConfig(DrawConfig):
 
 
 class ReflectionConfig(Options):
-    """λ of the reflection loss, and on what it is taken.
+    """Weight λ of the reflection loss, and the samples that it is computed on.
 
-    A step reflects on at most so many old `tasks`, drawn at random, which stand for all of them: so
-    its cost does not grow with the stream. Published: all (null).
-    `samples: real` keeps inputs of old tasks instead of generated ones, as a comparison.
+    A step reflects on at most `tasks` old tasks, drawn at random to represent all of them, so that
+    its cost does not grow with the stream; null stands for all, as published. `samples: real` keeps
+    training inputs of old tasks instead of generated ones, for comparison.
     """
 
     weight: NonNegativeFloat = 0.5
@@ -93,7 +96,7 @@ class ReflectionConfig(Options):
 
 
 class RoutedConfig(MethodConfig):
-    """What both kinds of SAPT take; `preset: paper` is the published router."""
+    """Options of SAPT-LoRA and SAPT-Prompt; `preset: paper` has the published router."""
 
     presets: ClassVar[Presets] = {
         "paper": {
@@ -109,26 +112,33 @@ class RoutedConfig(MethodConfig):
 
 
 class SaptConfig(RoutedConfig, LoraMethodConfig):
-    """SAPT-LoRA's options."""
+    """Options of SAPT-LoRA."""
 
     old_block_gradient: bool = False
 
 
 class SaptPromptConfig(RoutedConfig):
-    """SAPT-Prompt's options: rows of a prompt, and its rate, times training.learning_rate."""
+    """Options of SAPT-Prompt: `length` vectors per prompt, and their learning rate.
+
+    `rate` is a multiple of training.learning_rate.
+    """
 
     length: PositiveInt = 10
     rate: PositiveFloat = 100.0
 
 
 class Attentive(RoutedPool):
-    """What both kinds of SAPT share: all but the kind of block."""
+    """Base class of SAPT-LoRA and SAPT-Prompt, which differ only in the kind of block.
+
+    Attributes:
+        reflection: the pseudo-samples and attention of older tasks.
+    """
 
     traits: ClassVar[Traits] = Traits(
         idea="",
         stores="one block, one key, the router's projection, pseudo-samples",
-        lowers_disk=SMALLER,
-        lowers_ram=SMALLER,
+        lowers_disk=SMALLER_BLOCKS,
+        lowers_ram=SMALLER_BLOCKS,
     )
     units: ClassVar[Mapping[str, Unit]] = {"reflection": "step"}
     router: PromptRouter
@@ -140,13 +150,13 @@ class Attentive(RoutedPool):
         super().__init__(backbone, config, pool, router)
         self.block_rate, self.router_rate = rate, config.router.rate
         self.reflection = Reflection()
-        self._pseudo: list[str] = []  # of the task at hand
+        self._pseudo: list[str] = []  # of the task that is being learned
         self._attention: Tensor | None = None  # mean on its held-out prompts, (T,)
 
     # -- learning
 
     def phases(self, task: Task, context: TaskContext) -> Iterator[Phase]:
-        """The generator, where its samples are reflected on, then the task."""
+        """Yields a phase for the generator, if reflection needs it, and one for the task."""
         self.pool.grow(task.name, context.seed)
         if self.options.reflection.weight:
             yield from self._pseudo_samples(task, context)
@@ -154,7 +164,7 @@ class Attentive(RoutedPool):
         yield self.learning_phase(task, context)
 
     def _pseudo_samples(self, task: Task, context: TaskContext) -> Iterator[Phase]:
-        """Has the new block write them, unless real inputs are kept."""
+        """Trains the new block as generator and samples from it, or keeps real inputs."""
         count = max(1, round(self.options.generator.share * len(task.train)))
         count = min(count, len(task.train))
         if self.options.reflection.samples == "real":
@@ -162,7 +172,7 @@ class Attentive(RoutedPool):
             self._pseudo = [example.prompt for example in chosen]
         else:
             options = self.options.generator
-            rows = generator_rows(self.backbone, task.train, TRIGGER)
+            rows = generator_rows(self.backbone, task.train, TRIGGER)  # one per training example
             rate = self.block_rate * options.rate
             yield Phase(
                 "generator",
@@ -186,10 +196,11 @@ class Attentive(RoutedPool):
             write_quality(context.folder, self.backbone, written.texts, written.dropped, taught)
         path = context.folder / PSEUDO
         write_jsonl(path, [{"prompt": text} for text in self._pseudo])
-        self._pseudo = [row["prompt"] for row in read_jsonl(path)]  # the same in all processes
+        # Read back, so that all processes have what the first one has sampled.
+        self._pseudo = [row["prompt"] for row in read_jsonl(path)]
 
     def finish(self, task: Task, context: TaskContext) -> None:
-        """Keeps the mean attention over held-out inputs, and the pseudo-samples' embeddings."""
+        """Keeps the mean attention on held-out prompts, and the pseudo-samples' embeddings."""
         e = self.router.embed([example.prompt for example in task.dev])
         with torch.no_grad():
             self._attention = self.router.attention(e).mean(0)
@@ -197,7 +208,7 @@ class Attentive(RoutedPool):
             self.reflection.add(self.router.embed(self._pseudo), self._attention)
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:
-        """The task's block, the router's share of it, and its pseudo-samples."""
+        """Adds the task's block, router state and pseudo-samples to the estimate."""
         share = min(1.0, self.options.generator.share) if self.options.reflection.weight else 0.0
         pseudo = Footprint(kept=int(share * bytes_of(task.train)))
         return super().footprint(task, batch_size) + pseudo
@@ -207,7 +218,7 @@ class Attentive(RoutedPool):
         return {"generator": self.backbone.answer_loss(batch)}
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy on the task, and the reflection on older tasks."""
+        """Returns the cross-entropy on the task, and the reflection loss on older tasks."""
         parts = super().loss(batch)
         if self.reflection.embeddings:
             options = self.options.reflection
@@ -219,20 +230,20 @@ class Attentive(RoutedPool):
 
     @classmethod
     def diagnostics(cls, run: RunDirectory, task: str | None) -> list[Section]:
-        """The attention over the blocks, and the pseudo-samples."""
+        """Returns the sections on the attention over the blocks and on the pseudo-samples."""
         return sapt_diagnostics(run)
 
     def state(self) -> dict[str, Tensor]:
-        """The router's, and the mean attention on the task's held-out prompts."""
+        """Returns the router's tensors and the mean attention on the task's held-out prompts."""
         assert self._attention is not None
         return {**super().state(), "attention": self._attention}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of the `state` that one more task would have."""
+        """Returns the shapes of the `state` of one more task, to check its file."""
         return {**super().shapes(), "attention": (len(self.pool.blocks) + 1,)}
 
     def restore(self, state: Mapping[str, Tensor], context: TaskContext) -> None:
-        """Adds the task to the router, and its pseudo-samples to reflection."""
+        """Restores the task in the router, and its pseudo-samples for reflection."""
         super().restore(state, context)
         if self.options.reflection.weight:
             pseudo = [row["prompt"] for row in read_jsonl(context.folder / PSEUDO)]
@@ -241,7 +252,11 @@ class Attentive(RoutedPool):
 
 
 class Sapt(Attentive):
-    """W x + Σ_i a_i (α/r) B_i A_i x with a = router(prompt) (arXiv 2401.08295, eq. 6)."""
+    """W x + Σ_i a_i (α/r) B_i A_i x, where a = router(prompt) (arXiv 2401.08295, eq. 6).
+
+    W is a frozen weight of the backbone, x its input, and r and α the rank and scale of the LoRA
+    blocks (A_i, B_i). a are the attention weights of `Router`.
+    """
 
     Config = SaptConfig
     traits = replace(
@@ -263,7 +278,10 @@ class Sapt(Attentive):
 
 
 class SaptPrompt(Attentive):
-    """Σ_i a_i P_i before the prompt's tokens, with a = router(prompt) (arXiv 2401.08295)."""
+    """[Σ_i a_i P_i; x], where a = router(prompt) (arXiv 2401.08295).
+
+    P_i are the soft prompts, x the embedded input, and a the attention weights of `Router`.
+    """
 
     Config = SaptPromptConfig
     traits = replace(

@@ -1,4 +1,4 @@
-"""Attentive reflection (ARM): pseudo-samples keep the attention of old tasks where it was."""
+"""Attentive reflection (ARM): pseudo-samples keep the attention of old tasks unchanged."""
 
 from __future__ import annotations
 
@@ -12,53 +12,57 @@ from retain.methods.sapt.router import Router
 
 
 def padded(attention: Tensor, blocks: int) -> Tensor:
-    """Attention (…, t) over (…, blocks): zero on those that came later."""
+    """Pads attention (…, t) with zeros for later blocks, (…, blocks)."""
     return F.pad(attention, (0, blocks - attention.shape[-1]))
 
 
 def divergence(stored: Tensor, logits: Tensor) -> Tensor:
-    """KL(stored ‖ softmax(logits)) per sample, in nats (arXiv 2401.08295, eq. 8).
+    """Computes KL(stored ‖ softmax(logits)) per sample, (N,), in nats (arXiv 2401.08295, eq. 8).
 
-    Of stored attention (N, T) and logits (N, T) of the attention now: (N,).
+    Args:
+        stored: attention when the task was learned, (N, T).
+        logits: logits of the current attention, (N, T).
     """
     return (torch.xlogy(stored, stored) - stored * F.log_softmax(logits, dim=-1)).sum(-1)
 
 
 @dataclass
 class Reflection:
-    """What reflection needs of every old task.
+    """The data that reflection keeps of every old task.
 
-    Token embeddings are frozen, so a pseudo-sample's pooled embedding never changes: with it
-    stored, a reflection step costs one small MLP, whatever the sample's length.
+    Token embeddings are frozen, so a pseudo-sample's pooled embedding e never changes and is
+    stored. A reflection step then costs one small MLP, whatever the length of the samples.
 
     Attributes:
-        embeddings: of each task, e of its pseudo-samples, (n, d).
-        attention: of each task, its mean attention on held-out inputs when it was learned, (t,).
+        embeddings: per task the pooled embeddings of its pseudo-samples, (n, d).
+        attention: per task the mean attention on its held-out inputs when it was learned, (t,).
     """
 
     embeddings: list[Tensor] = field(default_factory=list)
     attention: list[Tensor] = field(default_factory=list)
 
     def add(self, embeddings: Tensor, attention: Tensor) -> None:
-        """Adds one task."""
+        """Adds a task with its pooled embeddings (n, d) and mean attention (t,)."""
         self.embeddings.append(embeddings)
         self.attention.append(attention)
 
     def loss(self, router: Router, tasks: int | None = None) -> Tensor:
-        """Σ over old tasks of the mean over their pseudo-samples of KL(stored ‖ attention now).
+        """Computes Σ over old tasks of KL(stored ‖ current attention), mean over pseudo-samples.
 
-        With `tasks` over so many of them, drawn at random, and scaled up to all.
+        With `tasks` only so many old tasks are drawn at random, and the sum is scaled up to all.
         """
         count = len(self.embeddings)
         drawn = range(count) if tasks is None or tasks >= count else torch.randperm(count)[:tasks]
         embeddings = [self.embeddings[i] for i in drawn]
         e = torch.cat(embeddings)  # (N, d), all of these tasks at once
-        now = router.logits(e)  # (N, T)
+        logits = router.logits(e)  # (N, T), of the current attention
         stored = torch.cat(
             [
-                padded(a, now.shape[1]).expand(len(x), -1)
+                padded(a, logits.shape[1]).expand(len(x), -1)
                 for x, a in zip(embeddings, (self.attention[i] for i in drawn), strict=True)
             ]
-        )
-        share = torch.cat([torch.full((len(x),), 1 / len(x)) for x in embeddings]).to(now)
-        return (divergence(stored, now) * share).sum() * (count / len(drawn))
+        )  # (N, T)
+        share = torch.cat([torch.full((len(x),), 1 / len(x)) for x in embeddings]).to(
+            logits
+        )  # (N,)
+        return (divergence(stored, logits) * share).sum() * (count / len(drawn))

@@ -16,22 +16,24 @@ from retain.methods.shared.pseudo_samples import BATCH
 from retain.tasks import Example, Task
 
 WINDOW = 100
+"""Tokens per window of the generic text."""
 KEY_EXAMPLES = 256
-"""How many of a task's prompts its first key is the mean query of."""
+"""Prompts of a task whose mean query is the initial key, at most."""
 
 
 class Router(nn.Module):
     """a = softmax(K q / τ), q = LayerNorm(SiLU(W_up W_down (e − c))) (arXiv 2401.08295, eq. 3-5).
 
-    The paper has no centre c; zero is the paper's router. Trained are the newest key and the query
-    projection, which carries over from task to task; older keys are frozen.
+    a are the attention weights, e is a prompt's pooled embedding, and K holds a key per block. The
+    paper has no centre c, which is c = 0. The newest key and the query projection W are trained;
+    the projection carries over from task to task, older keys are frozen.
 
     Args:
         width: d of e, q and the keys.
-        hidden: the width between W_down and W_up.
-        temperature: τ; None is √d.
+        hidden: output width of W_down.
+        temperature: τ; None stands for √d.
         centre: c (d,), subtracted from every pooled embedding.
-        top_k: how many blocks keep a weight; None is all of them.
+        top_k: number of blocks with a weight other than 0; None stands for all.
     """
 
     old_keys: Tensor
@@ -56,13 +58,13 @@ class Router(nn.Module):
         self.key: nn.Parameter | None = None
 
     def grow(self, key: Tensor) -> None:
-        """Freezes the newest key and adds another, (d,)."""
+        """Freezes the newest key and adds a trainable one, (d,)."""
         if self.key is not None:
             self.old_keys = torch.cat([self.old_keys, self.key.detach()[None]])
         self.key = nn.Parameter(key.detach().clone())
 
     def query(self, e: Tensor) -> Tensor:
-        """q (B, d) of pooled embeddings e (B, d); in float32, under autocast too."""
+        """Computes q (B, d) from pooled embeddings e (B, d), always in float32."""
         with torch.autocast(e.device.type, enabled=False):
             q: Tensor = self.norm(F.silu(self.up(self.down(e.float() - self.centre))))
         return q
@@ -73,18 +75,18 @@ class Router(nn.Module):
         return self.old_keys if self.key is None else torch.cat([self.old_keys, self.key[None]])
 
     def logits(self, e: Tensor) -> Tensor:
-        """Pooled embeddings (B, d) → K q / τ, (B, T); in float32, under autocast too."""
+        """Computes K q / τ (B, T) from pooled embeddings e (B, d), always in float32."""
         with torch.autocast(e.device.type, enabled=False):
             return self.query(e.float()) @ self.keys.T / self.temperature
 
     def attention(self, e: Tensor) -> Tensor:
-        """Pooled embeddings (B, d) → attention over the blocks (B, T)."""
+        """Computes the attention over the blocks (B, T) from pooled embeddings e (B, d)."""
         return F.softmax(self.logits(e), dim=-1)
 
     def forward(self, e: Tensor) -> Tensor:
-        """The blocks' weights (B, T): the attention, of which only the `top_k` largest stay.
+        """Computes the blocks' weights (B, T): the attention, or its `top_k` largest, rescaled.
 
-        While it learns the newest block is one of them: without a weight it would get no gradient.
+        In training the newest block is always among the `top_k`, as it would get no gradient else.
         """
         attention = self.attention(e)
         if self.top_k is None or self.top_k >= attention.shape[1]:
@@ -97,7 +99,7 @@ class Router(nn.Module):
         return kept / kept.sum(1, keepdim=True)
 
     def projection(self) -> dict[str, Tensor]:
-        """The query projection's tensors, by the names they are saved under."""
+        """Returns the tensors of the query projection by the names in the saved file."""
         return {
             "query.down": self.down.weight,
             "query.up": self.up.weight,
@@ -107,13 +109,13 @@ class Router(nn.Module):
 
 
 class PromptRouter(Router):
-    """The router on a backbone: it pools a prompt's frozen token embeddings and keeps a key a task.
+    """The router of a backbone, with one key per task, on pooled frozen token embeddings.
 
     Args:
-        backbone: gives the embeddings.
+        backbone: provides the embeddings.
         hidden, temperature, top_k: as in `Router`.
-        centre: what is subtracted from pooled embeddings, `generic_centre` or nothing.
-        key: where a new key starts, at the mean query of the task's prompts or uniform in ±1.
+        centre: `generic` subtracts `generic_centre` from pooled embeddings, `none` nothing.
+        key: a new key starts as the mean query of the task's prompts, or uniform in ±1.
     """
 
     def __init__(
@@ -133,12 +135,12 @@ class PromptRouter(Router):
         self.to(backbone.device).eval()
 
     def weights(self, batch: Batch) -> Tensor:
-        """The blocks' weights (B, T) for a batch of prompts."""
+        """Computes the blocks' weights (B, T) for a batch of prompts."""
         weights: Tensor = self(self._backbone.pooled_embedding(batch))
         return weights
 
     def add_task(self, task: Task, context: TaskContext) -> None:
-        """Freezes the newest key and adds the task's."""
+        """Freezes the newest key and adds a trainable one for the task."""
         if self._new_key == "uniform":
             self.grow(torch.empty_like(self.centre).uniform_(-1, 1))
             return
@@ -147,30 +149,30 @@ class PromptRouter(Router):
             self.grow(self.query(e).mean(0))
 
     def embed(self, prompts: Sequence[str]) -> Tensor:
-        """Pooled embeddings of prompts, (N, d)."""
-        rows = [
+        """Computes the pooled embeddings of prompts, (N, d)."""
+        encoded = [
             self._backbone.encode(Example(prompt, ("",)), with_answer=False) for prompt in prompts
         ]
-        batches = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
+        batches = [encoded[i : i + BATCH] for i in range(0, len(encoded), BATCH)]
         pooled = [self._backbone.pooled_embedding(self._backbone.collate(b)) for b in batches]
         return torch.cat(pooled)
 
     def trainable(self) -> list[nn.Parameter]:
-        """The newest key and the query projection."""
+        """Returns the newest key and the query projection."""
         return list(self.parameters())
 
     def state(self) -> dict[str, Tensor]:
-        """The query projection as it now is, the newest key, and the centre."""
+        """Returns the current query projection, the newest key and the centre."""
         assert self.key is not None
         return {**self.projection(), "key": self.key, "centre": self.centre}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of `state`: the same for each task."""
+        """Returns the shapes of `state`, the same for each task."""
         shapes = {name: tuple(tensor.shape) for name, tensor in self.projection().items()}
         return {**shapes, "key": tuple(self.centre.shape), "centre": tuple(self.centre.shape)}
 
     def load_task(self, state: Mapping[str, Tensor]) -> None:
-        """Adds a task's key; the query projection becomes that of this task."""
+        """Adds a saved task's key and takes over its query projection."""
         with torch.no_grad():
             for name, tensor in (*self.projection().items(), ("centre", self.centre)):
                 tensor.copy_(state[name])
@@ -178,12 +180,12 @@ class PromptRouter(Router):
 
 
 def generic_centre(backbone: Backbone) -> Tensor:
-    """c (d,): the mean pooled embedding of windows of 100 tokens of plain English.
+    """Computes the centre c (d,): the mean pooled embedding of 100-token windows of plain English.
 
-    Prompts share words, so the pooled embeddings of different tasks have a cosine near 1 and the
-    published router cannot tell them apart within a short run. What they share is what any text
-    has: subtracting it leaves what is particular to a task. The text ships with the package and is
-    the same for all runs, so the centre looks at no task.
+    Prompts share common words, so the pooled embeddings of different tasks have a cosine near 1,
+    and the published router cannot distinguish them within a short run. Subtracting what any text
+    has in common leaves what is specific to a task. The text is part of the package and the same
+    for all runs, so the centre does not depend on the tasks.
     """
     text = files("retain.methods.sapt").joinpath("generic.txt").read_text(encoding="utf-8")
     ids = backbone.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -1,4 +1,4 @@
-"""The attention heads that a SEEKR run chose, task by task, and the size of its memory."""
+"""Diagnostics of a SEEKR run: the chosen attention heads by task, and the size of its memory."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from retain.runs.sections import Grid, HeatMap, MarkedMap, MarkedMaps, Section
 from retain.system.files import read_jsonl
 
 HEADS = "heads.json"
+"""File of the heads' scores and choice in a task's folder."""
 ROWS = 40
-"""Most rows of the table of heads; a model with more attention modules has several in a row."""
+"""Most rows of the table of heads; with more attention modules a row stands for several."""
 TASKS_IN_PICTURE = 8
 """Most head maps side by side in the picture."""
 SCORE = (
@@ -30,7 +31,7 @@ OVERLAP = "Overlap of the chosen heads (Jaccard)"
 
 
 class Heads(Record):
-    """`heads.json`: attention modules in calling order; scores and choice (modules × heads)."""
+    """`heads.json`: attention modules in calling order; scores and choice are modules × heads."""
 
     modules: list[str]
     score: list[list[float]]
@@ -39,9 +40,13 @@ class Heads(Record):
 
 @dataclass(frozen=True)
 class TaskHeads:
-    """The heads after one task; both lists are modules × heads, modules in calling order.
+    """The attention heads after one task.
 
-    `score` is what heads were chosen by, accumulated over the tasks so far; `selected` says which.
+    Attributes:
+        task: the task's name.
+        score: the scores that heads were chosen by, over the tasks so far (modules × heads,
+            modules in calling order).
+        selected: which heads were chosen, likewise.
     """
 
     task: str
@@ -50,7 +55,7 @@ class TaskHeads:
 
     @property
     def chosen(self) -> set[tuple[int, int]]:
-        """The chosen heads as (module, head)."""
+        """The chosen heads as pairs of indices (module, head)."""
         return {
             (module, head)
             for module, row in enumerate(self.selected)
@@ -61,14 +66,14 @@ class TaskHeads:
 
 @dataclass(frozen=True)
 class HeadMaps:
-    """What a SEEKR run keeps.
+    """The heads and the memory of a SEEKR run.
 
     Attributes:
         label: the run's name.
-        modules: the attention modules in the order in which the model calls them.
-        tasks: the heads after each task, oldest first; at least one.
+        modules: the names of the attention modules, in the order in which the model calls them.
+        tasks: the heads after each task, oldest first; at least one task.
         examples: the number of kept examples.
-        size: bytes on disk of these, with the teacher's outputs on them.
+        size: bytes on disk of the kept examples and the teacher outputs on them.
     """
 
     label: str
@@ -79,12 +84,12 @@ class HeadMaps:
 
 
 def seekr_diagnostics(run: RunDirectory) -> list[Section]:
-    """The section on a run's heads, where it has learned a task."""
+    """Returns the section on a run's heads; no section before the first task."""
     return [heads_section(read_heads(run))] if run.learned() else []
 
 
 def read_heads(run: RunDirectory) -> HeadMaps:
-    """Reads the heads of a run that has learned a task, without loading its model.
+    """Reads the heads of a run with at least one task, without loading its model.
 
     Raises:
         RetainError: when a file is damaged or not listed.
@@ -105,7 +110,7 @@ def read_heads(run: RunDirectory) -> HeadMaps:
 
 
 def heads_section(maps: HeadMaps) -> Section:
-    """The section: two tables, the head maps beside their overlap, and two sentences."""
+    """Returns the section: two tables, head maps, their overlap, and two sentences."""
     return Section(
         "Attention heads",
         [heads_grid(maps), overlap_grid(maps)],
@@ -119,7 +124,7 @@ def heads_section(maps: HeadMaps) -> Section:
 
 
 def overlap(tasks: Sequence[TaskHeads]) -> list[list[float]]:
-    """Jaccard index of the heads that each two tasks chose, (T, T): shared / chosen by either."""
+    """Computes the Jaccard index of each two tasks' chosen heads, (T, T): shared / in either."""
     chosen = [task.chosen for task in tasks]  # never empty: the smallest budget is one head
     return [[len(a & b) / len(a | b) for b in chosen] for a in chosen]
 
@@ -136,16 +141,16 @@ def thirds(count: int) -> list[int]:
 
 
 def heads_grid(maps: HeadMaps) -> Grid:
-    """The table of how many heads each task chose in each module, and the modules' share of score.
+    """Returns the table of the number of chosen heads by module and task, and the share of score.
 
-    The share is a module's summed score after the run's last task over that of all modules.
+    The share is a module's summed score after the last task divided by that of all modules.
     """
     last = maps.tasks[-1]
     step = -(-len(maps.modules) // ROWS)
     title = f"Heads chosen in each attention module, of {len(last.score[0])}"
     if step > 1:
-        title = f"Heads chosen in {step} attention modules a row, of {len(last.score[0])} each"
-    total = sum(map(sum, last.score)) or 1.0  # nothing moved: no module has a share
+        title = f"Heads chosen in {step} attention modules per row, of {len(last.score[0])} each"
+    total = sum(map(sum, last.score)) or 1.0  # avoids 0/0 when no attention moved
 
     def cells(modules: slice) -> list[str]:
         counts = [str(sum(map(sum, task.selected[modules]))) for task in maps.tasks]
@@ -163,7 +168,7 @@ def heads_grid(maps: HeadMaps) -> Grid:
 
 
 def overlap_grid(maps: HeadMaps) -> Grid:
-    """The table of the Jaccard index (0..1) of the heads that each two tasks chose."""
+    """Returns the table of the Jaccard index (0 to 1) of each two tasks' chosen heads."""
     pairs = zip(maps.tasks, overlap(maps.tasks), strict=True)
     rows = [
         (f"{number} {short(task.task)}", [f"{index:.2f}" for index in row])
@@ -177,7 +182,7 @@ def overlap_grid(maps: HeadMaps) -> Grid:
 
 
 def depth_sentence(maps: HeadMaps) -> str:
-    """Where the last task's chosen heads lie among the attention modules in calling order."""
+    """Describes where the last task's chosen heads are, by thirds of the calling order."""
     last, third = maps.tasks[-1], thirds(len(maps.modules))
     chosen = [third[module] for module, _ in last.chosen]
     places = ("attention modules called first", "called in the middle", "called last")
@@ -189,7 +194,7 @@ def depth_sentence(maps: HeadMaps) -> str:
 
 
 def memory_sentence(maps: HeadMaps) -> str:
-    """How large the memory is, and that it holds people's data."""
+    """States the size of the memory, and that it is user data."""
     examples = "1 example" if maps.examples == 1 else f"{maps.examples:,} examples"
     return (
         f"Memory: {examples}, {maps.size:,} bytes with the teacher's outputs on them; "
@@ -201,7 +206,7 @@ def memory_sentence(maps: HeadMaps) -> str:
 
 
 def pictures(maps: HeadMaps) -> list[HeatMap | MarkedMaps]:
-    """Head maps of the last `TASKS_IN_PICTURE` tasks, and the overlap of their heads."""
+    """Returns the head maps of the last `TASKS_IN_PICTURE` tasks, and their overlap."""
     tasks = maps.tasks[-TASKS_IN_PICTURE:]
     names = [task.task for task in tasks]
     title = f"{maps.label}: attention heads"

@@ -1,7 +1,10 @@
 """Attention distillation on a SEEKR replay batch (arXiv 2411.06171).
 
-Each sample is compared on the heads that its own task chose, at its own queries; a batch may mix
-samples of several tasks and lengths, and gives the mean of what its samples give one by one.
+Each sample is compared with its teacher on the heads that its task chose, at the queries drawn for
+the sample. A batch may mix tasks and lengths: its loss is the mean of the losses of its samples,
+each computed alone.
+
+Shapes: B samples, h heads, Q queries, S keys. A sample's tensors have no padding.
 """
 
 from __future__ import annotations
@@ -17,16 +20,17 @@ from retain.layers.attention_capture import AttentionModule, Wanted
 from retain.methods.seekr.heads import real_tokens
 
 SMALL = 1e-8
+"""Added to attention weights before the logarithm."""
 
 
 @dataclass(frozen=True)
 class Attention:
-    """One sample's attention in one module, without padding.
+    """The teacher's attention on one sample in one module, without padding.
 
     Attributes:
-        heads: which, (h,).
-        positions: of the queries, (Q,).
-        weights: (h, Q, S).
+        heads: indices of the heads, (h,).
+        positions: positions of the queries, from the sample's first token, (Q,).
+        weights: attention weights, (h, Q, S).
     """
 
     heads: Tensor
@@ -39,7 +43,7 @@ Sample = Mapping[str, Attention]
 
 
 def starts(batch: Batch, module: AttentionModule) -> tuple[Tensor, Tensor]:
-    """Where each sample's real queries and keys begin in the padded batch, (B,) each."""
+    """Returns where each sample's queries and keys start in the padded batch, (B,) each."""
     queries, keys = real_tokens(batch, module.queries), real_tokens(batch, module.keys)
     return queries.argmax(1), keys.argmax(1)
 
@@ -47,26 +51,27 @@ def starts(batch: Batch, module: AttentionModule) -> tuple[Tensor, Tensor]:
 def wanted(
     samples: Sequence[Sample], batch: Batch, modules: Mapping[str, AttentionModule]
 ) -> dict[str, Wanted]:
-    """What to capture in a batch so that each sample can be compared with its teacher.
+    """Returns what to capture in a batch to compare each sample with its teacher, by module.
 
-    Of each module all heads that some sample has, at each sample's positions; a sample with fewer
-    positions than another is filled up with its first real one.
+    In each module these are all heads that any sample has, at each sample's queries. A sample with
+    fewer queries than another is padded with its first position. Modules that no sample has are
+    left out.
     """
-    found = {}
+    wanted_by_module = {}
     for name, module in modules.items():
-        here = [sample[name] for sample in samples if name in sample]
-        if not here:
+        attentions = [sample[name] for sample in samples if name in sample]
+        if not attentions:
             continue
-        first, _ = starts(batch, module)
-        width = max(len(attention.positions) for attention in here)
-        positions = first[:, None].repeat(1, width)  # (B, Q)
+        query_starts, _ = starts(batch, module)  # (B,)
+        most_queries = max(len(attention.positions) for attention in attentions)
+        positions = query_starts[:, None].repeat(1, most_queries)  # (B, Q)
         for i, sample in enumerate(samples):
             if name in sample:
-                own = sample[name].positions.to(positions)
-                positions[i, : len(own)] += own
-        heads = torch.cat([attention.heads for attention in here]).unique()
-        found[name] = Wanted(heads.to(positions), positions)
-    return found
+                queries = sample[name].positions.to(positions)  # (Q of the sample,)
+                positions[i, : len(queries)] += queries
+        heads = torch.cat([attention.heads for attention in attentions]).unique()  # (h,)
+        wanted_by_module[name] = Wanted(heads.to(positions), positions)
+    return wanted_by_module
 
 
 def attention_loss(
@@ -76,32 +81,33 @@ def attention_loss(
     modules: Mapping[str, AttentionModule],
     captured: Mapping[str, Wanted],
 ) -> Tensor:
-    """KL(teacher ‖ student) of attention weights over real keys, a scalar.
+    """Computes KL(teacher ‖ student) of attention weights over real keys, a scalar.
 
-    The mean over the queries and heads of a sample's module, then over the sample's modules, then
-    over samples.
+    It is the mean over queries and heads of a module, then over the modules of a sample, then over
+    samples.
 
     Args:
-        student: by module (B, h, Q, S), with a graph, as `captured` asked for.
-        samples: the teacher's attention.
+        student: by module the captured weights (B, h, Q, S), with a graph.
+        samples: the teacher's attention on each sample.
         batch: the padded batch.
         modules: the model's attention modules.
-        captured: what `wanted` gave.
+        captured: the result of `wanted`, which `student` was captured by.
     """
     terms = []
     for name, q in student.items():
-        module, want = modules[name], captured[name]
-        real = real_tokens(batch, module.keys)
-        _, start = starts(batch, module)
-        p, share = torch.zeros_like(q), torch.zeros(q.shape[:3], device=q.device)
+        module, heads = modules[name], captured[name].heads  # (h,)
+        real = real_tokens(batch, module.keys)  # (B, S)
+        _, key_starts = starts(batch, module)  # (B,)
+        p = torch.zeros_like(q)  # the teacher's weights, (B, h, Q, S)
+        share = torch.zeros(q.shape[:3], device=q.device)  # of each query in the mean, (B, h, Q)
         for i, sample in enumerate(samples):
             if name not in sample:
                 continue
-            own = sample[name]
-            h, n, s = own.weights.shape
-            rows = torch.isin(want.heads, own.heads.to(want.heads)).nonzero()[:, 0]
-            p[i, rows, :n, start[i] : start[i] + s] = own.weights.to(q)
-            share[i, rows, :n] = 1 / (h * n * len(sample) * len(samples))
-        ratio = (p + SMALL).log() - (q + SMALL).log()
+            teacher = sample[name]
+            h, n, s = teacher.weights.shape
+            chosen = torch.isin(heads, teacher.heads.to(heads)).nonzero()[:, 0]  # indices in heads
+            p[i, chosen, :n, key_starts[i] : key_starts[i] + s] = teacher.weights.to(q)
+            share[i, chosen, :n] = 1 / (h * n * len(sample) * len(samples))
+        ratio = (p + SMALL).log() - (q + SMALL).log()  # (B, h, Q, S)
         terms.append(((p * ratio).where(real[:, None, None].bool(), 0).sum(-1) * share).sum())
     return torch.stack(terms).sum()

@@ -1,7 +1,8 @@
-"""Which attention heads matter, and which forget (SEEKR, arXiv 2411.06171, section 3.2).
+"""Rating and selection of attention heads (SEEKR, arXiv 2411.06171, section 3.2).
 
-Tensors over heads are (layers, heads), layers in the order in which the model calls its attention
-modules.
+Sensitivity measures how much a head matters for the loss, forgettability how much its attention
+changes. Tensors over heads are (layers, heads), layers in the order in which the model calls its
+attention modules.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from retain.layers.attention_capture import (
 )
 
 Measure = Literal["squares", "norms"]
-"""How a sample's mean square counts: as it is, or its root."""
+"""How a sample counts: with its mean square (`squares`), or with the root of it (`norms`)."""
 
 
 def real_tokens(batch: Batch, side: Side) -> Tensor:
-    """1 where a sequence of the batch has a token, 0 at padding, (B, S)."""
+    """Returns 1 at the tokens of the batch's sequences and 0 at padding, (B, S)."""
     return batch["attention_mask"] if side == "input_ids" else (batch["labels"] != IGNORED).long()
 
 
@@ -38,18 +39,18 @@ def sensitivity(
     batch: Batch,
     measure: Measure = "squares",
 ) -> Tensor:
-    """How strongly a sample's loss depends on a head's attention weights, mean over samples.
+    """Measures how much the loss depends on each head's attention weights, mean over samples.
 
-    The gradient is taken sample by sample, in one backward pass (a sample's loss depends on its own
-    attention only); its square is averaged over all entries of a sample, masked ones included.
-    Padding does not count.
+    The squared gradient is averaged over all entries of a sample's attention matrix, masked ones
+    included, padding excluded. One backward pass gives the gradients of all samples, since a
+    sample's loss depends on its attention alone.
 
     Args:
         backbone: its parameters may be frozen.
         capture: switched on.
         modules: the backbone's attention modules.
         batch: prompts with answers.
-        measure: whether a sample counts with that mean square or with its root.
+        measure: whether a sample counts with this mean square or with its root.
 
     Returns:
         (layers, heads), not yet normalised.
@@ -61,27 +62,30 @@ def sensitivity(
     embedding.requires_grad_(True)  # so that there is a graph from the first layer on
     with torch.enable_grad():
         logits, targets = backbone.answer_logits(batch)
-        tokens = F.cross_entropy(
+        per_token = F.cross_entropy(
             logits.transpose(1, 2).float(), targets, ignore_index=IGNORED, reduction="none"
-        )
-        loss = (tokens.sum(1) / (targets != IGNORED).sum(1)).sum()
+        )  # (B, K)
+        loss = (per_token.sum(1) / (targets != IGNORED).sum(1)).sum()
         outputs = [capture.outputs[name] for name in modules]
         gradients = torch.autograd.grad(loss, [output for output, _ in outputs])
     embedding.requires_grad_(not frozen)
     capture.keep_outputs = False
     capture.clear()
-    found = []
+    per_layer = []
     for module, gradient, (_, value) in zip(modules.values(), gradients, outputs, strict=True):
-        keys = real_tokens(batch, module.keys)
+        keys = real_tokens(batch, module.keys)  # (B, S)
         entries = real_tokens(batch, module.queries).sum(1) * keys.sum(1)  # (B,)
         values = value.detach().float() * keys[:, None, :, None]
         squares = squared_gradient(gradient.float(), values) / entries[:, None]
-        found.append(_measured(squares, measure).mean(0))
-    return torch.stack(found)
+        per_layer.append(_measured(squares, measure).mean(0))  # (H,)
+    return torch.stack(per_layer)
 
 
 def normalised(per_head: Tensor) -> Tensor:
-    """Divides each layer's values by their sum, so that layers compare; where it is 0, evenly."""
+    """Divides each layer's values by their sum; a layer of zeros gets equal values.
+
+    Without it layers would not be comparable.
+    """
     total = per_head.sum(1, keepdim=True)
     return torch.where(total > 0, per_head / total, 1 / per_head.shape[1])
 
@@ -89,19 +93,19 @@ def normalised(per_head: Tensor) -> Tensor:
 def forgettability(
     before: Tensor, after: Tensor, real: Tensor, measure: Measure = "squares"
 ) -> Tensor:
-    """How far attention weights moved while a task was learned.
+    """Measures how far attention weights moved while a task was learned.
 
     Args:
-        before: weights of one layer, (B, H, Q, S).
+        before: attention weights of one layer before the task, (B, H, Q, S).
         after: the same after the task.
-        real: which keys of a sample are real, (B, S).
+        real: 1 at the real keys of each sample, 0 at padding, (B, S).
         measure: whether a sample counts with its mean square change or with the root of it.
 
     Returns:
         (H,): the mean over queries and real keys of a sample, then over samples.
     """
-    change = (after - before).square() * real[:, None, None]
-    per_sample = change.sum((2, 3)) / (before.shape[2] * real.sum(1))[:, None]
+    change = (after - before).square() * real[:, None, None]  # (B, H, Q, S)
+    per_sample = change.sum((2, 3)) / (before.shape[2] * real.sum(1))[:, None]  # (B, H)
     return _measured(per_sample, measure).mean(0)
 
 
@@ -114,18 +118,22 @@ def importance(
     forgettabilities: Sequence[Tensor],
     accumulate: Literal["sum_of_products", "product_of_sums"],
 ) -> Tensor:
-    """Importance over the tasks so far: Σ_t S_t F_t, or (Σ_t S_t)(Σ_t F_t); (layers, heads)."""
+    """Computes the importance over the tasks so far, Σ_t S_t F_t or (Σ_t S_t)(Σ_t F_t).
+
+    S_t is the sensitivity and F_t the forgettability of task t, both (layers, heads), like the
+    result.
+    """
     s, f = torch.stack(list(sensitivities)), torch.stack(list(forgettabilities))
     return (s * f).sum(0) if accumulate == "sum_of_products" else s.sum(0) * f.sum(0)
 
 
 def select(scores: Tensor, layer_budget: int, head_budget: int) -> Tensor:
-    """The top layers by summed score, then the top heads over these layers together.
+    """Selects the layers with the largest summed score, then the best heads within them.
 
     Args:
         scores: (layers, heads).
-        layer_budget: how many layers.
-        head_budget: how many heads in all.
+        layer_budget: number of layers.
+        head_budget: number of heads in all layers together.
 
     Returns:
         Boolean (layers, heads).

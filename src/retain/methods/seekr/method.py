@@ -1,8 +1,9 @@
-"""SEEKR: replay, with distillation of the logits and of the attention heads that matter most.
+"""SEEKR: replay with distillation of the logits and of the most important attention heads.
 
-Per task: the attention on the examples that will be kept is written down, the task is learned with
-replayed batches in between, then the heads are rated by how much the loss depends on them and how
-far they moved, and the model's logits and chosen attention rows are kept with the examples.
+For each task, first the attention on the examples to be kept is written to disk. Then the task is
+trained, with replay batches in between. Then the heads are rated by how much the loss depends on
+them and how far their attention moved. The model's logits and the chosen heads' attention are kept
+with the examples, as teacher outputs.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ from retain.tasks import Task
 from retain.training.phase import Unit
 
 BEFORE = "before"
-"""Folder of the attention before a task was learned; deleted when it is learned."""
+"""Folder of the attention before a task is trained; deleted when the task is learned."""
 
 
 def _count_or_share(value: Any) -> Any:
@@ -63,13 +64,13 @@ def _count_or_share(value: Any) -> Any:
 
 
 Budget = Annotated[int | float, BeforeValidator(_count_or_share)]
-"""A count (a whole number) or a share (a fraction, or 1.0 for all)."""
+"""A count (an integer) or a share (a fraction; 1.0 is all)."""
 
 
 class BudgetConfig(Options):
-    """How much attention is distilled: attention modules, heads in all, queries of a sample.
+    """How much attention is distilled: attention modules, heads in total, queries per sample.
 
-    Each a count, or a share of what the model or the sample has.
+    Each is a count, or a share of what the model or the sample has.
     """
 
     layers: Budget = 0.75
@@ -78,12 +79,13 @@ class BudgetConfig(Options):
 
 
 class SeekrConfig(TaughtConfig):
-    """SEEKR's options. `preset: paper` is what the published code does.
+    """Options of SEEKR. `preset: paper` has the settings of the published code.
 
-    `logit_weight` is 1 − λ1 and `attention_weight` λ2. `gradient` and `change` say whether a sample
-    counts with its mean square or the root of it; `logit_positions`, whether logits are compared
-    where they predict the answer's tokens or where these stand. `score` rates heads; all but
-    importance are for ablation, and sensitivity chooses no layers, since it is 1 in each.
+    `logit_weight` is 1 − λ1 and `attention_weight` is λ2. `gradient` and `change` set whether a
+    sample counts with its mean square or the root of it. `logit_positions` compares logits at the
+    positions that predict the answer's tokens, or at the positions of these tokens. `score` is what
+    heads are chosen by; values other than importance are for ablations. Sensitivity sums to 1 in
+    every layer, so with it all layers are taken.
     """
 
     presets: ClassVar[Presets] = {
@@ -107,7 +109,12 @@ class SeekrConfig(TaughtConfig):
 
 
 class Seekr(TaughtMethod):
-    """λ1 replay + (1 − λ1) logits + λ2 attention on a replay batch (arXiv 2411.06171, eq. 13)."""
+    """λ1 L_replay + (1 − λ1) L_logits + λ2 L_attention on a replay batch.
+
+    This is equation 13 of arXiv 2411.06171. L_replay is the cross-entropy on kept examples,
+    L_logits the soft cross-entropy with the teacher's logits, L_attention the KL divergence to the
+    teacher's attention weights in the chosen heads. The teacher of an example is the model right after the example's task.
+    """
 
     Config = SeekrConfig
     traits = replace(
@@ -124,21 +131,21 @@ class Seekr(TaughtMethod):
         self.options = config
         self.capture = AttentionCapture(backbone.model)
         self.modules = self.capture.modules()
-        self.sensitivities: list[Tensor] = []  # of each task, (layers, heads)
-        self.forgettabilities: list[Tensor] = []
+        self.sensitivities: list[Tensor] = []  # per task, (layers, heads)
+        self.forgettabilities: list[Tensor] = []  # likewise
 
     # -- learning
 
     def phases(self, task: Task, context: TaskContext) -> Iterator[Phase]:
-        """One phase; before it, the attention that it will move is written down."""
+        """Writes the attention before the task, then yields one phase."""
         self.capture.on()
-        rows = [self.backbone.encode(example) for example in self.choose(task, context)]
-        self.write_before(rows, context)
+        examples = [self.backbone.encode(example) for example in self.choose(task, context)]
+        self.write_before(examples, context)
         yield from super().phases(task, context)
         self.capture.off()
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy on the task; on a replay batch the three parts of equation 13."""
+        """Returns the cross-entropy; on a replay batch the three parts of equation 13."""
         self.capture.wanted = {}
         if "is_replay" not in batch:
             return super().loss(batch)
@@ -149,26 +156,26 @@ class Seekr(TaughtMethod):
             self.backbone, self.capture, self.modules, batch, stacked(files), samples, self.options
         )
 
-    def write_before(self, rows: Sequence[Features], context: TaskContext) -> None:
-        """Writes the attention of every head at the rows' queries, a layer at a time."""
+    def write_before(self, examples: Sequence[Features], context: TaskContext) -> None:
+        """Writes the attention of all heads at the examples' queries, one file per layer."""
         dtype = DTYPES[self.teacher.dtype]
-        for number, row in enumerate(rows):
+        for number, example in enumerate(examples):
 
             def write(name: str, weights: Tensor, number: int = number) -> None:
                 path = self._before(context, number, name)
                 write_tensors(path, {"weights": weights.to(dtype)})
 
-            self._look(row, context.generator(number), write)
+            self._capture_all(example, context.generator(number), write)
 
-    def _before(self, context: TaskContext, row: int, name: str) -> Path:
+    def _before(self, context: TaskContext, number: int, name: str) -> Path:
         folder = context.folder / BEFORE
-        return folder / f"{row:04d}-{list(self.modules).index(name):03d}.safetensors"
+        return folder / f"{number:04d}-{list(self.modules).index(name):03d}.safetensors"
 
-    def _look(
-        self, row: Features, generator: torch.Generator, consume: Callable[[str, Tensor], None]
+    def _capture_all(
+        self, example: Features, generator: torch.Generator, consume: Callable[[str, Tensor], None]
     ) -> None:
-        """Runs one forward and hands `consume` each layer's attention at the row's queries."""
-        batch = self.backbone.collate([row])
+        """Runs one forward and passes each layer's attention at the queries to `consume`."""
+        batch = self.backbone.collate([example])
         positions = self._positions(batch, generator)
         self.capture.wanted = {
             name: Wanted(torch.arange(module.heads), positions[module.queries][None])
@@ -182,76 +189,81 @@ class Seekr(TaughtMethod):
         self.capture.wanted = {}
 
     def _positions(self, batch: Batch, generator: torch.Generator) -> dict[Side, Tensor]:
-        """Draws a row's queries, (Q,) of each side."""
-        found: dict[Side, Tensor] = {}
+        """Draws the queries of a batch of one example, (Q,) for each side."""
+        positions: dict[Side, Tensor] = {}
         for side in dict.fromkeys(module.queries for module in self.modules.values()):
             length = int(real_tokens(batch, side).sum())
             count = budget(self.options.budget.queries, length)
             chosen = torch.randperm(length, generator=generator)[:count].sort().values
-            found[side] = chosen.to(self.backbone.device)
-        return found
+            positions[side] = chosen.to(self.backbone.device)
+        return positions
 
-    # -- what a task leaves
+    # -- teacher outputs
 
-    def write_teacher_outputs(self, rows: Sequence[Features], context: TaskContext) -> None:
-        """Chooses heads, and writes the teacher's logits and their attention."""
+    def write_teacher_outputs(self, examples: Sequence[Features], context: TaskContext) -> None:
+        """Chooses heads, and writes the logits and the chosen heads' attention."""
         self.capture.on()
-        heads = self._choose_heads(rows, context)
-        for number, row in enumerate(rows):
+        heads = self._choose_heads(examples, context)
+        for number, example in enumerate(examples):
             path = file_of(context.folder / TEACHER, number)
-            write_tensors(path, self._signals(row, context.generator(number), heads))
+            write_tensors(path, self._teacher_outputs(example, context.generator(number), heads))
         self.capture.off()
         remove_folders(context.folder / BEFORE)
 
-    def _choose_heads(self, rows: Sequence[Features], context: TaskContext) -> dict[str, Tensor]:
-        """Rates the heads and writes `heads.json`; the indices of the chosen ones by module."""
-        self.sensitivities.append(self._sensitivity(rows))
-        self.forgettabilities.append(self._forgettability(rows, context))
+    def _choose_heads(
+        self, examples: Sequence[Features], context: TaskContext
+    ) -> dict[str, Tensor]:
+        """Rates the heads and writes `heads.json`; returns the chosen heads' indices by module."""
+        self.sensitivities.append(self._sensitivity(examples))
+        self.forgettabilities.append(self._forgettability(examples, context))
         scores = self._scores(context)
         layers, heads = self.options.budget.layers, self.options.budget.heads
-        if self.options.score == "sensitivity":  # is 1 in every layer: there is none to prefer
+        if self.options.score == "sensitivity":  # sums to 1 in every layer, so none is better
             layers = 1.0
         chosen = select(scores, budget(layers, len(scores)), budget(heads, scores.numel()))
-        found = {
+        ratings = {
             "sensitivity": self.sensitivities[-1],
             "forgettability": self.forgettabilities[-1],
             "score": scores,
             "selected": chosen.int(),
         }
-        lists = {key: tensor.tolist() for key, tensor in found.items()}
+        lists = {key: tensor.tolist() for key, tensor in ratings.items()}
         write_json(context.folder / HEADS, {"modules": list(self.modules), **lists})
         return {
-            name: row.nonzero()[:, 0]
-            for name, row in zip(self.modules, chosen, strict=True)
-            if row.any()
+            name: in_module.nonzero()[:, 0]
+            for name, in_module in zip(self.modules, chosen, strict=True)
+            if in_module.any()
         }
 
-    def _sensitivity(self, rows: Sequence[Features]) -> Tensor:
-        found = []
-        for row in rows:
-            batch = self.backbone.collate([row])
+    def _sensitivity(self, examples: Sequence[Features]) -> Tensor:
+        """Computes the normalised mean sensitivity over examples, (layers, heads)."""
+        per_example = []
+        for example in examples:
+            batch = self.backbone.collate([example])
             self.route(batch)
-            found.append(
+            per_example.append(
                 sensitivity(self.backbone, self.capture, self.modules, batch, self.options.gradient)
             )
-        return normalised(torch.stack(found).mean(0)).cpu()
+        return normalised(torch.stack(per_example).mean(0)).cpu()
 
-    def _forgettability(self, rows: Sequence[Features], context: TaskContext) -> Tensor:
+    def _forgettability(self, examples: Sequence[Features], context: TaskContext) -> Tensor:
+        """Computes the mean forgettability over examples, (layers, heads)."""
         changes: dict[str, list[Tensor]] = {name: [] for name in self.modules}
         dtype = DTYPES[self.teacher.dtype]
-        for number, row in enumerate(rows):
+        for number, example in enumerate(examples):
 
             def compare(name: str, weights: Tensor, number: int = number) -> None:
                 before = read_tensors(self._before(context, number, name))["weights"].to(weights)
-                after = weights.to(dtype).float()  # rounded alike, or peaked heads seem to move
+                after = weights.to(dtype).float()  # rounded like `before`, or heads seem to move
                 real = torch.ones(1, weights.shape[3], device=weights.device)
                 changes[name].append(forgettability(before, after, real, self.options.change))
 
-            self._look(row, context.generator(number), compare)
-        return torch.stack([torch.stack(found).mean(0) for found in changes.values()]).cpu()
+            self._capture_all(example, context.generator(number), compare)
+        means = [torch.stack(per_example).mean(0) for per_example in changes.values()]  # (H,) each
+        return torch.stack(means).cpu()
 
     def _scores(self, context: TaskContext) -> Tensor:
-        """What heads are chosen by, over the tasks so far, (layers, heads)."""
+        """Computes the scores that heads are chosen by, over the tasks so far, (layers, heads)."""
         s, f = self.sensitivities, self.forgettabilities
         if self.options.score == "sensitivity":
             return torch.stack(s).sum(0)
@@ -261,11 +273,14 @@ class Seekr(TaughtMethod):
             return torch.rand(s[0].shape, generator=context.generator())
         return importance(s, f, self.options.accumulate)
 
-    def _signals(
-        self, row: Features, generator: torch.Generator, heads: Mapping[str, Tensor]
+    def _teacher_outputs(
+        self, example: Features, generator: torch.Generator, heads: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """What is written of one row: logits, queries, and of the chosen heads their attention."""
-        batch = self.backbone.collate([row])
+        """Computes the tensors to store for an example: logits, queries, chosen heads' attention.
+
+        `heads` holds the indices of the chosen heads by module, (h,).
+        """
+        batch = self.backbone.collate([example])
         positions = self._positions(batch, generator)
         self.capture.clear()
         self.capture.wanted = {
@@ -275,20 +290,20 @@ class Seekr(TaughtMethod):
         self.route(batch)
         with torch.no_grad():
             logits, targets = self.backbone.logits_and_targets(batch)
-        compared = _compared(logits, targets, self.options)[targets != IGNORED]
+        compared = _compared(logits, targets, self.options)[targets != IGNORED]  # (N, V)
         tensors = compressed(compared, self.teacher)
         tensors |= {f"positions.{side}": tensor for side, tensor in positions.items()}
         for index, name in enumerate(self.modules):
             if name in heads:
                 tensors[f"heads.{index}"] = heads[name]
-                weights = self.capture.weights[name][0]
+                weights = self.capture.weights[name][0]  # (h, Q, S)
                 tensors[f"attention.{index}"] = weights.to(DTYPES[self.teacher.dtype])
         self.capture.wanted = {}
         self.capture.clear()
         return tensors
 
     def load(self, context: TaskContext) -> None:
-        """Takes over a later task's weights, and adds its memory and its heads' ratings."""
+        """Restores the task's weights, memory and ratings of heads."""
         super().load(context)
         stored = read_json(context.folder / HEADS)
         self.sensitivities.append(torch.tensor(stored["sensitivity"]))
@@ -296,34 +311,34 @@ class Seekr(TaughtMethod):
 
     @classmethod
     def diagnostics(cls, run: RunDirectory, task: str | None) -> list[Section]:
-        """The chosen heads, and the size of the memory."""
+        """Returns the section on the chosen heads and the size of the memory."""
         return seekr_diagnostics(run)
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:
-        """Logits and chosen attention kept; the attention of all heads while a task is learned."""
+        """Adds the kept attention, and that of all heads while the task is trained."""
         value, count = DTYPES[self.teacher.dtype].itemsize, self.kept(task)
-        every = [self._entries(row) for row in self.encoded(task)]  # of all heads
+        entries = [self._entries(example) for example in self.encoded(task)]  # of all heads
         total = sum(module.heads for module in self.modules.values())
         share = budget(self.options.budget.heads, total) / total
-        own = Footprint(
-            kept=int(count * share * fmean(every) * value),
-            passing=int(count * fmean(every) * value),
-            ram=int(COPIES * batch_size * share * max(every) * 4),
+        attention = Footprint(
+            kept=int(count * share * fmean(entries) * value),
+            passing=int(count * fmean(entries) * value),
+            ram=int(COPIES * batch_size * share * max(entries) * 4),
         )
-        return super().footprint(task, batch_size) + own
+        return super().footprint(task, batch_size) + attention
 
-    def _entries(self, row: Features) -> int:
-        """Attention weights that are looked at in a row: heads × queries × keys of all modules."""
+    def _entries(self, example: Features) -> int:
+        """Counts an example's captured attention weights: heads × queries × keys, all modules."""
         return sum(
             module.heads
-            * budget(self.options.budget.queries, len(row[module.queries]))
-            * len(row[module.keys])
+            * budget(self.options.budget.queries, len(example[module.queries]))
+            * len(example[module.keys])
             for module in self.modules.values()
         )
 
 
 def budget(value: float, total: int) -> int:
-    """A count within `total`: a whole number is one, a fraction is a share of it."""
+    """Converts a budget to a count of at most `total`; a fraction is a share of `total`."""
     return min(total, value if isinstance(value, int) else max(1, round(value * total)))
 
 
@@ -336,15 +351,15 @@ def replay_losses(
     samples: Sequence[Sample],
     options: SeekrConfig,
 ) -> dict[str, Tensor]:
-    """The three weighted parts of the loss of a replay batch.
+    """Computes the three weighted parts of the loss on a replay batch.
 
     Args:
         backbone: the student.
-        capture: switched on.
+        capture: the student's capture, switched on.
         modules: the student's attention modules.
-        batch: replayed rows.
-        teacher: logits at their labelled positions.
-        samples: attention of the heads that each row's task chose.
+        batch: the replayed examples.
+        teacher: the teacher's logits at the labelled positions.
+        samples: the teacher's attention, in the heads that each example's task chose.
         options: the weights λ1 and λ2, and where logits are compared.
     """
     capture.clear()
@@ -353,12 +368,12 @@ def replay_losses(
     logits, targets = backbone.logits_and_targets(batch)
     labelled = targets != IGNORED
     predicting = logits[:, : targets.shape[1]][labelled]  # (N, V)
-    same = options.logit_positions == "predicting"
-    compared = predicting if same else _compared(logits, targets, options)[labelled]
+    at_predicting = options.logit_positions == "predicting"
+    compared = predicting if at_predicting else _compared(logits, targets, options)[labelled]
     soft = soft_cross_entropy(compared, teacher)
     attention = attention_loss(capture.weights, samples, batch, modules, capture.wanted)
     capture.clear()
-    # Gradient checkpointing computes the weights again during backward: they are not to be kept.
+    # Gradient checkpointing computes the weights again in backward; do not keep these.
     capture.consume = lambda name, weights: None
     replay = F.cross_entropy(predicting.float(), targets[labelled])
     return {
@@ -369,13 +384,13 @@ def replay_losses(
 
 
 def _compared(logits: Tensor, targets: Tensor, options: SeekrConfig) -> Tensor:
-    """Logits (B, K, V) where student and teacher are compared."""
+    """Selects the logits (B, K, V) at the positions where student and teacher are compared."""
     k = targets.shape[1]
     return logits[:, :k] if options.logit_positions == "predicting" else logits[:, -k:]
 
 
 def sample_of(file: Mapping[str, Tensor], modules: Mapping[str, AttentionModule]) -> Sample:
-    """The attention in a row's file of signals."""
+    """Returns the attention in an example's file of teacher outputs."""
     return {
         name: Attention(
             file[f"heads.{index}"],
