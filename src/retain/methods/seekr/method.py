@@ -113,7 +113,8 @@ class Seekr(TaughtMethod):
 
     This is equation 13 of arXiv 2411.06171. L_replay is the cross-entropy on kept examples,
     L_logits the soft cross-entropy with the teacher's logits, L_attention the KL divergence to the
-    teacher's attention weights in the chosen heads. The teacher of an example is the model right after the example's task.
+    teacher's attention weights in the chosen heads. The teacher of an example is the model right
+    after the example's task.
     """
 
     Config = SeekrConfig
