@@ -18,7 +18,9 @@ import yaml
 from rich.console import Console
 
 from benchmarks import interference
-from retain import Learner, cli
+from retain import Learner
+from retain.cli import learning
+from retain.cli.shared import progress_for
 from retain.errors import RetainError
 from retain.runs.records import read_record
 from retain.sweep import table as tables
@@ -60,14 +62,14 @@ def empty(line: dict[str, str]) -> bool:
 def wait_for(monkeypatch: pytest.MonkeyPatch, event: str) -> Record:
     """What runs report from now on; the first such event kills the one that reports it."""
     record = Record(lambda reported: reported == event)
-    monkeypatch.setattr(cli, "_progress", lambda _: record)
+    monkeypatch.setattr(learning, "progress_for", lambda _: record)
     return record
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quiet() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "_progress", lambda _: Record())
+        patch.setattr(learning, "progress_for", lambda _: Record())
         yield
 
 
@@ -250,7 +252,7 @@ def test_the_result_is_renewed_after_every_run(monkeypatch: pytest.MonkeyPatch) 
         def start(self, label: str, total: int, unit: str) -> None:
             seen.append(states(out))
 
-    monkeypatch.setattr(cli, "_progress", lambda _: Watch())
+    monkeypatch.setattr(learning, "progress_for", lambda _: Watch())
     short = ["--set", "training.max_steps=1", "--output", "o"]
     assert sweep("--variants", "seqlora", "inclora", "--seeds", "0", *short).status == 0
     assert [seen[0], seen[-1], states(out)] == [
@@ -478,7 +480,7 @@ def test_ctrl_c_stops_after_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
         def update(self, done: int, parts: Any = None) -> None:
             self.stopping = True
 
-    monkeypatch.setattr(cli, "_progress", lambda _: Impatient())
+    monkeypatch.setattr(learning, "progress_for", lambda _: Impatient())
     arguments = ["--variants", "seqlora rank=2", "seqlora rank=3", "--seeds", "0"]
     done = sweep(*arguments)
     assert (done.status, done.out) == (130, "")
@@ -504,18 +506,13 @@ def test_ctrl_c_twice_ends_without_a_traceback(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_lines_begin_with_the_run_s_name(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    monkeypatch.chdir(place)
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "_progress", PROGRESS)
+        patch.setattr(learning, "progress_for", progress_for)
         done = sweep(
             "--variants", "seqlora rank=2", "--seeds", "0", "--set", "training.max_steps=1"
         )
     assert done.status == 0
     assert any(line.startswith("seqlora,rank=2-0 · copy · ") for line in done.err.splitlines())
-
-
-PROGRESS = cli._progress
 
 
 def test_a_path_in_a_variant_makes_no_folders(place: Path) -> None:
