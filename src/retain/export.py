@@ -37,7 +37,7 @@ def export(learner: Learner, folder: Path, mixture: Mapping[str, float] | None) 
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RetainError(f"{folder}: is not an empty folder; name another one")
-    learner.refuse_unready()
+    learner.require_ready()
     weights = _weights(learner, mixture)
     temporary = folder.with_name(f".{folder.name}.tmp")
     remove_folders(temporary)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from retain.errors import RetainError
-from retain.learner.check_resources import check_room, size
+from retain.learner.check_resources import check_resources, size
 from retain.methods import METHODS
 from retain.methods.base import Footprint, Traits, bytes_of
 from retain.system.files import write_jsonl
@@ -79,12 +79,12 @@ def test_on_a_gpu_it_is_the_gpu_s_memory(tmp_path: Path, monkeypatch: pytest.Mon
     )
     run: Any = SimpleNamespace(path=tmp_path, unfinished=lambda: 0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 10**9))
-    assert check_room(method, [(FIRST, TrainingConfig())], run) == (
+    assert check_resources(method, [(FIRST, TrainingConfig())], run) == (
         "needs about 3 bytes on disk, 1.0 kB on cuda:0, in addition to the model"
     )
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (999, 10**9))
     with pytest.raises(RetainError, match=r"1.0 kB on cuda:0, but 999 bytes are free; lower metho"):
-        check_room(method, [(FIRST, TrainingConfig())], run)
+        check_resources(method, [(FIRST, TrainingConfig())], run)
 
 
 @pytest.mark.parametrize(("optim", "numbers"), [("adamw_torch", 3), ("adafactor", 1), ("sgd", 1)])

@@ -48,7 +48,7 @@ def general_ability(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns about its command's settings
     manager = _manager(names)
     learner = Learner.load(folder, progress, trust_remote_code=trust_remote_code)
-    learner.refuse_unready()
+    learner.require_ready()
     if learner.method.traits.needs_task_id:
         raise RetainError(
             f"{folder}: its method needs the task's name at inference, and these tasks are not "

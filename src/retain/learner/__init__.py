@@ -1,4 +1,4 @@
-"""The sequence: tasks learned one after another, saved and scored."""
+"""Learning a stream: tasks are trained one after another, saved and scored."""
 
 from retain.learner.answers import Answer
 from retain.learner.learner import Learner

@@ -1,4 +1,4 @@
-"""A run's model, asked: answers, routing, and scores of the learned tasks."""
+"""Use of a trained run: answers, routing, and scores on the learned tasks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,13 @@ from retain.tasks import Example, Task
 
 @dataclass(frozen=True)
 class Answer:
-    """A generated answer, with the weights over blocks by name where the method routes."""
+    """A generated answer.
+
+    Attributes:
+        prompt: the prompt.
+        output: the generated text.
+        routing: the weights over blocks by task name; None for a method that does not route.
+    """
 
     prompt: str
     output: str
@@ -32,15 +38,15 @@ class Answer:
 
 
 class LearnedModel:
-    """What `Learner` is once it has learned: it answers, routes and scores, and writes nothing.
+    """The part of `Learner` that answers prompts, routes and scores. It writes nothing.
 
     Attributes:
         run: the run's folder.
-        experiment: its settings.
+        experiment: the run's settings.
         backbone: the `Backbone`: prompts to tokens, losses, generation.
         method: the `Method`, with all that it has learned.
         tasks: the learned tasks in order, without their training examples.
-        progress: receives what happens.
+        progress: receives messages and progress.
     """
 
     run: RunDirectory
@@ -58,8 +64,8 @@ class LearnedModel:
                 "continue with Learner.load"
             )
 
-    def refuse_unready(self) -> None:
-        """Raises RetainError when there is no whole model to answer with."""
+    def require_ready(self) -> None:
+        """Raises a RetainError if no task is learned yet, or the last one was interrupted."""
         self._refuse_interrupted()
         if not self.tasks:
             raise RetainError(
@@ -79,13 +85,17 @@ class LearnedModel:
         return evaluate(self.backbone, self.method, task, config, self.progress)
 
     def evaluate(self, limit: int | None = None) -> dict[str, float]:
-        """Answers every learned task's test examples again, and scores them; writes nothing."""
-        self.refuse_unready()
+        """Answers the test examples of all learned tasks and returns each task's score (0 to 100).
+
+        Args:
+            limit: the number of test examples per task; None stands for the run's setting.
+        """
+        self.require_ready()
         return {task.name: self._evaluate(task, limit).score for task in self.tasks}
 
     @property
     def scores(self) -> dict[str, Any]:
-        """What scores.json holds: task names, score matrix, AP, F.Ra, FWT, BWT."""
+        """The content of scores.json: task names, score matrix, AP, F.Ra, FWT, BWT."""
         return results.scores(self.run).model_dump()
 
     @property
@@ -96,24 +106,24 @@ class LearnedModel:
     def route(
         self, prompts: Sequence[str | Example], task: str | None = None
     ) -> list[dict[str, float]] | None:
-        """Routes prompts, so that a loop of one's own can use `model` on them.
+        """Routes prompts, so that you can use `model` on them in a loop of your own.
 
-        The weights over blocks stay set until the next call that routes or answers. A forward or
-        generation must have one row a prompt, in this order.
+        The weights over blocks stay set until the next call that routes or answers. The batch of a
+        forward pass or generation must have one row per prompt, in the same order.
 
         Args:
             prompts: texts, or examples for whole conversations.
-            task: its name, for methods that need it.
+            task: the task's name, for methods that need it.
 
         Returns:
-            Per prompt the weights over blocks, by the names of their tasks; None for a method
-            that does not route.
+            The weights over blocks by task name, for each prompt; None for a method that does not
+            route.
 
         Raises:
-            RetainError: when nothing is learned yet, or the method writes its prompts into the
-                input, where tokens of one's own would lack them.
+            RetainError: when nothing is learned yet, or the method adds soft prompts to the input,
+                which your own tokens would lack.
         """
-        self.refuse_unready()
+        self.require_ready()
         if self.backbone.virtual_tokens:
             raise RetainError(
                 f"Learner.route: method '{self.experiment.method['name']}' adds prompts to the "
@@ -121,8 +131,8 @@ class LearnedModel:
             )
         if not prompts:
             raise RetainError("Learner.route: no prompts; give it at least one")
-        rows = [self.backbone.encode(_example(p), with_answer=False) for p in prompts]
-        batch = self.backbone.collate(rows)
+        encoded = [self.backbone.encode(_example(p), with_answer=False) for p in prompts]
+        batch = self.backbone.collate(encoded)
         with torch.no_grad():
             self.method.route(batch, task)
             self.backbone.read(batch)  # some methods know their weights only after a forward
@@ -131,7 +141,7 @@ class LearnedModel:
         return None if weights is None else self._by_task(weights)
 
     def _by_task(self, weights: Tensor) -> list[dict[str, float]]:
-        """Names the weights over blocks (N, T) by their tasks."""
+        """Converts weights over blocks (N, T) to a dict by task name for each prompt."""
         names = [task.name for task in self.tasks]
         return [dict(zip(names, row, strict=True)) for row in weights.tolist()]
 
@@ -141,33 +151,35 @@ class LearnedModel:
         task: str | None = None,
         replies: Sequence[Reply] | None = None,
     ) -> list[Answer]:
-        """Answers prompts greedily, each at most as long as the longest answer of any task may be.
+        """Answers prompts by greedy decoding, with their routing.
+
+        The length limit is the largest `max_new_tokens` of the run and its tasks.
 
         Args:
-            prompts: texts, or examples for whole conversations (their references do not count).
-            task: its name, for methods that need it.
-            replies: one per prompt, which receives the answer while it is written.
+            prompts: texts, or examples for whole conversations (their references are ignored).
+            task: the task's name, for methods that need it.
+            replies: one per prompt; receives the answer in pieces while it is generated.
 
         Raises:
             RetainError: when nothing is learned yet, or the method needs the task's name.
         """
-        self.refuse_unready()
+        self.require_ready()
         examples = [_example(prompt) for prompt in prompts]
         # The prompt's task is unknown, so the longest answer of any task is allowed.
-        usual = self.experiment.evaluation
-        longest = max(usual.max_new_tokens, *(known.max_new_tokens or 0 for known in self.tasks))
-        config = usual.model_copy(update={"max_new_tokens": longest})
+        settings = self.experiment.evaluation
+        longest = max(settings.max_new_tokens, *(task.max_new_tokens or 0 for task in self.tasks))
+        config = settings.model_copy(update={"max_new_tokens": longest})
         outputs, weights = answer(
             self.backbone, self.method, task, examples, config, Progress(), replies
         )
         routing = [None] * len(outputs) if weights is None else self._by_task(weights)
         return [
-            Answer(example.prompt, output, row)
-            for example, output, row in zip(examples, outputs, routing, strict=True)
+            Answer(example.prompt, output, weights_by_task)
+            for example, output, weights_by_task in zip(examples, outputs, routing, strict=True)
         ]
 
     def generate(self, prompts: Sequence[str], task: str | None = None) -> list[str]:
-        """Answers prompts of any learned task greedily."""
+        """Answers prompts of any learned task by greedy decoding; returns the texts."""
         return [answer.output for answer in self.answers(prompts, task)]
 
 

@@ -1,4 +1,4 @@
-"""What is odd about a task's examples, told before it is learned."""
+"""Checks of a task's examples before it is learned: lengths, empty answers, overlap."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from retain.evaluation.answers import EvaluationConfig
 from retain.metrics.text import is_empty_reference
 from retain.tasks import Example, Task
 
-KNOWN_LIMIT = 0.5
-"""The share of test examples that may be among those that are learned from."""
+SEEN_LIMIT = 0.5
+"""Largest share of test examples that may also be training or development examples."""
 EXACT = ("exact_match", "exact_answer")
-"""Metrics under which an answer that is cut is wrong."""
+"""Metrics for which a truncated answer is wrong."""
 CUT = " and cut; the longest has {}"
 UNSCORED = ": set it to at least {} to score them"
 
@@ -23,21 +23,21 @@ UNSCORED = ": set it to at least {} to score them"
 def check_examples(
     task: Task, backbone: Backbone, evaluation: EvaluationConfig, stream: Sequence[Task] = ()
 ) -> list[str]:
-    """Counts prompts and answers that are cut, and test examples that are learned from.
+    """Counts truncated prompts and answers, and test examples that are also trained on.
 
     Args:
-        task: what is to be learned and tested.
-        backbone: with the prompt's limits.
-        evaluation: how test examples are answered, where the task has no length of its own.
-        stream: the tasks that are learned with it.
+        task: the task to check.
+        backbone: has the tokenizer and the limits of prompt and answer.
+        evaluation: how test examples are answered; the task's `max_new_tokens` comes first.
+        stream: the tasks that are learned together with this one.
 
     Returns:
-        A sentence for each kind that there is.
+        A notice for each kind of problem found.
 
     Raises:
-        RetainError: when prompts and answers do not fit in the backbone's window, or the score
-            would mean nothing: no test answer can be given whole, one is empty to the metric, or
-            most test examples are among those that are learned from.
+        RetainError: when prompts and answers exceed the backbone's context window, or the score
+            would mean nothing: no test answer fits in `max_new_tokens`, a reference is empty under
+            the metric, or most test examples are also trained on.
     """
     test, most_new = task.test[: evaluation.limit], evaluation.for_task(task).max_new_tokens
     most_prompt, most_answer = backbone.prompt.max_prompt_tokens, backbone.prompt.max_answer_tokens
@@ -71,33 +71,33 @@ def check_examples(
                     f"is empty to {task.metric}, which leaves punctuation out; correct it, or "
                     "take the metric exact_answer"
                 )
-    known = _known(test, (*task.train, *task.dev))
-    if known > KNOWN_LIMIT * len(test):
+    seen = _count_seen(test, (*task.train, *task.dev))
+    if seen > SEEN_LIMIT * len(test):
         raise RetainError(
-            f"task '{task.name}': {known} of {len(test)} test examples are learned from too, so "
+            f"task '{task.name}': {seen} of {len(test)} test examples are learned from too, so "
             "its score would mean nothing; give it others"
         )
-    others = [e for other in stream if other.name != task.name for e in other.train]
-    cuts = (
+    other_examples = [e for other in stream if other.name != task.name for e in other.train]
+    limits = (
         ("training prompts", [n for n, _ in train], "prompt.max_prompt_tokens", most_prompt, CUT),
         ("test prompts", prompts, "prompt.max_prompt_tokens", most_prompt, CUT),
         ("training answers", [n for _, n in train], "prompt.max_answer_tokens", most_answer, CUT),
         ("test answers", answers, "max_new_tokens", most_new, UNSCORED),
     )
-    said = []
-    for what, lengths, setting, limit, then in cuts:
+    notices = []
+    for kind, lengths, setting, limit, consequence in limits:
         if count := sum(length > limit for length in lengths):
-            found = f"{count} of {len(lengths)} {what} are longer than {setting} ({limit})"
-            said.append(found + then.format(max(lengths)))
-    for count, where in ((known, "too"), (_known(test, others), "in other tasks")):
+            notice = f"{count} of {len(lengths)} {kind} are longer than {setting} ({limit})"
+            notices.append(notice + consequence.format(max(lengths)))
+    for count, where in ((seen, "too"), (_count_seen(test, other_examples), "in other tasks")):
         if count:
-            said.append(f"{count} of {len(test)} test examples are learned from {where}")
-    return [f"{task.name}: {sentence}" for sentence in said]
+            notices.append(f"{count} of {len(test)} test examples are learned from {where}")
+    return [f"{task.name}: {sentence}" for sentence in notices]
 
 
-def _known(test: Sequence[Example], learned: Iterable[Example]) -> int:
-    """How many have the prompt of an example that is learned from, and its answer is right."""
+def _count_seen(test: Sequence[Example], trained_on: Iterable[Example]) -> int:
+    """Counts test examples whose prompt is trained on with an answer that is correct for them."""
     answers: dict[str, set[str]] = {}
-    for example in learned:
+    for example in trained_on:
         answers.setdefault(example.prompt, set()).add(example.references[0])
     return sum(bool(answers.get(e.prompt, set()) & set(e.references)) for e in test)

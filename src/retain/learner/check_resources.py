@@ -1,4 +1,4 @@
-"""What a method needs in addition to the model, reported and checked before training."""
+"""Check of disk space and memory before training, in addition to what the model needs."""
 
 from __future__ import annotations
 
@@ -15,60 +15,63 @@ from retain.runs.directory import RunDirectory
 from retain.tasks import Task
 from retain.training.config import TrainingConfig
 
-KEPT_BY = {"adamw_torch": 2, "adafactor": 0, "sgd": 0}
-"""Numbers that an optimizer keeps of a parameter; Adafactor has some of each row and column."""
+OPTIMIZER_STATE = {"adamw_torch": 2, "adafactor": 0, "sgd": 0}
+"""Numbers that an optimizer keeps per parameter. Adafactor keeps only row and column means."""
 
 
-def check_room(
+def check_resources(
     method: Method,
     tasks: Sequence[tuple[Task, TrainingConfig]],
     run: RunDirectory,
 ) -> str:
-    """What learning these tasks needs in addition to the model, in a sentence; empty without any.
+    """Estimates the disk space and memory for these tasks and compares them with what is free.
 
     Args:
-        method: estimates it, task by task.
-        tasks: what is to be learned, each under its settings.
-        run: where it is kept; unfinished work there makes room for what follows.
+        method: provides the estimate for each task.
+        tasks: the tasks to learn, each with its training settings.
+        run: the run's folder. Unfinished work in it counts as free, since it will be replaced.
+
+    Returns:
+        A sentence with the estimate; empty without tasks.
 
     Raises:
-        RetainError: when it does not fit on the disk of the run, or in memory.
+        RetainError: when disk space or memory does not suffice.
     """
-    needs = [_need(method, *each) for each in tasks if each[0].train]
+    needs = [_need(method, task, training) for task, training in tasks if task.train]
     disk = sum(need.kept for need in needs) + max((need.passing for need in needs), default=0)
     ram = max((need.ram for need in needs), default=0)
     if not needs:
         return ""
-    place = run.path.absolute()
-    place = next(path for path in (place, *place.parents) if path.is_dir())
-    usage = shutil.disk_usage(place)
-    # Where there is no disk (/proc), the first write says so.
+    folder = run.path.absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.is_dir())
+    usage = shutil.disk_usage(existing)
+    # A total of 0 means no real disk (such as /proc); then the first write reports the error.
     free = usage.free + run.unfinished() if usage.total else disk
     memory, memory_of = psutil.virtual_memory().available, "in RAM"
     if (device := method.backbone.device).type == "cuda":
         memory, memory_of = torch.cuda.mem_get_info(device)[0], f"on {device}"
-    for need, there, where, advice in (
+    for need, available, where, advice in (
         (disk, free, f"on the disk of {run.path}", method.traits.lowers_disk),
         (ram, memory, memory_of, method.traits.lowers_ram),
     ):
-        if need > there:
+        if need > available:
             raise RetainError(
-                f"method: it needs about {size(need)} {where}, but {size(there)} are free; "
+                f"method: it needs about {size(need)} {where}, but {size(available)} are free; "
                 f"lower {advice}"
             )
     return f"needs about {size(disk)} on disk, {size(ram)} {memory_of}, in addition to the model"
 
 
 def _need(method: Method, task: Task, training: TrainingConfig) -> Footprint:
-    """A method's need for a task with what the optimizer adds: a gradient and its own numbers."""
+    """Returns a task's footprint, with gradients and optimizer state added."""
     need = method.footprint(task, training.per_device_train_batch_size)
-    state = (1 + KEPT_BY[training.optim]) * need.trainable
-    # A checkpoint has parameters in the place of gradients; the one before it is there, too.
+    state = (1 + OPTIMIZER_STATE[training.optim]) * need.trainable
+    # A checkpoint has parameters instead of gradients; the previous one exists until it is sealed.
     return need + Footprint(passing=2 * state, ram=state)
 
 
 def size(count: float) -> str:
-    """Bytes in the largest unit that leaves at least 1."""
+    """Formats bytes in the largest unit that gives at least 1."""
     for unit in ("bytes", "kB", "MB", "GB", "TB"):
         if count < 1000 or unit == "TB":
             break

@@ -24,7 +24,7 @@ from retain.experiment.config import ExperimentConfig, check_method, resolved, s
 from retain.experiment.validation import check
 from retain.learner.answers import LearnedModel
 from retain.learner.check_examples import check_examples
-from retain.learner.check_resources import check_room
+from retain.learner.check_resources import check_resources
 from retain.learner.lesson import Lesson, Seeds
 from retain.learner.score_row import score_row
 from retain.learner.task_files import save_task, start_run, stored_task, write_settings
@@ -45,7 +45,7 @@ from retain.system.files import remove_folders, write_json
 from retain.system.progress import Progress
 from retain.tasks import Task
 from retain.training.config import TrainingConfig
-from retain.training.trackers import refuse_missing
+from retain.training.trackers import require_installed
 from retain.training.trainer import check_callbacks
 
 
@@ -59,13 +59,13 @@ class Learner(LearnedModel):
         output: the run's folder; it is created when the first task is learned.
         training: names of `TrainingConfig`, which are those of transformers.TrainingArguments.
         evaluation: names of `EvaluationConfig`.
-        prompt: names of `PromptConfig`; ignored for a loaded `Backbone`, which has its own.
+        prompt: names of `PromptConfig`; not allowed with a `Backbone`, which has its own.
         seed: fixes everything random.
-        progress: receives what happens; silent by default.
-        callbacks: instances of transformers.TrainerCallback, for Trainer in every phase. They are
-            no part of the run. A run that is continued has the numbers of one that was never
-            interrupted only if they change nothing of the training; one that ends training stops
-            the run, as Ctrl-C does.
+        progress: receives messages and progress; silent by default.
+        callbacks: instances of transformers.TrainerCallback, passed to Trainer in every phase.
+            They are not stored with the run. A resumed run has the same numbers as an uninterrupted
+            one only if they do not change the training. A callback that ends training stops the
+            run, as Ctrl-C does.
 
     Raises:
         RetainError: for bad input, before anything is trained or written.
@@ -103,7 +103,7 @@ class Learner(LearnedModel):
         progress: Progress | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> Learner:
-        """Returns a new learner as an experiment describes it, which has learned no task yet."""
+        """Returns a new learner with the settings of an experiment. It has learned no task yet."""
         learner = cls.__new__(cls)
         learner._begin(experiment, progress, None, callbacks)
         return learner
@@ -117,19 +117,19 @@ class Learner(LearnedModel):
         trust_remote_code: bool = False,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> Learner:
-        """Restores a run with everything it has learned.
+        """Restores a run with all tasks that it has learned.
 
         Args:
             folder: the run directory.
-            progress: receives what happens.
-            backbone: the run's own, freshly loaded, instead of loading it here: a model with its
-                tokenizer, or a `Backbone`. It takes on the run's prompt format.
-            trust_remote_code: lets a backbone run code of its own; that the run says so is not
-                enough, as it may come from elsewhere.
-            callbacks: as of `Learner`.
+            progress: receives messages and progress.
+            backbone: the run's backbone if it is loaded already: a model with its tokenizer, or a
+                `Backbone`. It must be untrained, and gets the run's prompt format.
+            trust_remote_code: allows the backbone to run code from its model folder. The run's
+                setting alone is not enough, as the run may come from elsewhere.
+            callbacks: as in `Learner`.
 
         Raises:
-            RetainError: when the folder is no run, one of its files is damaged, or its backbone
+            RetainError: when the folder is not a run, one of its files is damaged, or its backbone
                 would run code that is not permitted.
         """
         path = Path(folder)
@@ -211,15 +211,22 @@ class Learner(LearnedModel):
     # -- learning
 
     def learn(self, task: Task, more: bool = False) -> list[float | None]:
-        """Learns one more task, saves it, and scores all tasks so far; returns that row of R.
+        """Learns one more task, saves it, and scores all tasks so far.
 
-        With `more`, other tasks are to follow at once: a method that learns them together
-        (multitask) waits for the last one. After a crash, `Learner.load` and the same task continue
-        where it stopped.
+        To continue after a crash, call `Learner.load` and then `learn` with the same task.
+
+        Args:
+            task: the task to learn.
+            more: whether further tasks follow at once. A method that trains on all tasks together
+                (multitask) then waits for the last one.
+
+        Returns:
+            The new row of the score matrix, one score (0 to 100) per task; None where a task is not
+            scored yet.
 
         Raises:
-            RetainError: when a task of this name is learned and scored already, or the new one has
-                no examples to learn from.
+            RetainError: when a task of this name is learned already, or the task has no training or
+                development examples.
         """
         self._refuse_interrupted()
         if self._awaits_scores(task):
@@ -238,8 +245,8 @@ class Learner(LearnedModel):
         return list(self.scores["matrix"][-1])
 
     def _check(self, task: Task) -> None:
-        """Refuses a task that cannot be learned, before anything is written."""
-        if task.name in (known.name for known in self.tasks):
+        """Raises a RetainError for a task that cannot be learned, before anything is written."""
+        if task.name in (learned.name for learned in self.tasks):
             raise RetainError(f"task '{task.name}': already learned; give the new one another name")
         if not task.train or not task.dev:
             raise RetainError(
@@ -250,7 +257,7 @@ class Learner(LearnedModel):
             self.check_tasks([task])
 
     def _prepare(self, task: Task) -> Lesson:
-        """Begins a new run, scores what a crash left out, and opens the task's folder."""
+        """Starts a new run if needed, makes up for missing scores, and opens the task's folder."""
         start_run(self.run, self.experiment, self._fingerprints)
         self._report_checks(task)
         self._score()
@@ -270,23 +277,25 @@ class Learner(LearnedModel):
         )
 
     def _report_checks(self, task: Task) -> None:
-        """Reports what `check_tasks` noticed of all tasks, and of this one, each time once."""
+        """Reports the notices of `check_tasks` on all tasks and on this one, each once."""
         for line in (*self._notices.pop("", ()), *self._notices.pop(task.name, ())):
             self.progress.message(line)
 
     def check_tasks(self, tasks: Sequence[Task]) -> None:
-        """Looks at tasks before the first is learned; `learn` asks for its own, and says it.
+        """Checks tasks before any of them is learned; `learn` reports the notices.
+
+        `learn` calls this for a task that was not checked before.
 
         Raises:
-            RetainError: when what they take beside the model does not fit on disk or in RAM, the
-                score of one would mean nothing, its own training settings are not valid, or a
-                tracker is not installed.
+            RetainError: when the tasks need more disk space or memory than is free, a task's score
+                would mean nothing, its training settings are not valid, or a tracker is not
+                installed.
         """
         settings = [self._training(task) for task in tasks]
-        for each in (self.experiment.training, *settings):
-            refuse_missing(each.report_to)
-        takes = check_room(self.method, list(zip(tasks, settings, strict=True)), self.run)
-        self._notices = {"": [takes] if takes else []}
+        for config in (self.experiment.training, *settings):
+            require_installed(config.report_to)
+        notice = check_resources(self.method, list(zip(tasks, settings, strict=True)), self.run)
+        self._notices = {"": [notice] if notice else []}
         for task in tasks:
             self._notices[task.name] = check_examples(
                 task, self.backbone, self.experiment.evaluation, tasks
@@ -294,9 +303,10 @@ class Learner(LearnedModel):
         self._checked = list(tasks)
 
     def take_over(self, experiment: ExperimentConfig, tasks: Sequence[Task]) -> None:
-        """Goes on with another experiment's settings: other tasks to come, and `config.FREE`.
+        """Continues with the settings of another experiment that differs only where it may.
 
-        They are written when the tasks to come have passed their check under them.
+        These are the tasks to come and the settings of `experiment.config.FREE`. They are written
+        after the tasks to come have passed their check.
 
         Raises:
             RetainError: as in `check_tasks`.
@@ -310,20 +320,20 @@ class Learner(LearnedModel):
                 write_settings(self.run, self.experiment)
 
     def finish_evaluation(self) -> None:
-        """Scores the last learned task's row, if a crash left it out, and renews scores.json."""
+        """Scores the row of the last learned task if it is missing, and rewrites scores.json."""
         self._refuse_interrupted()
         with self.run.locked():
             self._score()
             results.write_scores(self.run)
 
     def _awaits_scores(self, task: Task) -> bool:
-        """Whether this very task was learned, and a crash came before its row of scores."""
+        """Tells whether this task is learned, and a crash came before its row of scores."""
         if not self.tasks or len(self.scores["matrix"]) == len(self.tasks):
             return False
         return results.same_task(self.run, len(self.tasks) - 1, task)
 
     def _training(self, task: Task) -> TrainingConfig:
-        """The run's settings with the task's own."""
+        """Returns the run's training settings, overridden by those of the task."""
         if task.training and self.method.traits.waits:
             raise RetainError(
                 f"task '{task.name}': cannot have 'training' of its own where tasks are learned "
@@ -335,7 +345,7 @@ class Learner(LearnedModel):
     # -- scores
 
     def _score(self) -> None:
-        """Scores all tasks so far, unless that is done, and clears the newest one's work."""
+        """Scores all tasks so far if not done yet, and deletes the newest one's checkpoints."""
         if self.tasks:
             remove_folders(self.run.learned()[-1] / UNFINISHED)
             self.run.remove_superseded(self.method.traits.latest_only)
@@ -345,7 +355,7 @@ class Learner(LearnedModel):
             )
 
     def _score_zero_shot(self, task: Task, path: Path) -> None:
-        """Scores a task that is about to be learned; a method that needs its name cannot."""
+        """Scores a task before it is learned, if asked for; not if the method needs its name."""
         wanted = self.experiment.evaluation.zero_shot and not self.method.traits.needs_task_id
         if wanted and not processes.broadcast(_is_score(path)):
             write_json(path, self._evaluate(task).score)
@@ -355,7 +365,7 @@ def _loaded(
     backbone: str | Path | BackboneConfig | Backbone | LoadedModel,
     prompt: PromptConfig | Mapping[str, Any] | None,
 ) -> tuple[Backbone | None, BackboneConfig | str]:
-    """Returns the backbone, if it is loaded already, and what the run records of it."""
+    """Returns the backbone if it is loaded already, and the value to record for it."""
     if isinstance(backbone, tuple):
         backbone = wrap_loaded(backbone, check(PromptConfig, prompt or {}, "Learner", "prompt."))
     elif isinstance(backbone, Backbone) and prompt is not None:
@@ -366,7 +376,7 @@ def _loaded(
 
 
 def _is_score(path: Path) -> bool:
-    """Whether a score was kept before a crash; what is damaged is measured again."""
+    """Tells whether a valid score was stored before a crash; a damaged one is not."""
     try:
         read_record(float, path)
     except RetainError:

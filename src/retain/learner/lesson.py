@@ -1,4 +1,4 @@
-"""One task learned: its phases in order, each from where an earlier process left it."""
+"""Training of one task: its phases in order, continued where an earlier process stopped."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from retain.training.phase import Phase
 from retain.training.trackers import TrackedPhase
 
 TENSORS, STATE, LOG = "trained.safetensors", "state.safetensors", "log.json"
-"""What is kept of a phase that has ended."""
+"""Files of the result of a phase that has ended."""
 FEW_REPLAYS = 5
 """Warn if the published replay schedule yields fewer replay steps than this."""
 FULL_RATE = 1e-3
@@ -38,42 +38,42 @@ FULL_RATE = 1e-3
 
 @dataclass(frozen=True)
 class Seeds:
-    """The seeds of one task: what is drawn for it does not depend on what was drawn before.
+    """The seeds of one task, so that its random numbers do not depend on earlier tasks.
 
     Attributes:
         run: the run's seed.
-        task: the task's place in the stream, from 0.
+        task: the task's position in the stream, from 0.
     """
 
     run: int
     task: int
 
     def of(self, slot: int) -> int:
-        """The task's seed of this slot: 0 between phases, 1 and on in them."""
+        """Returns the task's seed for a slot: 0 between phases, from 1 on within phases."""
         return (self.run * 1_000_003 + self.task * 1_009 + slot) % 2**31
 
     def set(self, slot: int) -> None:
-        """Seeds torch, numpy and Python with it."""
+        """Seeds torch, numpy and Python with the seed of a slot."""
         transformers.set_seed(self.of(slot))
 
 
 @dataclass
 class Lesson:
-    """One task, learned by a method: its phases in order, then what the method keeps of it.
+    """The training of one task by a method.
 
     Attributes:
-        method: installed in `backbone`.
-        backbone: is trained in place.
+        method: the method, installed in `backbone`.
+        backbone: the backbone, trained in place.
         config: the task's training settings.
-        task: what is learned.
-        context: the task's place in the run.
-        seeds: the task's.
-        progress: is told of each step.
-        callbacks: of the user, for Trainer.
-        log: of all steps, each with its phase.
-        parameters: how many are trainable, in the phase with most of them.
-        seconds: in phases, and in what the method does before and after them; of a phase that was
-            interrupted, in the sitting that ended it.
+        task: the task to learn.
+        context: the task's name, index, folder and seed, for the method.
+        seeds: the task's seeds.
+        progress: receives messages and each logged step.
+        callbacks: the user's callbacks for Trainer.
+        log: the logged steps of all phases, each with the phase's name.
+        parameters: the number of trainable parameters, in the phase with the most.
+        seconds: time spent in phases and in the method's code around them. Of an interrupted phase
+            only the time since the last start counts.
     """
 
     method: Method
@@ -89,7 +89,7 @@ class Lesson:
     seconds: float = 0.0
 
     def learn(self) -> None:
-        """Trains the method's phases; those that ended before a crash are restored instead."""
+        """Trains the method's phases, or restores those that ended before a crash."""
         self.seeds.set(0)
         phases = self.method.phases(self.task, self.context)
         for number in count(1):
@@ -103,23 +103,23 @@ class Lesson:
             self.method.finish(self.task, self.context)
 
     def cost(self) -> dict[str, float]:
-        """What the task's folder keeps of what learning it took."""
+        """Returns the training cost to store with the task: parameters and seconds."""
         return {"parameters": self.parameters, "seconds": round(self.seconds, 1)}
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
-        """Runs the method's own code, in training's precision, and adds its seconds."""
+        """Runs the method's code between phases in the training precision, and adds its time."""
         began = time.monotonic()
         with as_trained(self.backbone, self.config):
             yield
         self.seconds += time.monotonic() - began
 
     def _learn_phase(self, phase: Phase, number: int) -> None:
-        """Trains the task's phase `number`, from 1, or restores it where it has ended."""
-        place = self.context.folder / UNFINISHED / f"{number}-{phase.name}"
-        sizes = {g.name: sum(p.numel() for p in g.parameters) for g in phase.groups}
+        """Trains phase `number` of the task (from 1), or restores it if it has ended."""
+        folder = self.context.folder / UNFINISHED / f"{number}-{phase.name}"
+        sizes = {group.name: sum(p.numel() for p in group.parameters) for group in phase.groups}
         self.parameters = max(self.parameters, sum(sizes.values()))
-        result = _restored(phase, self.backbone, place)
+        result = _restored(phase, self.backbone, folder)
         if result is None:
             label = f"{self.task.name} · {phase.name}"
             seed = self.seeds.of(phase.seed_slot)
@@ -127,14 +127,14 @@ class Lesson:
             steps = self._announce(phase, label, sizes, seed)
             self.progress.start(label, steps, "steps")
             try:
-                result = self._fit(phase, place, seed)
+                result = self._fit(phase, folder, seed)
             finally:
                 self.progress.finish()
         self.log += [{"phase": phase.name, **row} for row in result["log"]]
         self.seconds += result["seconds"]
 
     def _announce(self, phase: Phase, label: str, sizes: Mapping[str, int], seed: int) -> int:
-        """Says what is trained and what is unusual about it; returns the number of steps."""
+        """Reports what is trained, with warnings; returns the number of optimizer steps."""
         order = batches(self.config, phase, seed)
         trained = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
         saves = f"saves every {self.config.save_steps} steps"
@@ -145,31 +145,31 @@ class Lesson:
             self.progress.message(f"{label}: warning: {warning}")
         return order.steps
 
-    def _fit(self, phase: Phase, place: Path, seed: int) -> dict[str, Any]:
-        """Trains a phase and leaves its result beside `place`."""
-        folder, model = self.context.folder, self.backbone.model
-        tracked = TrackedPhase(folder.parents[1], f"{folder.name}/{place.name}")
+    def _fit(self, phase: Phase, folder: Path, seed: int) -> dict[str, Any]:
+        """Trains a phase with checkpoints in `folder`, and replaces them by its result."""
+        task_folder, model = self.context.folder, self.backbone.model
+        tracked = TrackedPhase(task_folder.parents[1], f"{task_folder.name}/{folder.name}")
         began = time.monotonic()
         log = fit(
             self.backbone,
             phase,
             self.config,
-            place,
+            folder,
             seed,
             self.progress,
             tracked,
             self.callbacks,
         )
         result = {"log": log, "seconds": time.monotonic() - began}
-        ended = _ended(place)
-        write_json(ended / LOG, result)
+        result_folder = _result_folder(folder)
+        write_json(result_folder / LOG, result)
         release(model, phase)
-        write_tensors(ended / TENSORS, trained_tensors(model))
+        write_tensors(result_folder / TENSORS, trained_tensors(model))
         if phase.state:
-            write_tensors(ended / STATE, phase.state)
+            write_tensors(result_folder / STATE, phase.state)
         model.requires_grad_(False)
-        seal(ended)
-        remove_folders(place)
+        seal(result_folder)
+        remove_folders(folder)
         return result
 
 
@@ -192,22 +192,23 @@ def unusual_settings(
         )
 
 
-def _restored(phase: Phase, backbone: Backbone, place: Path) -> dict[str, Any] | None:
-    """Restores a phase that has ended; returns its log and its seconds, or None."""
-    ended = _ended(place)
-    if not processes.broadcast(is_sealed(ended)):
+def _restored(phase: Phase, backbone: Backbone, folder: Path) -> dict[str, Any] | None:
+    """Restores a phase that has ended; returns its log and seconds, or None if it has not."""
+    result_folder = _result_folder(folder)
+    if not processes.broadcast(is_sealed(result_folder)):
         return None
     release(backbone.model, phase)
-    restore(backbone.model, read_tensors(ended / TENSORS), ended / TENSORS)
+    path = result_folder / TENSORS
+    restore(backbone.model, read_tensors(path), path)
     phase.state.clear()
-    if (ended / STATE).exists():
-        stored = read_tensors(ended / STATE)
+    if (result_folder / STATE).exists():
+        stored = read_tensors(result_folder / STATE)
         phase.state.update({key: t.to(backbone.device) for key, t in stored.items()})
     backbone.model.requires_grad_(False)
-    result: dict[str, Any] = read_json(ended / LOG)
+    result: dict[str, Any] = read_json(result_folder / LOG)
     return result
 
 
-def _ended(place: Path) -> Path:
-    """Where the result of a phase lies that has ended."""
-    return place.with_name(f"{place.name}.ended")
+def _result_folder(folder: Path) -> Path:
+    """Returns the folder for the result of the phase whose checkpoints are in `folder`."""
+    return folder.with_name(f"{folder.name}.ended")

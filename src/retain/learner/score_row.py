@@ -1,4 +1,4 @@
-"""The row of the score matrix after a task: what is decoded again, and what is copied."""
+"""The row of the score matrix after a task; scores that cannot have changed are copied."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from retain.system.files import read_jsonl, write_json, write_jsonl
 from retain.tasks import Task
 
 CHECKED = 4
-"""How many of an old task's answers are decoded again before its cell is copied."""
+"""Answers of an old task that are generated again and compared before its score is copied."""
 
 
 def score_row(
@@ -25,20 +25,28 @@ def score_row(
     evaluate: Callable[[Task], Evaluation],
     method: Method,
     seeds: Seeds,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> None:
-    """Scores all tasks so far and writes their row, unless it is there already.
+    """Scores all tasks so far and writes their row of the score matrix, unless it exists.
 
-    A method that cannot forget keeps its older cells, once a sample of their answers has come out
-    the same; one that still waits for tasks has none. `tell` hears which are kept. A cell that was
+    For a method that cannot forget, the score of an older task is copied if a sample of its answers
+    is still the same. For a method that waits for more tasks, the row is empty. A score that was
     measured before a kill is not measured again.
+
+    Args:
+        run: the run's folder.
+        tasks: all learned tasks, oldest first.
+        evaluate: answers a task's test examples and scores them.
+        method: the method that learned the tasks.
+        seeds: the newest task's seeds.
+        report: receives a message if scores were copied.
     """
     folder = run.learned()[-1]
     result = folder / EVALUATION
     if run.commits(result):
         return
     row: dict[str, Any] = {"scores": [], "routing": []}
-    before = results.rows(run)
+    older_rows = results.rows(run)
     copied = 0
     keeps_answers = not method.traits.forgets
     seeds.set(999)
@@ -46,11 +54,11 @@ def score_row(
         if method.waiting:
             score, routing = None, None
         elif keeps_answers and j < len(tasks) - 1 and _unchanged(run, j, task, evaluate):
-            score, routing = before[-1].scores[j], before[-1].routing[j]
+            score, routing = older_rows[-1].scores[j], older_rows[-1].routing[j]
             copied += 1
         else:
             path = predictions_file(folder, j)
-            if results.holds(run, path):  # since before a kill
+            if results.holds(run, path):  # measured before a kill
                 cell = Evaluation.from_rows(task.metric, read_jsonl(path))
             else:
                 cell = evaluate(task)
@@ -60,7 +68,7 @@ def score_row(
         row["scores"].append(score)
         row["routing"].append(routing)
     if copied:
-        tell(
+        report(
             f"{copied} older scores are kept: the method cannot forget, and the first {CHECKED} "
             "answers of each task came out the same"
         )
@@ -72,7 +80,7 @@ def score_row(
 def _unchanged(
     run: RunDirectory, number: int, task: Task, evaluate: Callable[[Task], Evaluation]
 ) -> bool:
-    """Whether a sample of an old task's answers is what it was right after learning it."""
-    then = read_jsonl(predictions_file(run.learned()[number], number))[:CHECKED]
-    now = evaluate(replace(task, test=task.test[:CHECKED])).rows
-    return [row["prediction"] for row in then] == [row["prediction"] for row in now]
+    """Tells whether a sample of an old task's answers is as it was right after learning it."""
+    stored = read_jsonl(predictions_file(run.learned()[number], number))[:CHECKED]
+    current = evaluate(replace(task, test=task.test[:CHECKED])).rows
+    return [row["prediction"] for row in stored] == [row["prediction"] for row in current]

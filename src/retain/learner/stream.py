@@ -1,4 +1,4 @@
-"""A whole stream: learned in order, or what is left of it; rolled back; verified."""
+"""Operations on a whole stream: learn, resume, roll back and verify."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ def learn_stream(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> Learner:
-    """Learns a stream in `experiment.output`, or with `resume` what is left of it.
+    """Learns a stream of tasks in `experiment.output`.
+
+    Args:
+        experiment: the settings.
+        tasks: all tasks of the stream, in order.
+        resume: continues the run in the folder, if there is one.
+        progress: receives messages and progress.
 
     Raises:
         RetainError: when the folder holds a run and `resume` is off, or when the run was made under
@@ -34,21 +40,22 @@ def learn_stream(
         refuse_changes(stored, experiment, folder, len(run.learned()))
         results.check_tasks(run, method.traits.latest_only, "task.json")
         refuse_other_data(run, tasks)
-        trusted = experiment.backbone.trust_remote_code  # by the user's own file
+        # The user's file decides, not the stored run, which may come from elsewhere.
+        trusted = experiment.backbone.trust_remote_code
         learner = Learner.load(folder, progress, trust_remote_code=trusted)
-        left = tasks[len(learner.tasks) :]
-        learner.take_over(experiment, left)
+        remaining = tasks[len(learner.tasks) :]
+        learner.take_over(experiment, remaining)
     else:
-        learner, left = Learner.from_config(experiment, progress), tasks
-        learner.check_tasks(left)
-    for task in left:
-        learner.learn(task, more=task is not left[-1])
+        learner, remaining = Learner.from_config(experiment, progress), tasks
+        learner.check_tasks(remaining)
+    for task in remaining:
+        learner.learn(task, more=task is not remaining[-1])
     learner.finish_evaluation()
     return learner
 
 
 def refuse_other_data(run: RunDirectory, tasks: Sequence[Task]) -> None:
-    """Raises RetainError when a task was learned from other data than it has now."""
+    """Raises a RetainError if a learned task has other data now than when it was learned."""
     for index, task in enumerate(tasks[: len(run.learned())]):
         if not results.same_task(run, index, task):
             raise RetainError(
@@ -58,35 +65,35 @@ def refuse_other_data(run: RunDirectory, tasks: Sequence[Task]) -> None:
 
 
 def roll_back(folder: Path, task: str) -> list[str]:
-    """Makes a run what it was right after a task; returns the names of the tasks that went.
+    """Deletes all tasks after `task` from a run; returns the names of the deleted tasks.
 
     Raises:
-        RetainError: when there is no such task, its weights are no longer kept, or what is to be
-            kept is damaged.
+        RetainError: when there is no such task, its weights are no longer kept, or a file that is
+            to stay is damaged.
     """
     run = results.open_run(folder)
     _, method = stored_experiment(results.experiment_values(run), run.path / CONFIG)
     learned = run.learned()
     names: list[str] = []
-    for place in learned:
-        names.append(results.task_record(run, place).name)
-        run.check(f"{place.relative_to(folder).as_posix()}/")
+    for task_folder in learned:
+        names.append(results.task_record(run, task_folder).name)
+        run.check(f"{task_folder.relative_to(folder).as_posix()}/")
         if names[-1] == task:
             break
     else:
         raise RetainError(f"{folder}: no task '{task}'; name one of {', '.join(names)}")
-    gone = [_name(run, place) for place in learned[len(names) :]]
+    deleted = [_name(run, task_folder) for task_folder in learned[len(names) :]]
     with run.locked():
         run.roll_back(len(names) - 1, method.traits.latest_only, [SINGLE])
         results.write_scores(run)
-    return gone
+    return deleted
 
 
 def complaints(run: RunDirectory) -> list[str]:
-    """Reads every file of an opened run; returns a line for each that is not as it was written.
+    """Verifies every file of an opened run; returns one line for each that is damaged or missing.
 
     Raises:
-        RetainError: when this version cannot read its settings.
+        RetainError: when this version cannot read the run's settings.
     """
     if damaged := run.damaged():
         return damaged
@@ -94,9 +101,9 @@ def complaints(run: RunDirectory) -> list[str]:
     return results.unlisted(run, method.traits.latest_only)
 
 
-def _name(run: RunDirectory, place: Path) -> str:
-    """A learned task's, or its folder's where that is damaged."""
+def _name(run: RunDirectory, task_folder: Path) -> str:
+    """Returns a learned task's name, or that of its folder if its record is damaged."""
     try:
-        return results.task_record(run, place).name
+        return results.task_record(run, task_folder).name
     except RetainError:
-        return place.name
+        return task_folder.name

@@ -1,4 +1,4 @@
-"""What a learner writes of a run and of each task, and reads back."""
+"""The files that the learner writes for a run and for each task."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from retain.tasks.readers import parse_row
 def start_run(
     run: RunDirectory, experiment: ExperimentConfig, fingerprints: Mapping[str, str]
 ) -> None:
-    """Writes what a run was begun with, unless it has begun."""
+    """Writes the environment and settings of a new run; does nothing if the run exists."""
     if run.exists:
         return
     path = run.path / ENVIRONMENT
@@ -30,7 +30,7 @@ def start_run(
 
 
 def write_settings(run: RunDirectory, experiment: ExperimentConfig, *others: Path) -> None:
-    """Writes the run's settings, and commits them with other files that are written."""
+    """Writes the run's settings, and commits them together with other written files."""
     path = run.path / CONFIG
     values = experiment.model_dump(mode="json")
     write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
@@ -38,7 +38,7 @@ def write_settings(run: RunDirectory, experiment: ExperimentConfig, *others: Pat
 
 
 def save_task(run: RunDirectory, lesson: Lesson) -> None:
-    """Writes what a learned task leaves, and commits it: from here on it is learned."""
+    """Writes the files of a learned task and commits them. The task then counts as learned."""
     task, folder = lesson.task, lesson.context.folder
     lesson.method.save(lesson.context)
     write_json(folder / COST, lesson.cost())
@@ -49,7 +49,7 @@ def save_task(run: RunDirectory, lesson: Lesson) -> None:
         "metric": task.metric,
         "training": dict(task.training),
         "max_new_tokens": task.max_new_tokens,
-        "examples": {s: len(getattr(task, s)) for s in ("train", "dev", "test")},
+        "examples": {split: len(getattr(task, split)) for split in ("train", "dev", "test")},
         "fingerprints": task.fingerprints(),
     }
     write_json(folder / TASK, description)
@@ -57,7 +57,7 @@ def save_task(run: RunDirectory, lesson: Lesson) -> None:
 
 
 def stored_task(run: RunDirectory, folder: Path) -> Task:
-    """Reads a learned task back, without its training examples."""
+    """Reads a learned task, without its training examples."""
     description = results.task_record(run, folder)
     path = folder / TEST
     test = [parse_row(row, str(path)) for row in read_jsonl(path)]

@@ -46,7 +46,7 @@ def serve(
         raise RetainError(f"{KEY} is empty; set it to a key, or unset it")
     with _bound(host, port) as listening:
         learner = Learner.load(folder, trust_remote_code=trust_remote_code)
-        learner.refuse_unready()
+        learner.require_ready()
         address, port = listening.getsockname()[:2]
         local = ipaddress.ip_address(address).is_loopback
         app = create_app(learner, key, queue_size, local)

@@ -13,11 +13,11 @@ from retain.tasks import Task
 from retain.testing.tiny import VARIANTS, make_backbone, make_learner, make_task
 
 FAST = ("sapt", "seekr", "amlora", "ewc", "olora", "l2p", "derpp")
-"""The kinds of terms that a loss may have."""
+"""Methods that together have every kind of loss term."""
 
 
 def uneven(name: str) -> Task:
-    """Answers of one to many tokens, so that a mean over micro-batches would be another one."""
+    """Makes answers of different lengths, so that a wrong mean over micro-batches shows."""
     task = make_task(name)
     train = [
         replace(e, references=(e.references[0] * (1 + i % 3),)) for i, e in enumerate(task.train)
@@ -26,7 +26,7 @@ def uneven(name: str) -> Task:
 
 
 def learned(variant: str, folder: Path, size: int, accumulation: int) -> dict[str, Tensor]:
-    """All tensors of a model that has learned two tasks, without dropout."""
+    """Returns all tensors of a model that has learned two tasks, without dropout."""
     backbone = make_backbone("llama")
     learner = make_learner(
         variant,

@@ -1,4 +1,4 @@
-"""What every method promises, over every tiny backbone; a registered one is covered by itself."""
+"""What every method promises, tested on every tiny backbone. Registered methods are included."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ FIRST, SECOND, THIRD = make_task("copy"), make_task("constant"), make_task("lett
 
 @dataclass
 class Watch:
-    """What moved in a model while one task was learned, found by wrapping `method.phases`."""
+    """Records which tensors changed while a task was learned, by wrapping `method.phases`."""
 
     moved: list[str] = field(default_factory=list)
-    """Tensors outside their phase's groups that changed in it."""
+    """Tensors that changed in a phase whose groups do not hold them."""
 
     still: list[str] = field(default_factory=list)
-    """Groups of which nothing changed."""
+    """Groups in which nothing changed."""
 
     released: set[int] = field(default_factory=set)
     """ids of all parameters that were in a group."""
@@ -77,7 +77,7 @@ def tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 @dataclass
 class Learned:
-    """A learner that has learned two tasks, and what was seen on the way."""
+    """A learner that has learned two tasks, with what was recorded on the way."""
 
     method: str
     kind: str
@@ -92,7 +92,7 @@ class Learned:
         return Learner.load(self.folder, backbone=make_backbone(self.kind))
 
     def loaded_copy(self, folder: Path) -> Learner:
-        """The run, copied and loaded, for a test that changes it."""
+        """Copies the run and loads it, for a test that changes it."""
         shutil.copytree(self.folder, folder)
         return Learner.load(folder, backbone=make_backbone(self.kind))
 
@@ -129,13 +129,13 @@ def learned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def prompts(backbone: Backbone, task: Task) -> list[Batch]:
-    """Each test prompt of a task as a batch of its own."""
+    """Returns one batch for each test prompt of a task."""
     rows = [backbone.encode(example, with_answer=False) for example in task.test]
     return [backbone.collate([row]) for row in rows]
 
 
 def logits_of(learner: Learner, task: Task) -> Tensor:
-    """Logits of a task's test answers, routed."""
+    """Returns the logits of a task's test answers, routed."""
     backbone = learner.backbone
     batch = backbone.collate([backbone.encode(example) for example in task.test])
     with torch.no_grad():
@@ -211,12 +211,12 @@ def test_a_batch_may_be_routed_again(learned: Learned) -> None:
     backbone, method = learned.learner.backbone, learned.learner.method
     for task in (FIRST, SECOND):
         batch = backbone.collate([backbone.encode(example) for example in task.test])
-        found = []
+        logits = []
         for _ in range(2):
             method.route(batch, task.name)
             with torch.no_grad():
-                found.append(backbone.answer_logits(batch)[0])
-        assert torch.equal(*found)
+                logits.append(backbone.answer_logits(batch)[0])
+        assert torch.equal(*logits)
 
 
 def test_training_does_not_depend_on_padding(learned: Learned) -> None:
@@ -261,13 +261,13 @@ def test_cached_decoding_says_what_one_forward_says(learned: Learned) -> None:
 def test_beams_keep_their_samples_routing(learned: Learned) -> None:
     backbone, method = learned.learner.backbone, learned.learner.method
     pool = method.exported_pool
-    attends = isinstance(method, AmLora)  # such a pool already tells them apart
+    attends = isinstance(method, AmLora)  # such a pool distinguishes them already
     rows = [backbone.encode(example, with_answer=False) for example in FIRST.test]
 
     def beams(numbers: list[int]) -> list[str]:
         batch = backbone.collate([rows[i] for i in numbers])
         method.route(batch, FIRST.name)
-        # Each sample a block of its own.
+        # Samples take turns with the two blocks.
         if pool and len(pool.blocks) > 1 and not attends:
             pool.use(torch.eye(2)[[i % 2 for i in numbers]])
         return backbone.generate(batch, 5, num_beams=2)
@@ -328,7 +328,7 @@ def test_every_linear_layer_can_carry_blocks(kind: str, tmp_path: Path) -> None:
 def gradients(
     learner: Learner, phase: Phase, rows: Sequence[Features], moving: list[nn.Parameter]
 ) -> tuple[tuple[Tensor, ...], int]:
-    """Of the phase's loss on a batch of rows, and how many module calls it took."""
+    """Returns the gradients of the phase's loss on a batch, and the number of module calls."""
     calls = 0
 
     def count(*_: object) -> None:
@@ -340,9 +340,9 @@ def gradients(
     torch.manual_seed(0)  # dropout
     with register_module_forward_hook(count):
         loss = torch.stack(list(phase.loss(batch).values())).sum()
-        found = torch.autograd.grad(loss, moving)
+        computed = torch.autograd.grad(loss, moving)
     model.eval()
-    return found, calls
+    return computed, calls
 
 
 def test_gradient_checkpointing_keeps_the_gradients(learned: Learned, tmp_path: Path) -> None:

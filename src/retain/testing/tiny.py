@@ -227,7 +227,7 @@ def make_learner(
 
 
 def context_of(task: Task, folder: Path, index: int = 0, seed: int = 0) -> TaskContext:
-    """What a learner would pass to a method's hooks for a task whose folder is `folder`."""
+    """Returns the context that a learner passes to a method's hooks."""
     return TaskContext(task.name, index, folder, seed)
 
 

@@ -22,7 +22,7 @@ class Batches(Sampler[list[int]]):
     with replay as without.
 
     Args:
-        phase: its data, replayed examples, `max_steps` and `tasks` matter here.
+        phase: provides the data, replayed examples, `max_steps` and `tasks`.
         size: examples per micro-batch; the last of an epoch may have fewer.
         accumulation: micro-batches per optimizer step, over all processes.
         epochs: over the task's examples, when no number of steps is fixed.

@@ -60,14 +60,14 @@ def fit(
     tracked: TrackedPhase,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> list[dict[str, float]]:
-    """Trains the phase's groups on its rows, from the checkpoint in `folder` if there is one.
+    """Trains the phase's groups on its examples, from the checkpoint in `folder` if there is one.
 
     Args:
         backbone: the model is trained in place.
         phase: what is trained, on what.
         config: the task's training settings.
         folder: where Trainer keeps its checkpoints, every `save_steps`.
-        seed: of the order of rows and of dropout.
+        seed: fixes the order of examples and dropout.
         progress: receives each logged step.
         tracked: the phase's name in trackers.
         callbacks: of the user, for Trainer.
@@ -142,7 +142,7 @@ def fit(
     if config.gradient_checkpointing:
         backbone.model.activation_checkpointing_disable()
     backbone.model.requires_grad_(False).eval()
-    # Sorted, as the rows that were read from a checkpoint are.
+    # Sorted like the log entries that were read from a checkpoint.
     return [dict(sorted(row.items())) for row in trainer.state.log_history if "loss" in row]
 
 
@@ -162,7 +162,7 @@ def _advice(config: TrainingConfig, folder: Path) -> str:
 
 @contextmanager
 def as_trained(backbone: Backbone, config: TrainingConfig) -> Iterator[None]:
-    """Runs a method's own forward passes, outside of `fit`, in the precision of those in it.
+    """Runs a method's forward passes outside of `fit` in the precision of training.
 
     Raises:
         RetainError: when memory does not suffice; it says what to change.

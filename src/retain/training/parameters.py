@@ -20,7 +20,7 @@ def restore(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
     if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in trained.items()}:
         raise RetainError(
             f"{source}: does not hold the parameters that this phase trains; "
-            "delete the task's folder to learn it anew"
+            "delete the task's folder to learn it again"
         )
     model.load_state_dict(tensors, strict=False)
 

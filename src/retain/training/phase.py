@@ -1,4 +1,4 @@
-"""One optimisation, described: what a method asks for and training carries out."""
+"""The description of one optimisation, which a method yields and training carries out."""
 
 from __future__ import annotations
 
@@ -12,24 +12,30 @@ from torch import Tensor, nn
 from retain.backbone import Batch, Features
 
 Unit = Literal["answers", "rows", "step"]
-"""What a part of the loss is a mean over: a batch's answer tokens, its rows, or nothing in it.
+"""What a part of the loss is a mean over: answer tokens, examples (`rows`), or neither (`step`).
 
-An optimizer step whose rows come in several micro-batches weights them by it, so that it is the
-step on one batch of all rows.
+With gradient accumulation the micro-batches of a step are weighted by it, so that the step equals
+the step on one batch of all examples.
 """
 
 
 UNITS: tuple[Unit, ...] = get_args(Unit)
 
 MOST = 10**6
-"""The largest number that an option may be: what is beyond it overflows, or never ends."""
+"""The largest number that an option may have. Larger ones overflow, or training never ends."""
 Count = Annotated[int, Field(gt=0, le=MOST)]
 Amount = Annotated[float, Field(gt=0, le=MOST)]
 
 
 @dataclass(frozen=True)
 class ParamGroup:
-    """Parameters that may move in a phase, and how fast (times training.learning_rate)."""
+    """Parameters that a phase trains.
+
+    Attributes:
+        name: the group's name, for messages.
+        parameters: the trainable parameters.
+        rate: their learning rate, as a multiple of training.learning_rate.
+    """
 
     name: str
     parameters: list[nn.Parameter]
@@ -38,13 +44,13 @@ class ParamGroup:
 
 @dataclass(frozen=True)
 class ReplayRows:
-    """Rows of older tasks, in batches of their own between the task's.
+    """Examples of older tasks, in separate batches between those of the task.
 
     Attributes:
-        rows: what is replayed.
-        every: after so many optimizer steps on the task comes one on replayed rows, beyond the
-            phase's number of steps; None is SEEKR's published rule, one pass over the rows in each
-            epoch: steps of the task's epoch // steps that the replayed rows fill.
+        rows: the encoded examples to replay.
+        every: one step on replayed examples follows every so many steps on the task, in addition to
+            the phase's number of steps. None is SEEKR's published rule, one pass over the replayed
+            examples per epoch: (steps of a task's epoch) // (steps of a pass).
     """
 
     rows: Sequence[Features]
@@ -56,21 +62,22 @@ class Phase:
     """One optimisation.
 
     Attributes:
-        name: with the task and the step it is the checkpoint's key.
-        data: the training rows.
-        groups: exactly what may move; everything else is frozen.
-        loss: a batch → named parts (scalars); their sum is minimised.
-        max_steps: instead of the run's own, when not None.
-        tasks: how many tasks the data is of; the run's own number of steps counts for each.
-        replay: rows of older tasks to go over in between.
-        seed_slot: which of the task's seeds fixes the order of rows and dropout. The phase that
-            learns the task has 1 in every method, so that all see its rows in the same order.
+        name: names the phase's checkpoints, together with task and step.
+        data: the encoded training examples.
+        groups: all trainable parameters; everything else is frozen.
+        loss: computes the named parts of the loss (scalars) of a batch; their sum is minimised.
+        max_steps: optimizer steps of this phase; None takes the run's setting.
+        tasks: the number of tasks that the data is from; the run's number of steps counts per task.
+        replay: examples of older tasks, in batches in between.
+        seed_slot: which of the task's seeds fixes the order of examples and dropout. The phase that
+            trains on the task has 1 in every method, so that all get its examples in the same
+            order.
         before_step: called after the backward pass, with gradients clipped and averaged over
             micro-batches and processes, before the optimizer's step (gradient projection).
         after_step: called after the optimizer's step, before gradients are cleared (projection or
             merging of weights).
         state: tensors that the hooks read and write; checkpoints carry them, so that a resumed
-            phase goes on with the same ones. Each hook finds in it what it last put there.
+            phase continues with the same values.
         units: the unit of each part of the loss that is not a mean over answer tokens.
     """
 

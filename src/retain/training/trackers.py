@@ -26,8 +26,8 @@ class TrackedPhase:
 
     Attributes:
         run: the run's folder.
-        name: of task and phase, such as `01-tickets/2-learn`, so that names sort in the order
-            learned.
+        name: the folder names of task and phase, such as `01-tickets/2-learn`; they sort in the
+            order of training.
     """
 
     run: Path
@@ -39,8 +39,8 @@ class TrackedPhase:
         return f"{self.run.resolve().name}/{self.name}"
 
 
-def refuse_missing(trackers: Iterable[Tracker]) -> None:
-    """Raises a RetainError for a tracker that is not installed, before anything is trained."""
+def require_installed(trackers: Iterable[Tracker]) -> None:
+    """Raises a RetainError if a tracker is not installed."""
     installed = {
         "tensorboard": integrations.is_tensorboard_available,
         "trackio": integrations.is_trackio_available,
