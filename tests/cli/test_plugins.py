@@ -186,6 +186,7 @@ def test_a_broken_plugin_is_one_line(source: str | None, says: list[str], folder
     for arguments in (["run", "mine.yaml"], ["methods", "--plugin", "mine"]):
         check(retain(*arguments), says)
     assert known == METHODS
+    assert PLUGINS == {}
     assert {path.name for path in folder.iterdir()} - {"__pycache__"} == before
     check(retain("methods", "--plugin", "gone/mine.py"), ["gone/mine.py: no such file"])
 

@@ -28,14 +28,14 @@ def learner_with(
 ) -> Learner:
     """Its loss is spoiled from the third step on."""
     learner = make_learner("seqlora", make_backbone("llama"), folder)
-    loss, calls = learner.method._loss, []
+    loss, calls = learner.method.loss, []
 
     def spoiled(batch: Batch) -> dict[str, Tensor]:
         calls.append(batch)
         parts = loss(batch)
         return spoil(parts, learner) if len(calls) >= 3 else parts
 
-    learner.method._loss = spoiled
+    learner.method.loss = spoiled
     return learner
 
 
@@ -73,7 +73,7 @@ def test_it_stops_before_the_step(
     assert resumed.learn(FIRST) == whole
 
 
-GO_ON = "training at 6 rows a batch: out of memory; go on with --resume --set training.gradient_c"
+GO_ON = "training at 6 rows a batch: out of memory; continue, with --set training.gradient_check"
 FEWER = (
     "01-copy and learn the task anew with per_device_train_batch_size=3 and "
     "gradient_accumulation_steps=2 in its 'training'"
@@ -98,7 +98,7 @@ def test_out_of_memory_says_what_to_change(
     def fails(batch: Batch) -> dict[str, Tensor]:
         raise error
 
-    learner.method._loss = fails
+    learner.method.loss = fails
     with pytest.raises(RetainError, match=r"^training at . rows a batch: out of mem") as caught:
         learner.learn(FIRST)
     assert says in str(caught.value)
@@ -107,8 +107,15 @@ def test_out_of_memory_says_what_to_change(
 @pytest.mark.parametrize(
     ("variant", "says"),
     [
-        ("seqlora", "evaluation with batch size 3: .* --resume --set evaluation.batch_size=1$"),
-        ("sapt", "between phases: out of memory; .* with prompt.max_prompt_tokens=256$"),
+        (
+            "seqlora",
+            "evaluation with batch size 3: out of memory; lower evaluation.batch_size to 1 ",
+        ),
+        (
+            "sapt",
+            "the method's own passes before or after training: out of memory; .*"
+            "with prompt.max_prompt_tokens=256$",
+        ),
     ],
 )
 def test_out_of_memory_outside_of_training(
@@ -131,7 +138,7 @@ def test_another_runtime_error_is_not_one_of_memory(tmp_path: Path) -> None:
     def fails(batch: Batch) -> dict[str, Tensor]:
         raise RuntimeError("a bug")
 
-    learner.method._loss = fails
+    learner.method.loss = fails
     with pytest.raises(RuntimeError, match="a bug"):
         learner.learn(FIRST)
 
@@ -143,8 +150,8 @@ def test_a_step_that_leaves_no_numbers_is_not_kept(
     """Loss and gradient of the second step are finite, and its rate takes the weights beyond."""
     settings = {"max_steps": max_steps, "warmup_steps": 1, "max_grad_norm": 0.0, "optim": "sgd"}
     learner = make_learner("seqlora", make_backbone("llama"), tmp_path / "run", **settings)
-    phases, loss = learner.method.phases, learner.method._loss
-    learner.method._loss = lambda batch: {"task": 1e8 * loss(batch)["task"]}
+    phases, loss = learner.method.phases, learner.method.loss
+    learner.method.loss = lambda batch: {"task": 1e8 * loss(batch)["task"]}
 
     def far(task: Task, folder: Path) -> Iterator[Phase]:
         for phase in phases(task, folder):

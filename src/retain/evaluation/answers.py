@@ -134,7 +134,7 @@ def _advice(batch_size: int) -> str:
     """Returns how to answer with less memory."""
     if batch_size == 1:
         return "use a smaller backbone, or lower max_new_tokens"
-    return f"continue with --resume --set evaluation.batch_size={batch_size // 2}"
+    return f"lower evaluation.batch_size to {batch_size // 2} (retain run … --resume --set)"
 
 
 def evaluate(

@@ -36,6 +36,7 @@ from retain.methods import (
 from retain.metrics.text import METRICS
 from retain.runs.environment import PLUGIN
 from retain.runs.records import ENVIRONMENT, read_record
+from retain.training.config import FREE as FREE_TRAINING
 from retain.training.config import TrainingConfig
 
 READS = {"test": ("file", "hub"), "columns": ("file", "hub"), "subset": ("hub",)}
@@ -220,13 +221,7 @@ def resolved(experiment: ExperimentConfig) -> ExperimentConfig:
     return experiment.model_copy(update={"method": method, "plugins": plugins})
 
 
-FREE = (
-    ("training", "gradient_checkpointing"),
-    ("training", "torch_compile"),
-    ("training", "save_steps"),
-    ("training", "report_to"),
-    ("evaluation", "batch_size"),
-)
+FREE = (*(("training", field) for field in FREE_TRAINING), ("evaluation", "batch_size"))
 """What may change while a run goes on: it changes what the work takes, and what comes of it by
 rounding at most."""
 

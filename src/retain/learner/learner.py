@@ -44,7 +44,7 @@ from retain.system import processes
 from retain.system.files import remove_folders, write_json
 from retain.system.progress import Progress
 from retain.tasks import Task
-from retain.training.config import TrainingConfig
+from retain.training.config import FREE, TrainingConfig
 from retain.training.trackers import require_installed
 from retain.training.trainer import check_callbacks
 
@@ -263,7 +263,8 @@ class Learner(LearnedModel):
         self._score()
         index = len(self.tasks)
         folder, seeds = self.run.task_folder(index, task.name), Seeds(self.experiment.seed, index)
-        take_up(self.run, folder, task, self.progress.message)
+        fixed = {name: value for name, value in task.training.items() if name not in FREE}
+        take_up(self.run, folder, task, fixed, self.progress.message)
         self._score_zero_shot(task, folder / ZERO_SHOT)
         return Lesson(
             self.method,

@@ -124,7 +124,7 @@ def _unregister(names: set[str], modules: set[str]) -> None:
     """Removes what a plugin that failed has registered and imported so far."""
     for name in names:
         del METHODS[name]
-        _SOURCES.pop(name, None)
+        PLUGINS.pop(f"{PLUGIN}{_SOURCES.pop(name, None)}", None)
     for module in modules:
         del sys.modules[module]
 

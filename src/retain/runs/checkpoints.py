@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from retain.system import processes
-from retain.runs.environment import other_versions, versions
 from retain.errors import RetainError, first_line
-from retain.system.files import checksum, read_json, remove_folders, sync, write_json, writing
-from retain.runs.records import TASK, UNFINISHED, read_record
 from retain.runs.directory import RunDirectory
+from retain.runs.environment import other_versions, versions
+from retain.runs.records import TASK, UNFINISHED, read_record
+from retain.system import processes
+from retain.system.files import checksum, read_json, remove_folders, sync, write_json, writing
 from retain.tasks import Task
 
 SEAL = "sealed.json"
@@ -25,7 +25,13 @@ TORCH_WRITES = ("inline_container", "iostream error")
 """Words of the RuntimeError that torch.save raises for a write error of the disk."""
 
 
-def take_up(run: RunDirectory, folder: Path, task: Task, say: Callable[[str], None]) -> None:
+def take_up(
+    run: RunDirectory,
+    folder: Path,
+    task: Task,
+    training: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> None:
     """Marks a task's unfinished work as begun, or checks that existing work can be continued.
 
     Nothing is deleted.
@@ -34,6 +40,7 @@ def take_up(run: RunDirectory, folder: Path, task: Task, say: Callable[[str], No
         run: locked for writing.
         folder: the task's folder.
         task: the task that is about to be learned.
+        training: the task's own training settings, but for those that may change meanwhile.
         say: receives a message on what may change the numbers.
 
     Raises:
@@ -43,7 +50,7 @@ def take_up(run: RunDirectory, folder: Path, task: Task, say: Callable[[str], No
     """
     key = {
         "task": task.name,
-        "training": {name: task.training[name] for name in sorted(task.training)},
+        "training": dict(sorted(training.items())),
         "fingerprints": task.fingerprints(),
         "processes": processes.count(),  # they share out the rows of each step
         **versions(),

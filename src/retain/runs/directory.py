@@ -18,10 +18,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from retain.system import processes
 from retain.errors import RetainError
-from retain.system.files import checksum, read_json, remove_folders, write_json, writing
 from retain.runs.records import CONFIG, ENVIRONMENT, SCORES, SINGLE
+from retain.system import processes
+from retain.system.files import checksum, read_json, remove_folders, write_json, writing
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -69,7 +69,7 @@ class RunDirectory:
         """Locks the run for writing; the lock ends with the block, or with the process.
 
         Raises:
-            RetainError: when another process holds the lock, or has changed the run since it was read.
+            RetainError: when another process holds the lock, or changed the run since it was read.
         """
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -107,16 +107,17 @@ class RunDirectory:
             )
 
     def _refuse_links(self) -> None:
-        """Raises RetainError for a link: files outside of the run would be read, written or deleted."""
+        """Raises RetainError for a link: it would lead reads, writes and deletes elsewhere."""
         for folder, folders, names in os.walk(self.path):
             for path in (Path(folder, name) for name in (*folders, *names)):
                 if path.is_symlink():
                     raise RetainError(
-                        f"{path}: is a link, which a run may not contain; replace it by the file or folder it points to"
+                        f"{path}: is a link, which a run may not contain; replace it by the file "
+                        "or folder it points to"
                     )
 
     def _refuse_changed(self) -> None:
-        """Raises if another process committed since we loaded: its files would look unfinished here."""
+        """Raises if another process committed since we loaded: its files would look unfinished."""
         loaded = self.files
         if self.exists:
             self.load_manifest()
@@ -177,7 +178,7 @@ class RunDirectory:
         return path.relative_to(self.path).as_posix() in self.files
 
     def damaged(self, paths: Iterable[str] | None = None) -> list[str]:
-        """Checks committed files, by default all; returns a line for each missing or damaged one."""
+        """Checks committed files (default: all); returns a line for each missing or damaged one."""
         complaints = []
         for name in self.files if paths is None else paths:
             path = self.path / name
@@ -189,7 +190,7 @@ class RunDirectory:
         return complaints
 
     def check(self, prefix: str = "") -> None:
-        """Raises RetainError for the first damaged committed file whose name begins with `prefix`."""
+        """Raises RetainError for the first damaged committed file whose name begins so."""
         for complaint in self.damaged(n for n in self.files if n.startswith(prefix)):
             raise RetainError(complaint)
 

@@ -31,7 +31,7 @@ INCIDENTAL = ("transformers_version", "architectures", "dtype", "torch_dtype", "
 """Fields of a model's config that change with the way it is loaded or saved."""
 PLUGIN = "plugin "
 PLUGINS: dict[str, str] = {}
-"""By `PLUGIN` and name, the plugins that were loaded: a package's version, or a module's checksum."""
+"""The loaded plugins, by `PLUGIN` and name: a package's version, or a module's checksum."""
 
 
 def versions() -> dict[str, str]:

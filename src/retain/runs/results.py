@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from retain.errors import RetainError
-from retain.system.files import parse_yaml, read_text, write_json
 from retain.metrics import continual
+from retain.runs.directory import MANIFEST, RunDirectory
 from retain.runs.records import (
     CONFIG,
     COST,
@@ -37,7 +37,7 @@ from retain.runs.records import (
     predictions_file,
     read_record,
 )
-from retain.runs.directory import MANIFEST, RunDirectory
+from retain.system.files import parse_yaml, read_text, write_json
 from retain.tasks import Task
 
 RECORDS = {EVALUATION, ZERO_SHOT, COST, TASK, TEST, TRAINING, PREDICTIONS}
@@ -180,7 +180,8 @@ def unlisted(run: RunDirectory, latest_only: Iterable[str]) -> list[str]:
         if not run.commits(folder / EVALUATION):
             passing |= {EVALUATION, PREDICTIONS}  # being written
         complaints += [
-            f"{path}: not listed in {MANIFEST}; restore the manifest that lists it, or move this file away"
+            f"{path}: not listed in {MANIFEST}; restore the manifest that lists it, or move this "
+            "file away"
             for path in run.own_files(folder, UNFINISHED)
             if not run.commits(path) and path.relative_to(folder).parts[0] not in passing
         ]

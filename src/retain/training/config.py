@@ -18,6 +18,8 @@ from retain.training.extra import check_scheduler, checked_extra
 from retain.training.phase import MOST, Amount, Count
 from retain.training.trackers import Tracker
 
+FREE = ("gradient_checkpointing", "torch_compile", "save_steps", "report_to")
+"""What may change while a run goes on: it changes the work, and its numbers by rounding at most."""
 POLYNOMIAL_END = 1e-7
 """The learning rate at which transformers' polynomial schedule ends."""
 

@@ -150,7 +150,7 @@ def _advice(config: TrainingConfig, folder: Path) -> str:
     """Returns the advice for training in less memory."""
     rows = config.per_device_train_batch_size
     if not config.gradient_checkpointing:
-        return "go on with --resume --set training.gradient_checkpointing=true"
+        return "continue, with --set training.gradient_checkpointing=true added to the command"
     if rows == 1:
         return "take a smaller backbone, or lower prompt.max_prompt_tokens"
     micro = -(-rows // 2)
@@ -170,7 +170,7 @@ def as_trained(backbone: Backbone, config: TrainingConfig) -> Iterator[None]:
     lower = max(1, backbone.prompt.max_prompt_tokens // 2)
     advice = f"start again in another --output with prompt.max_prompt_tokens={lower}"
     with (
-        memory_advice("between phases", advice),
+        memory_advice("the method's own passes before or after training", advice),
         torch.autocast(backbone.device.type, torch.bfloat16, enabled=config.bf16),
     ):
         yield

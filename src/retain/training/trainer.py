@@ -38,30 +38,31 @@ PRIVATE = {Trainer: ("_save_checkpoint", "_get_grad_norm"), TrainingArguments: (
 
 
 class PhaseModule(nn.Module):
-    """Model and loss as one module for Trainer; its state is what the phase trains."""
+    """Model and loss as one module for Trainer; its state is what a checkpoint holds."""
 
     def __init__(self, model: nn.Module, phase: Phase) -> None:
         super().__init__()
         self.model = model
         self._loss = phase.loss
         self._state = phase.state
+        self._device = next(model.parameters()).device
 
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
         """Computes the phase's named loss parts of a batch."""
         return self._loss(batch)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Returns the trainable parameters alone: a checkpoint holds what the phase trains."""
+        """Returns what a checkpoint holds: the trainable parameters, and the state of the hooks."""
         state = {f"{STATE}{name}": tensor for name, tensor in self._state.items()}
         return {**trained_tensors(self.model), **state}
 
     def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
-        """Restores the trainable parameters."""
+        """Restores the trainable parameters, and the state of the hooks."""
         trained = {key: t for key, t in state_dict.items() if not key.startswith(STATE)}
         result = self.model.load_state_dict(trained, strict=False)
         self._state.clear()
         for key in state_dict.keys() - trained.keys():
-            self._state[key.removeprefix(STATE)] = state_dict[key]
+            self._state[key.removeprefix(STATE)] = state_dict[key].to(self._device)
         result.missing_keys.clear()  # all that the phase does not train
         return result
 
