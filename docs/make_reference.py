@@ -21,7 +21,7 @@ from typer.models import ArgumentInfo
 import retain
 from retain.cli import app
 from retain.experiment.config import ExperimentConfig
-from retain.experiment.stream import FOLDER_READERS
+from retain.experiment.read_tasks import FOLDER_READERS
 from retain.learner import Learner
 from retain.methods import METHODS, MethodConfig
 from retain.metrics import continual

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from retain.errors import RetainError
-    from retain.experiment.stream import load_stream
+    from retain.experiment.read_tasks import load_stream
     from retain.learner import Answer, Learner
     from retain.methods import Method, list_methods
     from retain.tasks import Example, Task
@@ -34,7 +34,7 @@ _HOMES = {
     "RetainError": "errors",
     "Task": "tasks",
     "list_methods": "methods",
-    "load_stream": "experiment.stream",
+    "load_stream": "experiment.read_tasks",
 }
 
 

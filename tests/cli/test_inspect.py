@@ -22,8 +22,8 @@ from retain.methods.seekr import diagnostics as heads
 from retain.methods.seekr.diagnostics import HeadMaps, TaskHeads
 from retain.methods.shared import routing_diagnostics as routing
 from retain.methods.shared.module_names import short_names
+from retain.report.draw_sections import drawings, grid_tables, section_tables, write_png
 from retain.report.plots import _figure
-from retain.report.sections import drawings, grid_tables, section_tables, write_png
 from retain.runs.directory import RunDirectory
 from retain.runs.results import open_run, read_required
 from retain.runs.sections import Grid

@@ -28,9 +28,9 @@ from retain.report import (
     summarise,
 )
 from retain.report.changes import Changes, Lost
+from retain.report.draw_sections import section_tables
 from retain.report.losses import PhaseLosses
 from retain.report.plots import Curve, curves
-from retain.report.sections import section_tables
 from retain.report.summary import Examined
 from retain.report.tables import cost_table, standings_table
 from retain.runs.results import TaskCost

@@ -14,7 +14,9 @@ from tokenizers import normalizers
 from retain import RetainError
 from retain.backbone import Backbone, BackboneConfig, PromptConfig, load_backbone
 from retain.learner import Learner
-from retain.learner.stream import complaints, learn_stream, roll_back
+from retain.learner.stream import learn_stream
+from retain.learner.upkeep import roll_back
+from retain.learner.upkeep import verify as verify_run
 from retain.runs import environment
 from retain.runs.environment import fingerprint, fingerprints
 from retain.runs.results import open_run
@@ -175,7 +177,7 @@ def test_settings_of_another_version_are_named_as_such(
         lambda: Learner.load(tmp_path / "run", backbone=make_backbone("llama")),
         lambda: learn_stream(learner.experiment, [], resume=True),
         lambda: roll_back(tmp_path / "run", "copy"),
-        lambda: complaints(run),
+        lambda: verify_run(run),
     ):
         with pytest.raises(RetainError, match=f"^{re.escape(says)}$"):
             reads()

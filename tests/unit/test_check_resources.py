@@ -75,7 +75,7 @@ def test_on_a_gpu_it_is_the_gpu_s_memory(tmp_path: Path, monkeypatch: pytest.Mon
     method: Any = SimpleNamespace(
         backbone=SimpleNamespace(device=torch.device("cuda:0")),
         footprint=lambda task, batch_size: Footprint(1, 2, 1000),
-        traits=Traits(idea="", stores="", lowers_disk="x", lowers_ram="method.rank"),
+        traits=Traits(idea="", stores="", lowers_disk="x", lowers_ram="lower method.rank"),
     )
     run: Any = SimpleNamespace(path=tmp_path, unfinished=lambda: 0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 10**9))

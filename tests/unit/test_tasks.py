@@ -19,7 +19,7 @@ from pyarrow import parquet
 from retain.backbone import Backbone, PromptConfig
 from retain.errors import RetainError
 from retain.experiment.config import TaskConfig
-from retain.experiment.stream import load_stream, read_task
+from retain.experiment.read_tasks import load_stream, read_task
 from retain.tasks import Example, Task
 from retain.tasks.readers import (
     parse_row,

@@ -47,7 +47,7 @@ def rollback(
     plugins: Plugins = None,
 ) -> None:
     """Permanently delete all tasks after TASK. Not available with full fine-tuning."""
-    from retain.learner.stream import roll_back
+    from retain.learner.upkeep import roll_back
 
     gone = roll_back(run, task)
     say(f"removed {', '.join(gone)}" if gone else f"{task} is the newest task: nothing to remove")

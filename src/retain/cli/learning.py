@@ -55,7 +55,7 @@ def run(
 ) -> None:
     """Learn a stream of tasks; after each, score all tasks so far."""
     from retain.experiment.compose import as_yaml, read_experiment
-    from retain.experiment.stream import load_stream
+    from retain.experiment.read_tasks import load_stream
     from retain.learner.stream import learn_stream
 
     experiment = read_experiment(
@@ -102,7 +102,7 @@ def learn(
 ) -> None:
     """Add one more task to a finished run, and score all tasks."""
     from retain.experiment.config import TaskConfig
-    from retain.experiment.stream import read_task
+    from retain.experiment.read_tasks import read_task
     from retain.experiment.validation import check, set_field
     from retain.learner import Learner
 

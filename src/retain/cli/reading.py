@@ -66,7 +66,7 @@ def inspect(
     plugins: Plugins = None,
 ) -> None:
     """Show what the run's method attends to, such as blocks or heads, and its pseudo-samples."""
-    from retain.report.sections import require_sections, section_tables, write_png
+    from retain.report.draw_sections import require_sections, section_tables, write_png
     from retain.runs.results import open_run
 
     sections = require_sections(open_run(run), task)
@@ -139,11 +139,11 @@ def verify(
     plugins: Plugins = None,
 ) -> None:
     """Read and check every file of a run."""
-    from retain.learner.stream import complaints
+    from retain.learner.upkeep import verify as verify_run
     from retain.runs.results import open_run
 
     opened = open_run(run)
-    lines = complaints(opened)
+    lines = verify_run(opened)
     for line in lines:
         say(line)
     if lines:

@@ -56,8 +56,8 @@ def check_resources(
     ):
         if need > available:
             raise RetainError(
-                f"method: it needs about {size(need)} {where}, but {size(available)} are free; "
-                f"lower {advice}"
+                f"method: needs about {size(need)} {where}, but {size(available)} are free; "
+                + advice
             )
     return f"needs about {size(disk)} on disk, {size(ram)} {memory_of}, in addition to the model"
 

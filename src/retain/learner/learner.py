@@ -22,9 +22,9 @@ from retain.errors import RetainError
 from retain.evaluation.answers import EvaluationConfig
 from retain.experiment.config import ExperimentConfig, check_method, resolved, stored_experiment
 from retain.experiment.validation import check
-from retain.learner.answers import LearnedModel
 from retain.learner.check_examples import check_examples
 from retain.learner.check_resources import check_resources
+from retain.learner.learned_model import LearnedModel
 from retain.learner.lesson import Lesson, Seeds
 from retain.learner.score_row import score_row
 from retain.learner.task_files import save_task, start_run, stored_task, write_settings
@@ -145,7 +145,7 @@ class Learner(LearnedModel):
                 f"{path}: its backbone '{experiment.backbone.name}' runs code of its own; if you "
                 "trust it, add --trust-remote-code (Learner.load: trust_remote_code=True)"
             )
-        results.check_tasks(run, method.traits.latest_only)
+        results.check_files(run, method.traits.latest_only)
         for complaint in results.unlisted(run, method.traits.latest_only):
             raise RetainError(complaint)
         results.rows(run)

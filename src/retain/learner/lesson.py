@@ -30,6 +30,8 @@ from retain.training.trackers import TrackedPhase
 
 TENSORS, STATE, LOG = "trained.safetensors", "state.safetensors", "log.json"
 """Files of the result of a phase that has ended."""
+EVALUATION_SLOT = 999
+"""The seed slot of a task's evaluation; 0 is that between phases, 1 and on are those of phases."""
 FEW_REPLAYS = 5
 """Warn if the published replay schedule yields fewer replay steps than this."""
 FULL_RATE = 1e-3

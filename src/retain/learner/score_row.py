@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from retain.evaluation.answers import Evaluation
-from retain.learner.lesson import Seeds
+from retain.learner.lesson import EVALUATION_SLOT, Seeds
 from retain.methods.base import Method
 from retain.runs import results
 from retain.runs.directory import RunDirectory
@@ -43,13 +43,13 @@ def score_row(
     """
     folder = run.learned()[-1]
     result = folder / EVALUATION
-    if run.commits(result):
+    if run.is_committed(result):
         return
     row: dict[str, Any] = {"scores": [], "routing": []}
     older_rows = results.rows(run)
     copied = 0
     keeps_answers = not method.traits.forgets
-    seeds.set(999)
+    seeds.set(EVALUATION_SLOT)
     for j, task in enumerate(tasks):
         if method.waiting:
             score, routing = None, None

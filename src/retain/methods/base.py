@@ -131,8 +131,8 @@ class Traits:
         needs_old_data: whether training re-reads earlier tasks' examples.
         forgets: False if the answers to an old task cannot change. Its scores are then copied
             instead of measured again.
-        lowers_disk: the settings that reduce the disk space it needs, for error messages.
-        lowers_ram: the settings that reduce the memory it needs, for error messages.
+        lowers_disk: advice for an error message: what reduces the disk space it needs.
+        lowers_ram: likewise, what reduces the memory it needs.
         latest_only: names of large files that only the newest task's folder keeps, such as the
             weights of a fully fine-tuned model.
         fixed_mixture: whether the weights over blocks are the same for every input.
@@ -144,8 +144,8 @@ class Traits:
     needs_task_id: bool = False
     needs_old_data: bool = False
     forgets: bool = True
-    lowers_disk: str = "nothing in the settings"
-    lowers_ram: str = "nothing in the settings"
+    lowers_disk: str = "free some, or take another method"
+    lowers_ram: str = "free some, or take another method"
     latest_only: tuple[str, ...] = ()
     fixed_mixture: bool = False
     waits: bool = False

@@ -71,8 +71,8 @@ class L2p(Method):
     traits = Traits(
         idea="a fixed pool of small prompts, of which each input picks those with the nearest keys",
         stores="the pool as it was after the task",
-        lowers_disk="method.pool_size, or method.length",
-        lowers_ram="method.pool_size, or method.length",
+        lowers_disk="lower method.pool_size, or method.length",
+        lowers_ram="lower method.pool_size, or method.length",
     )
 
     def __init__(self, backbone: Backbone, config: L2pConfig) -> None:

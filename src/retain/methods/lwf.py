@@ -46,8 +46,8 @@ class Lwf(Sequential):
     traits = replace(
         Sequential.traits,
         idea="the old model's answers to the new task's inputs are kept in place by distillation",
-        lowers_disk="method.teacher.top_k",
-        lowers_ram="training.per_device_train_batch_size, or method.teacher.top_k",
+        lowers_disk="lower method.teacher.top_k",
+        lowers_ram="lower training.per_device_train_batch_size, or method.teacher.top_k",
     )
 
     def __init__(self, backbone: Backbone, config: LwfConfig) -> None:

@@ -58,8 +58,8 @@ class ProgPrompt(Method):
         stores="one soft prompt",
         needs_task_id=True,
         forgets=False,
-        lowers_disk="method.length, or method.hidden",
-        lowers_ram="method.length, or method.hidden",
+        lowers_disk="lower method.length, or method.hidden",
+        lowers_ram="lower method.length, or method.hidden",
     )
 
     def __init__(self, backbone: Backbone, config: ProgPromptConfig) -> None:

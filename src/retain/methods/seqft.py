@@ -16,8 +16,8 @@ class SeqFt(Sequential):
     traits = replace(
         Sequential.traits,
         idea="full fine-tuning on every task in turn, with nothing against forgetting",
-        lowers_disk="nothing in the settings; take seqlora",
-        lowers_ram="nothing in the settings; take seqlora",
+        lowers_disk="take seqlora, which trains a LoRA",
+        lowers_ram="take seqlora, which trains a LoRA",
     )
 
     def make_weights(self, config: MethodConfig) -> FullWeights:

@@ -19,7 +19,7 @@ class SeqLora(Sequential):
         Sequential.traits,
         idea="one LoRA learns every task in turn, with nothing against forgetting",
         stores="the LoRA as it was after the task",
-        lowers_disk="method.rank",
-        lowers_ram="method.rank",
+        lowers_disk="lower method.rank",
+        lowers_ram="lower method.rank",
         latest_only=(),
     )

@@ -141,7 +141,7 @@ def read_entry(folder: Path) -> Entry:
     }
     options = dict(flat({**filled.pop("method"), **filled, "tasks": by_task}))
     learned = {task.name: task.fingerprints.train + task.fingerprints.dev for task in tasks}
-    tests = tuple(results.scored(run))
+    tests = tuple(results.comparable_keys(run))
     return Entry(folder, method, options, values["seed"], tests, learned, scores.metrics, examples)
 
 

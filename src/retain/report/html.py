@@ -14,8 +14,8 @@ from rich.table import Table
 
 from retain.report import losses
 from retain.report.changes import Changes, changes_table
+from retain.report.draw_sections import drawings, section_tables
 from retain.report.plots import Curve, curves, drawing_svg, heat_map
-from retain.report.sections import drawings, section_tables
 from retain.report.summary import RunSummary, sentence, with_distinct_labels
 from retain.report.tables import (
     cost_table,

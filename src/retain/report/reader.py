@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from retain.report.changes import read_changes
+from retain.report.draw_sections import read_sections
 from retain.report.losses import read_losses
-from retain.report.sections import read_sections
 from retain.report.summary import Examined, RunSummary
 from retain.runs import results
 from retain.runs.records import SCORES, TaskRecord

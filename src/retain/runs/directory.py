@@ -173,7 +173,7 @@ class RunDirectory:
         manifest["sha256"] = _self_checksum(manifest)
         write_json(self.path / MANIFEST, manifest)
 
-    def commits(self, path: Path) -> bool:
+    def is_committed(self, path: Path) -> bool:
         """Whether a file below the run is committed."""
         return path.relative_to(self.path).as_posix() in self.files
 
@@ -258,7 +258,7 @@ class RunDirectory:
         learned = self.learned()
         for name in latest_only:
             old, new = (learned[i] / name for i in (index, -1))
-            if self.commits(new) and not self.commits(old):
+            if self.is_committed(new) and not self.is_committed(old):
                 return old
         return None
 
@@ -293,7 +293,7 @@ class RunDirectory:
         paths = [folder / name for folder in self.learned() for name in latest_only]
         with processes.first_alone() as deletes:
             for path in paths if deletes else ():
-                if not self.commits(path):
+                if not self.is_committed(path):
                     path.unlink(missing_ok=True)
 
 

@@ -80,7 +80,7 @@ def holds(run: RunDirectory, path: Path) -> bool:
     Raises:
         RetainError: when it is, and is damaged.
     """
-    if committed := run.commits(path):
+    if committed := run.is_committed(path):
         run.check(path.relative_to(run.path).as_posix())
     return committed
 
@@ -177,18 +177,18 @@ def unlisted(run: RunDirectory, latest_only: Iterable[str]) -> list[str]:
     learned = run.learned()
     for folder in learned:
         passing = set(latest_only) if folder != learned[-1] else set()
-        if not run.commits(folder / EVALUATION):
+        if not run.is_committed(folder / EVALUATION):
             passing |= {EVALUATION, PREDICTIONS}  # being written
         complaints += [
             f"{path}: not listed in {MANIFEST}; restore the manifest that lists it, or move this "
             "file away"
             for path in run.own_files(folder, UNFINISHED)
-            if not run.commits(path) and path.relative_to(folder).parts[0] not in passing
+            if not run.is_committed(path) and path.relative_to(folder).parts[0] not in passing
         ]
     return complaints
 
 
-def check_tasks(run: RunDirectory, latest_only: Iterable[str], name: str = "") -> None:
+def check_files(run: RunDirectory, latest_only: Iterable[str], name: str = "") -> None:
     """Checks the files of learned tasks, oldest task first.
 
     Args:
@@ -304,7 +304,7 @@ def newest_predictions(run: RunDirectory) -> dict[str, Path]:
     newest = {}
     for j, folder in enumerate(folders):
         paths = [predictions_file(later, j) for later in folders[j:]]
-        committed = [path for path in paths if run.commits(path)]
+        committed = [path for path in paths if run.is_committed(path)]
         if committed and holds(run, committed[-1]):
             newest[task_record(run, folder).name] = committed[-1]
     return newest
@@ -329,9 +329,9 @@ def single_scores(run: RunDirectory, pertask: Path) -> list[float]:
     method = settings(other).method.name
     if method != "pertask":
         raise RetainError(f"{pertask}: its method is {method}; give a run of pertask")
-    known = dict(zip(scored(other), rows(other), strict=False))
+    known = dict(zip(comparable_keys(other), rows(other), strict=False))
     single: list[float] = []
-    for key in scored(run):
+    for key in comparable_keys(run):
         score = known[key].scores[-1] if key in known else None
         if score is None:
             raise RetainError(
@@ -342,7 +342,7 @@ def single_scores(run: RunDirectory, pertask: Path) -> list[float]:
     return single
 
 
-def scored(run: RunDirectory) -> list[tuple[str, ...]]:
+def comparable_keys(run: RunDirectory) -> list[tuple[str, ...]]:
     """What two runs must share, task by task, for their scores to compare; the name comes first."""
     values = settings(run)
     keys: list[tuple[str, ...]] = []

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from retain.errors import RetainError, StoppedError
-from retain.experiment.stream import load_stream
+from retain.experiment.read_tasks import load_stream
 from retain.learner.stream import learn_stream, refuse_other_data
 from retain.sweep.measure import Collector, finished
 from retain.sweep.plan import Plan, PlannedRun

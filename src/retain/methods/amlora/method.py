@@ -100,8 +100,8 @@ class AmLora(Method):
     traits = Traits(
         idea="an attention in every layer mixes the outputs of one LoRA per task",
         stores="one LoRA, and the selectors that were trained",
-        lowers_disk="method.rank, or method.selector.hidden",
-        lowers_ram="method.rank, or method.selector.hidden",
+        lowers_disk="lower method.rank, or method.selector.hidden",
+        lowers_ram="lower method.rank, or method.selector.hidden",
     )
 
     def __init__(self, backbone: Backbone, config: AmLoraConfig) -> None:

@@ -50,7 +50,7 @@ from retain.tasks import Task
 from retain.training.phase import Unit
 
 TRIGGER = "Write an input of the task:"
-SMALLER_BLOCKS = "method.rank (of prompts, method.length), or method.router.hidden"
+SMALLER_BLOCKS = "lower method.rank (of prompts, method.length), or method.router.hidden"
 
 
 class RouterConfig(Options):

@@ -122,8 +122,8 @@ class Seekr(TaughtMethod):
         TaughtMethod.traits,
         idea="replay, with distillation of the attention heads that matter and forget most",
         stores="a share of its examples with logits and attention; the newest weights",
-        lowers_disk="method.replay.share, method.budget.heads or method.budget.queries",
-        lowers_ram="training.per_device_train_batch_size, or method.budget",
+        lowers_disk="lower method.replay.share, method.budget.heads or method.budget.queries",
+        lowers_ram="lower training.per_device_train_batch_size, or method.budget",
     )
     units: ClassVar[Mapping[str, Unit]] = {"attention": "rows"}
 

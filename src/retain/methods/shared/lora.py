@@ -42,7 +42,7 @@ class BlockPerTask(Method):
 
     Config: ClassVar[type[MethodConfig]] = LoraMethodConfig
     traits: ClassVar[Traits] = Traits(
-        idea="", stores="one LoRA", lowers_disk="method.rank", lowers_ram="method.rank"
+        idea="", stores="one LoRA", lowers_disk="lower method.rank", lowers_ram="lower method.rank"
     )
     units: ClassVar[Mapping[str, Unit]] = {}
     """The `Phase.units` of the method's loss."""

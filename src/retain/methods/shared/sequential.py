@@ -25,7 +25,7 @@ from retain.methods.shared.weights import MODEL, FullWeights, PoolWeights, Weigh
 from retain.tasks import Task
 from retain.training.phase import Unit
 
-FEWER_TRAINABLE = "the number of trainable weights, with method.tune: lora"
+FEWER_TRAINABLE = "train fewer weights, with method.tune: lora"
 LORA = tuple(n for n in LoraMethodConfig.model_fields if n not in MethodConfig.model_fields)
 """Names of the options of a LoRA."""
 

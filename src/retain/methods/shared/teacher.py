@@ -234,8 +234,8 @@ class TaughtMethod(MemoryMethod):
     Config: ClassVar[type[MethodConfig]] = TaughtConfig
     traits: ClassVar[Traits] = replace(
         MemoryMethod.traits,
-        lowers_disk="method.replay.share, or method.teacher.top_k",
-        lowers_ram="training.per_device_train_batch_size, or method.teacher.top_k",
+        lowers_disk="lower method.replay.share, or method.teacher.top_k",
+        lowers_ram="lower training.per_device_train_batch_size, or method.teacher.top_k",
     )
 
     def __init__(self, backbone: Backbone, config: Any) -> None:
