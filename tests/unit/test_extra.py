@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
@@ -42,6 +44,16 @@ FIELDS = set(TrainingConfig.model_fields)
         ({"ddp_timeout": "long"}, "'ddp_timeout': Input should be a valid integer"),
         ({"lr_scheduler_kwargs": {"cycles": 1}}, "extra 'lr_scheduler_kwargs': .*'cycles'"),
         ({"lr_scheduler_kwargs": {"num_cycles": "many"}}, "extra 'lr_scheduler_kwargs': "),
+        ({"lr_scheduler_kwargs": {"num_cycles": math.nan}}, "'lr_scheduler_kwargs': .* finite"),
+        ({"lr_scheduler_kwargs": {"num_cycles": [{"a": -math.inf}]}}, "_kwargs': .* finite"),
+        ({"lr_scheduler_kwargs": {"num_cycles": np.float32(2)}}, "_kwargs': .* plain Python"),
+        ({"lr_scheduler_kwargs": {"num_cycles": 1e308}}, "_kwargs': .*, at step 1 of 100"),
+        ({"lr_scheduler_kwargs": ""}, "extra 'lr_scheduler_kwargs': .*mapping"),
+        ({"trackio_space_id": math.nan}, "'trackio_space_id': .* finite"),
+        ({"torch_empty_cache_steps": 0}, "'torch_empty_cache_steps': .* greater than 0"),
+        ({"ddp_bucket_cap_mb": -1}, "'ddp_bucket_cap_mb': .* greater than 0"),
+        ({"ddp_timeout": -1}, "'ddp_timeout': .* greater than 0"),
+        ({"ddp_timeout": 10**18}, "'ddp_timeout': .* less than"),
         ({"tf32": True}, "'tf32': this machine has no GPU that computes in TF32"),
     ],
 )
@@ -60,6 +72,30 @@ def test_a_constant_schedule_takes_no_options() -> None:
     kind = "constant_with_warmup"
     with pytest.raises(ValueError, match=f"the schedule '{kind}' takes none"):
         TrainingConfig(lr_scheduler_type=kind, extra={"lr_scheduler_kwargs": {"num_cycles": 1}})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"power": -1}, "0.0 cannot be raised to a negative power, at step 100 of 100"),
+        ({"lr_end": -1.0}, "the learning rate is -0.0[0-9]*, at step 1 of 100"),
+        ({"power": "2"}, ".* 'float' and 'str'"),
+    ],
+)
+def test_a_schedule_is_tried_out_to_its_end(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"extra 'lr_scheduler_kwargs': {message}"):
+        TrainingConfig(lr_scheduler_type="polynomial", extra={"lr_scheduler_kwargs": options})
+
+
+def test_a_polynomial_schedule_has_steps_after_the_warmup(tmp_path: Path) -> None:
+    warmup = {"lr_scheduler_type": "polynomial", "warmup_steps": 2}
+    with pytest.raises(ValueError, match=r"warmup_steps \(2\) is the number of all steps"):
+        TrainingConfig(max_steps=2, **warmup)
+    learner = make_learner(
+        "seqlora", make_backbone("llama"), tmp_path, max_steps=-1, num_train_epochs=1, **warmup
+    )
+    with pytest.raises(RetainError, match=r"phase '.*': warmup_steps \(2\) is the number of all"):
+        learner.learn(make_task("copy"))
 
 
 def test_what_retain_sets_cannot_be_passed() -> None:

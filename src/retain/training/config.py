@@ -82,6 +82,15 @@ class TrainingConfig(BaseModel):
                 f"learning_rate ({self.learning_rate}) has to be above {POLYNOMIAL_END}, where "
                 "lr_scheduler_type: polynomial ends; raise it, or use linear"
             )
-        if options := self.extra.get("lr_scheduler_kwargs"):
+        self.refuse_all_warmup(self.max_steps)
+        if (options := self.extra.get("lr_scheduler_kwargs")) not in (None, {}):
             check_scheduler(self.lr_scheduler_type, self.learning_rate, options)
         return self
+
+    def refuse_all_warmup(self, steps: int) -> None:
+        """Raises a ValueError where the polynomial schedule of so many steps divides by zero."""
+        if self.lr_scheduler_type == "polynomial" and self.warmup_steps == steps:
+            raise ValueError(
+                f"warmup_steps ({steps}) is the number of all steps, which leaves none to "
+                "lr_scheduler_type: polynomial; lower it"
+            )

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import typing
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from transformers import TrainingArguments, get_scheduler
 from transformers.utils import is_torch_tf32_available
 
 from retain.errors import first_line
+from retain.training.phase import MOST
 
 PASSED_ON = (
     "ddp_bucket_cap_mb",
@@ -37,9 +40,15 @@ some itself (loss, batches, evaluation), where they would have no effect, and ca
 the rest (fp16's loss scale, auto_find_batch_size).
 """
 
+POSITIVE = ("ddp_bucket_cap_mb", "ddp_timeout", "torch_empty_cache_steps")
+"""The numbers among them. TrainingArguments itself checks them late or not at all."""
+
+LENGTH = 100
+"""Steps of the training for which a learning-rate schedule is tried out."""
+
 
 def checked_extra(extra: Mapping[str, Any], fields: Collection[str]) -> dict[str, Any]:
-    """Checks names and types of `training.extra`.
+    """Checks names, types and ranges of `training.extra`.
 
     Args:
         extra: values by the names of TrainingArguments.
@@ -66,8 +75,15 @@ def checked_extra(extra: Mapping[str, Any], fields: Collection[str]) -> dict[str
                 f"'{name}' is retain's own to set, or has no effect in it; remove it (extra takes "
                 f"{allowed})"
             )
+        kind = Annotated[types[name], Field(gt=0, le=MOST)] if name in POSITIVE else types[name]
         try:
-            checked[name] = TypeAdapter(types[name]).validate_python(value)
+            json.dumps(value, allow_nan=False)  # as it will be written
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"'{name}': give texts, lists, objects and finite numbers of plain Python"
+            ) from None
+        try:
+            checked[name] = TypeAdapter(kind).validate_python(value)
         except ValidationError as error:
             raise ValueError(f"'{name}': {error.errors()[0]['msg']}") from None
     if checked.get("tf32") and not is_torch_tf32_available():
@@ -76,15 +92,22 @@ def checked_extra(extra: Mapping[str, Any], fields: Collection[str]) -> dict[str
 
 
 def check_scheduler(kind: str, learning_rate: float, options: Any) -> None:
-    """Checks `lr_scheduler_kwargs` by building the learning-rate schedule that they are for.
+    """Checks `lr_scheduler_kwargs` by trying out the learning-rate schedule that they are for.
 
     Raises:
-        ValueError: says what transformers says.
+        ValueError: says what transformers says, or at which step the learning rate is not valid.
     """
+    where = "extra 'lr_scheduler_kwargs'"
     if kind.startswith("constant"):
-        raise ValueError(f"extra 'lr_scheduler_kwargs': the schedule '{kind}' takes none")
+        raise ValueError(f"{where}: the schedule '{kind}' takes none")
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=learning_rate)
+    at = ""
     try:
-        get_scheduler(kind, optimizer, 0, 1, options)
+        schedule = get_scheduler(kind, optimizer, 0, LENGTH, options)
+        for step in range(LENGTH + 1):  # after its last step, Trainer asks for one more
+            at = f", at step {step} of {LENGTH}"
+            rate = learning_rate * schedule.lr_lambdas[0](step)
+            if not (math.isfinite(rate) and rate >= 0):
+                raise ValueError(f"the learning rate is {rate}")
     except Exception as error:  # a name or value that the schedule does not take; of many kinds
-        raise ValueError(f"extra 'lr_scheduler_kwargs': {first_line(error)}") from None
+        raise ValueError(f"{where}: {first_line(error)}{at}") from None

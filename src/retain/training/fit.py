@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 
 from retain.backbone import Backbone, memory_advice
-from retain.errors import StoppedError
+from retain.errors import RetainError, StoppedError
 from retain.runs.checkpoints import keep_only, last_checkpoint
 from retain.system import processes
 from retain.system.files import writing
@@ -77,10 +77,15 @@ def fit(
 
     Raises:
         StoppedError: when the user, or a callback, ends training before the last step.
-        RetainError: when memory does not suffice, or a loss is not finite.
+        RetainError: when memory does not suffice, a loss is not finite, or all steps are warmup of
+            the polynomial schedule.
     """
     release(backbone.model, phase)
     order = batches(config, phase, seed)
+    try:
+        config.refuse_all_warmup(order.steps)
+    except ValueError as error:
+        raise RetainError(f"phase '{phase.name}': {error}") from None
     if config.gradient_checkpointing:
         backbone.model.activation_checkpointing_enable({"use_reentrant": False})
     options = config.model_dump(
