@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
 PULLED = re.search(r"```python\n((?:(?!```).)*@register\(\"pulled\"\).*?)```", GUIDE, re.DOTALL)
 PROJECTED = (ROOT / "tests" / "plugins" / "projected.py").read_text(encoding="utf-8")
+REGISTER = "from retain.methods import register\nfrom retain.methods.seqlora import SeqLora\n"
 METHOD = {"pulled": {"name": "pulled", "rank": 2, "pull": 0.5}, "projected": {"name": "projected"}}
 
 
@@ -167,7 +168,18 @@ def test_a_changed_plugin_is_reported(folder: Path) -> None:
         ("import nowhere_to_be_found", ["plugin 'mine': cannot be imported", "line 1"]),
         ("x = 1\nx.y", ["plugin 'mine'", "AttributeError", "mine.py, line 2"]),
         ("x = 1", ["plugin 'mine': registers no method", "@register"]),
-        ("def (", ["plugin 'mine': cannot be imported (SyntaxError"]),
+        ("x = 1\ndef (", ["plugin 'mine': cannot be imported (SyntaxError", "mine.py, line 2"]),
+        ("import sys\nsys.exit(0)", ["plugin 'mine': cannot be imported (SystemExit", "line 2"]),
+        (f"{REGISTER}register('mine')(lambda: 3)", ["the method 'mine' is not a subclass of"]),
+        (f"{REGISTER}register(5)(SeqLora)", ["the method 5 has no text as its name"]),
+        (
+            f"{REGISTER}class Mine(SeqLora): Config = dict\nregister('mine')(Mine)",
+            ["the method 'mine' (Mine) has no Config that is a subclass of MethodConfig"],
+        ),
+        (
+            f"{REGISTER}class Mine(SeqLora): traits = None\nregister('mine')(Mine)",
+            ["the method 'mine' (Mine) has no traits"],
+        ),
         (
             "from retain.methods import register\nfrom retain.methods.seqlora import SeqLora\n"
             "class Mine(SeqLora): pass\nregister('sapt')(Mine)",
@@ -189,6 +201,42 @@ def test_a_broken_plugin_is_one_line(source: str | None, says: list[str], folder
     assert PLUGINS == {}
     assert {path.name for path in folder.iterdir()} - {"__pycache__"} == before
     check(retain("methods", "--plugin", "gone/mine.py"), ["gone/mine.py: no such file"])
+
+
+def test_a_plugin_beside_a_run_s_settings_is_not_imported(folder: Path) -> None:
+    """Not even when the user runs the settings that a run from elsewhere has in its folder."""
+    succeed("run", "pulled.yaml")
+    (folder / "pulled" / "pulled.py").write_text("open('ran', 'w').close()\n", encoding="utf-8")
+    forget()
+    refused("run", "pulled/config.yaml", "--dry-run", says=["is in a run's folder", "--plugin"])
+    again = ("run", "pulled/config.yaml", "--resume", "--plugin", "pulled.py")
+    succeed(*again)
+    assert not (folder / "ran").exists()
+
+
+def test_two_files_of_one_module_name(folder: Path) -> None:
+    """The second one would silently be the first."""
+    other = folder / "other"
+    other.mkdir()
+    shutil.copy(folder / "pulled.py", other)
+    done = retain("methods", "--plugin", "pulled.py", "--plugin", "other/pulled.py")
+    check(done, ["other/pulled.py: a module 'pulled' is imported already, from"])
+    (folder / "peft.py").write_text("x = 1", encoding="utf-8")
+    check(retain("methods", "--plugin", "peft.py"), ["a module 'peft' is imported already"])
+
+
+def test_what_a_run_says_to_name_can_be_named(folder: Path) -> None:
+    nested = folder / "nested"
+    nested.mkdir()
+    (folder / "pulled.py").rename(nested / "mine.py")
+    values = yaml.safe_load((folder / "pulled.yaml").read_text())
+    write_settings(folder / "nested.yaml", {**values, "plugins": ["nested/mine.py"]})
+    succeed("run", "nested.yaml")
+    check(retain("verify", "pulled"), ["add --plugin mine (the module, or the path of its file"])
+    succeed("verify", "pulled", "--plugin", "nested/mine.py")
+    check(
+        retain("methods", "--plugin", "~no-such-user/mine.py"), ["plugin ~no-such-user/mine.py: "]
+    )
 
 
 def test_two_plugins_of_one_name(folder: Path) -> None:
@@ -235,7 +283,7 @@ def test_an_installed_package_needs_no_flag(
     ("value", "name", "says"),
     [
         ("packaged:Nothing", "pulled", "package retain-pulled: its method 'pulled' cannot be"),
-        ("packaged:PulledConfig", "pulled", "is not a retain method but <class"),
+        ("packaged:PulledConfig", "pulled", "is not a subclass of retain.Method but <class"),
         ("packaged:Pulled", "sapt", "registers the method 'sapt', which retain has"),
     ],
 )
@@ -247,7 +295,7 @@ def test_a_broken_package_is_one_line(
         find(name)
     done = retain("methods")  # the others are listed
     assert done.status == 0
-    assert f"error: {'retain-pulled' if name == 'sapt' else 'package retain-pulled'}" in done.out
+    assert re.search("error: (package )?retain-pulled", done.out)
     assert "seqlora" in done.out
 
 

@@ -10,7 +10,7 @@ chosen. Options without a name are for whichever is chosen.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ from retain.experiment.config import ExperimentConfig, check_method, resolved
 from retain.experiment.files import Settings, read_file
 from retain.experiment.merge import leaves, merge
 from retain.experiment.validation import check, set_field
-from retain.methods import load_plugins
+from retain.methods import is_loaded, load_plugins
+from retain.runs.directory import MANIFEST
 from retain.system.files import parse_yaml
 
 
@@ -60,7 +61,7 @@ def read_experiment(
     read = {path: read_file(path) for path in paths}
     refuse_contradictions(read)
     for path, file in read.items():
-        load_plugins(file.plugins, path.parent)
+        _load_plugins(file.plugins, path)
     flags = {"method": method, "backbone": backbone, "order": order}
     names, settings = _split(changes)
     given = {field: value for field, value in flags.items() if value is not None}
@@ -85,7 +86,7 @@ def read_experiment(
 
     experiment = check(ExperimentConfig, values, where)
     of_files = {plugin for file in read.values() for plugin in file.plugins}
-    load_plugins([p for p in experiment.plugins if p not in of_files], paths[0].parent)
+    _load_plugins([p for p in experiment.plugins if p not in of_files], paths[0])
     check_method(experiment.method, where)
     return experiment
 
@@ -102,6 +103,22 @@ def as_yaml(experiment: ExperimentConfig) -> str:
         values, default_flow_style=None, sort_keys=False, width=100, allow_unicode=True
     )
     return text
+
+
+def _load_plugins(plugins: Sequence[str], path: Path) -> None:
+    """Imports the plugins that a file names, but none that lies in a run's folder.
+
+    A run's `config.yaml` lists its plugins, and a run may come from elsewhere.
+    """
+    if (path.parent / MANIFEST).exists():
+        for plugin in plugins:
+            if not is_loaded(plugin):
+                raise RetainError(
+                    f"{path}: is in a run's folder, from which no plugin is imported; if you trust "
+                    f"'{plugin}', add --plugin with the module or the path of its file"
+                )
+        return
+    load_plugins(plugins, path.parent)
 
 
 def _split(changes: Iterable[str]) -> tuple[dict[str, Any], list[str]]:

@@ -192,11 +192,16 @@ def stored_experiment(
 def missing_method(experiment: ExperimentConfig, path: Path) -> str:
     """Returns which plugin or package a run's method needs: a run never imports one by itself."""
     name = reprlib.repr(experiment.method.get("name"))
+    if experiment.plugins == ["__main__"]:
+        return (
+            f"{path}: the method {name} was registered by a script; put its class into a module, "
+            "and name that with --plugin"
+        )
     if experiment.plugins:
         modules = " ".join(f"--plugin {module}" for module in experiment.plugins)
         return (
             f"{path}: the method {name} comes with a plugin, which may run any code; if you trust "
-            f"it, add {modules} (in Python: import it first)"
+            f"it, add {modules} (the module, or the path of its file; in Python: import it first)"
         )
     stored = read_record(dict[str, str], path.parent / ENVIRONMENT)
     packages = [
@@ -214,10 +219,8 @@ def resolved(experiment: ExperimentConfig) -> ExperimentConfig:
     defaults of a later version."""
     name, options = check_method(experiment.method, "method")
     method = {"name": name, **options.model_dump(mode="json")}
-    plugins = list(experiment.plugins)
     source = source_of(name)
-    if source is not None and source not in plugins and not is_installed(name):
-        plugins.append(source)
+    plugins = [source] if source is not None and not is_installed(name) else []
     return experiment.model_copy(update={"method": method, "plugins": plugins})
 
 

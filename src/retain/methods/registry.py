@@ -8,6 +8,7 @@ never one that a stored run asks for: a run from elsewhere must not run code.
 from __future__ import annotations
 
 import importlib
+import reprlib
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from retain.errors import RetainError, first_line
-from retain.methods.base import Method
+from retain.methods.base import Method, MethodConfig, Traits
 from retain.runs.environment import PLUGIN, PLUGINS
 from retain.system.files import checksum
 
@@ -46,7 +47,11 @@ def register(name: str) -> Callable[[MethodClass], MethodClass]:
     return add
 
 
-def _add(name: str, method: type[Method], source: str) -> None:
+def _add(name: str, method: object, source: str) -> None:
+    problem = _problem(name, method)
+    if problem:
+        raise RetainError(f"{source}: the method {name!r} {problem}; correct it")
+    assert isinstance(method, type)
     existing = METHODS.get(name)
     if existing is not None and _identity(existing) != _identity(method):
         raise RetainError(
@@ -59,6 +64,20 @@ def _add(name: str, method: type[Method], source: str) -> None:
         file = getattr(sys.modules.get(method.__module__), "__file__", None)
         if file is not None:  # a class typed into an interpreter has none
             PLUGINS[f"{PLUGIN}{source}"] = checksum(Path(file))[:16]
+
+
+def _problem(name: object, method: object) -> str:
+    """Says why something cannot be a method; empty if it can."""
+    if not isinstance(name, str) or not name.strip():
+        return "has no text as its name"
+    if not (isinstance(method, type) and issubclass(method, Method)):
+        return f"is not a subclass of retain.Method but {reprlib.repr(method)}"
+    config, traits = getattr(method, "Config", None), getattr(method, "traits", None)
+    if not (isinstance(config, type) and issubclass(config, MethodConfig)):
+        return f"({method.__name__}) has no Config that is a subclass of MethodConfig"
+    if not isinstance(traits, Traits):
+        return f"({method.__name__}) has no traits (a retain.methods.Traits)"
+    return ""
 
 
 def _identity(method: type[Method]) -> tuple[str, str]:
@@ -77,16 +96,49 @@ def load_plugins(names: Iterable[str], beside: Path) -> None:
         RetainError: when a module does not exist, cannot be imported, or registers no method.
     """
     for name in names:
-        folder, module = beside, name
         if name.endswith(".py"):
-            file = beside / Path(name).expanduser()
+            file = _expanded(beside, name)
             if not file.is_file():
                 raise RetainError(f"plugin {file}: no such file; check the path")
-            folder, module = file.parent, file.stem
-        _import(module, folder.resolve())
+            _import(file.stem, file.parent.resolve(), file.resolve())
+        else:
+            file = (beside / f"{name}.py").resolve()
+            _import(name, beside.resolve(), file if file.is_file() else None)
 
 
-def _import(module: str, folder: Path) -> None:
+def module_of(plugin: str) -> str:
+    """Returns the module name of a plugin that was named by module or by path."""
+    return Path(plugin).stem if plugin.endswith(".py") else plugin
+
+
+def is_loaded(plugin: str) -> bool:
+    """Whether a plugin has been imported, and has registered a method."""
+    return module_of(plugin) in _SOURCES.values()
+
+
+def _expanded(beside: Path, name: str) -> Path:
+    try:
+        return beside / Path(name).expanduser()
+    except RuntimeError as error:  # no such user
+        raise RetainError(f"plugin {name}: {first_line(error)}; check the path") from None
+
+
+def _import(module: str, folder: Path, file: Path | None) -> None:
+    """Imports a plugin from a folder or the installed modules, unless it is imported already.
+
+    Args:
+        module: its name.
+        folder: is searched first.
+        file: the file that has to be imported; None for a package or an installed module.
+    """
+    present = sys.modules.get(module)
+    if present is not None and file is not None:
+        other = getattr(present, "__file__", None)
+        if other is None or Path(other).resolve() != file:
+            raise RetainError(
+                f"plugin {file}: a module '{module}' is imported already, from "
+                f"{other or 'Python itself'}; rename one of them"
+            )
     if module in _SOURCES.values():
         return
     known_methods, known_modules = set(METHODS), set(sys.modules)
@@ -102,7 +154,7 @@ def _import(module: str, folder: Path) -> None:
                 f"plugin '{module}': registers no method; write @register(\"name\") from "
                 "retain.methods above its class"
             )
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         _unregister(METHODS.keys() - known_methods, sys.modules.keys() - known_modules)
         if isinstance(error, RetainError):
             raise
@@ -111,13 +163,20 @@ def _import(module: str, folder: Path) -> None:
                 f"plugin '{module}': no such module in {folder} or among the installed ones; name "
                 "a module or a .py file"
             ) from None
-        where = traceback.extract_tb(error.__traceback__)[-1]
         raise RetainError(
             f"plugin '{module}': cannot be imported ({type(error).__name__}: {first_line(error)}, "
-            f"{where.filename}, line {where.lineno}); correct it"
+            f"{_place(error)}); correct it"
         ) from error
     finally:
         sys.path.remove(str(folder))
+
+
+def _place(error: BaseException) -> str:
+    """Returns file and line of an error at import."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}"
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{where.filename}, line {where.lineno}"
 
 
 def _unregister(names: set[str], modules: set[str]) -> None:
@@ -159,11 +218,6 @@ def _load(point: EntryPoint) -> None:
             f"package {package}: its method '{point.name}' cannot be imported "
             f"({type(error).__name__}: {first_line(error)}); repair or uninstall the package"
         ) from error
-    if not (isinstance(method, type) and issubclass(method, Method)):
-        raise RetainError(
-            f"package {package}: its entry point '{point.name}' is not a retain method but "
-            f"{method!r}; repair or uninstall the package"
-        )
     _add(point.name, method, package)
     PLUGINS[f"{PLUGIN}{package}"] = point.dist.version if point.dist else ""
 
