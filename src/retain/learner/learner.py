@@ -241,6 +241,7 @@ class Learner(LearnedModel):
             save_task(self.run, lesson)
             self.tasks.append(replace(task, train=(), dev=()))
             self._interrupted = False
+            self._clean_up()
             self._score()
         return list(self.scores["matrix"][-1])
 
@@ -260,7 +261,7 @@ class Learner(LearnedModel):
         """Starts a new run if needed, makes up for missing scores, and opens the task's folder."""
         start_run(self.run, self.experiment, self._fingerprints)
         self._report_checks(task)
-        self._score()
+        self._complete()
         index = len(self.tasks)
         folder, seeds = self.run.task_folder(index, task.name), Seeds(self.experiment.seed, index)
         fixed = {name: value for name, value in task.training.items() if name not in FREE}
@@ -324,7 +325,7 @@ class Learner(LearnedModel):
         """Scores the row of the last learned task if it is missing, and rewrites scores.json."""
         self._refuse_interrupted()
         with self.run.locked():
-            self._score()
+            self._complete()
             results.write_scores(self.run)
 
     def _awaits_scores(self, task: Task) -> bool:
@@ -345,15 +346,21 @@ class Learner(LearnedModel):
 
     # -- scores
 
-    def _score(self) -> None:
-        """Scores all tasks so far if not done yet, and deletes the newest one's checkpoints."""
+    def _complete(self) -> None:
+        """Completes the newest task where a crash came before: cleans up and scores its row."""
         if self.tasks:
-            remove_folders(self.run.learned()[-1] / UNFINISHED)
-            self.run.remove_superseded(self.method.traits.latest_only)
-            seeds = Seeds(self.experiment.seed, len(self.tasks) - 1)
-            score_row(
-                self.run, self.tasks, self._evaluate, self.method, seeds, self.progress.message
-            )
+            self._clean_up()
+            self._score()
+
+    def _clean_up(self) -> None:
+        """Deletes the newest task's checkpoints, and files of older tasks that it supersedes."""
+        remove_folders(self.run.learned()[-1] / UNFINISHED)
+        self.run.remove_superseded(self.method.traits.latest_only)
+
+    def _score(self) -> None:
+        """Scores all tasks so far, unless their row is there already."""
+        seeds = Seeds(self.experiment.seed, len(self.tasks) - 1)
+        score_row(self.run, self.tasks, self._evaluate, self.method, seeds, self.progress.message)
 
     def _score_zero_shot(self, task: Task, path: Path) -> None:
         """Scores a task before it is learned, if asked for; not if the method needs its name."""

@@ -137,15 +137,15 @@ class Lesson:
 
     def _announce(self, phase: Phase, label: str, sizes: Mapping[str, int], seed: int) -> int:
         """Reports what is trained, with warnings; returns the number of optimizer steps."""
-        order = batches(self.config, phase, seed)
+        layout = batches(self.config, phase, seed)
         trained = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
         saves = f"saves every {self.config.save_steps} steps"
-        if order.steps <= self.config.save_steps:
+        if layout.steps <= self.config.save_steps:
             saves = "saves at the end"
         self.progress.message(f"{label}: trains {trained} parameters, {saves}")
-        for warning in unusual_settings(phase, order, self.config, self.backbone):
+        for warning in unusual_settings(phase, layout, self.config, self.backbone):
             self.progress.message(f"{label}: warning: {warning}")
-        return order.steps
+        return layout.steps
 
     def _fit(self, phase: Phase, folder: Path, seed: int) -> dict[str, Any]:
         """Trains a phase with checkpoints in `folder`, and replaces them by its result."""
@@ -176,15 +176,15 @@ class Lesson:
 
 
 def unusual_settings(
-    phase: Phase, order: Batches, config: TrainingConfig, backbone: Backbone
+    phase: Phase, layout: Batches, config: TrainingConfig, backbone: Backbone
 ) -> Iterator[str]:
     """Yields warnings about settings that are valid but probably unintended."""
     published = phase.replay is not None and phase.replay.every is None
-    replays = order.steps // (order.every + 1)
-    if order.every and replays < (FEW_REPLAYS if published else 1):
+    replays = layout.steps // (layout.every + 1)
+    if layout.every and replays < (FEW_REPLAYS if published else 1):
         yield (
-            f"{replays or 'no'} replay: a step on old examples comes after every {order.every} "
-            f"steps, and there are {order.steps}; set method.replay.every"
+            f"{replays or 'no'} replay: a step on old examples comes after every {layout.every} "
+            f"steps, and there are {layout.steps}; set method.replay.every"
         )
     trainable = sum(p.numel() for group in phase.groups for p in group.parameters)
     if config.learning_rate >= FULL_RATE and 2 * trainable > backbone.model.num_parameters():

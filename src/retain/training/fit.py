@@ -81,9 +81,9 @@ def fit(
             the polynomial schedule.
     """
     release(backbone.model, phase)
-    order = batches(config, phase, seed)
+    layout = batches(config, phase, seed)
     try:
-        config.refuse_all_warmup(order.steps)
+        config.refuse_all_warmup(layout.steps)
     except ValueError as error:
         raise RetainError(f"phase '{phase.name}': {error}") from None
     if config.gradient_checkpointing:
@@ -93,7 +93,7 @@ def fit(
     )
     arguments = TrainingArguments(
         output_dir=str(folder),
-        max_steps=order.steps,
+        max_steps=layout.steps,
         seed=seed,
         save_strategy="steps",
         run_name=tracked.run_name,
@@ -117,7 +117,7 @@ def fit(
         trainer = PhaseTrainer(
             phase,
             backbone,
-            DataLoader(rows, batch_sampler=order, collate_fn=backbone.collate),
+            DataLoader(rows, batch_sampler=layout, collate_fn=backbone.collate),
             model=PhaseModule(backbone.model, phase),
             args=arguments,
             train_dataset=rows,
@@ -141,8 +141,8 @@ def fit(
             compiled(backbone.model, config.torch_compile),
         ):
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    if trainer.state.global_step < order.steps:
-        raise StoppedError(f"after step {trainer.state.global_step} of {order.steps}")
+    if trainer.state.global_step < layout.steps:
+        raise StoppedError(f"after step {trainer.state.global_step} of {layout.steps}")
     trainer.check_result()
     if config.gradient_checkpointing:
         backbone.model.activation_checkpointing_disable()

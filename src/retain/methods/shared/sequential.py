@@ -50,6 +50,9 @@ class SequentialConfig(LoraMethodConfig):
 class Sequential(Method):
     """Base class of methods that train one set of weights on every task in turn.
 
+    With `Config = SequentialConfig` the option `tune` chooses full fine-tuning or one LoRA. With
+    another subclass of `LoraMethodConfig` it is one LoRA.
+
     Attributes:
         weights: what is trained, full weights or one block.
     """
