@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
 
-from retain.testing.tiny import save_backbone
+from retain.testing import conftest as contract
 from tests.command import call, settings, write_settings, write_tasks
 
-
-@pytest.fixture(scope="session", autouse=True)
-def _quick() -> None:
-    torch.set_num_threads(1)
-    gc.freeze()  # Trainer collects garbage at every end: a quarter second over all the imports
-
-
-@pytest.fixture(scope="session")
-def backbone_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The saved folder of a tiny backbone, by its kind."""
-    return cache(lambda kind: save_backbone(kind, tmp_path_factory.mktemp(kind)))
+_quick, backbone_folder = contract._quick, contract.backbone_folder
 
 
 @pytest.fixture(scope="session")

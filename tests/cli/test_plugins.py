@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -299,20 +300,77 @@ def test_a_broken_package_is_one_line(
     assert "seqlora" in done.out
 
 
-def test_the_contract_tests_run_over_a_plugin(folder: Path) -> None:
-    """As its author runs them; one architecture and one kill are enough to see that they do."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--pyargs"]
-    chosen = "pulled-llama or (whole and killed_between and pulled)"
-    done = subprocess.run(
-        [*command, "retain.testing", "-k", chosen],
-        env={**__import__("os").environ, "RETAIN_PLUGINS": "pulled"},
+def contract_tests(plugin: str, chosen: str) -> subprocess.CompletedProcess[str]:
+    """Runs the contract tests over a plugin as its author does, without retain's own settings."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--strict-markers"]
+    return subprocess.run(
+        [*command, "--pyargs", "retain.testing", "-k", chosen],
+        env={**os.environ, "RETAIN_PLUGINS": plugin},
         capture_output=True,
         text=True,
         timeout=300,
     )
+
+
+def test_the_contract_tests_run_over_a_plugin(folder: Path) -> None:
+    """One architecture and one kill are enough to see that they do."""
+    chosen = "pulled-llama or (whole and killed_between and pulled) or (backbone_from and llama)"
+    done = contract_tests("pulled", chosen)
     assert done.returncode == 0, done.stdout
     assert re.search(r"1\d passed", done.stdout), done.stdout
+    assert "warning" not in done.stdout
     assert "sapt" not in done.stdout
+
+
+BREAKING = """
+from pathlib import Path
+
+from pulled import Pulled
+from retain.errors import RetainError
+from retain.methods import register
+
+
+@register("raising")
+class Raising(Pulled):
+    @classmethod
+    def diagnostics(cls, run, task):
+        raise RetainError("nothing here")
+
+
+@register("writing")
+class Writing(Pulled):
+    @classmethod
+    def diagnostics(cls, run, task):
+        (run.path / "tasks" / "cache.json").write_text("{}")
+        return []
+
+
+@register("littering")
+class Littering(Pulled):
+    def finish(self, task, context):
+        Path(f"{context.name}.txt").write_text("x")
+
+
+@register("mixing")
+class Mixing(Pulled):
+    def route(self, batch, task=None):
+        super().route(batch, task)
+        if len(batch["input_ids"]) > 1 and "labels" not in batch:
+            batch["input_ids"][:, -1] = 5
+"""
+
+
+def test_the_contract_tests_see_what_a_method_breaks(folder: Path) -> None:
+    (folder / "breaking.py").write_text(BREAKING, encoding="utf-8")
+    chosen = "llama and (folders_of_tasks or shows_is_read or routing_and_answers)"
+    done = contract_tests("breaking", chosen)
+    failed = set(re.findall(r"^FAILED .*::(\w+)\[(\w+)-llama\]", done.stdout, re.MULTILINE))
+    assert failed == {
+        ("test_what_a_run_shows_is_read", "raising"),
+        ("test_what_a_run_shows_is_read", "writing"),
+        ("test_only_the_folders_of_tasks_are_written", "littering"),
+        ("test_routing_and_answers_do_not_depend_on_the_batch", "mixing"),
+    }, done.stdout
 
 
 def test_loading_twice_is_loading_once(folder: Path) -> None:

@@ -21,6 +21,8 @@ from retain.layers.attentive_linear import Attending
 from retain.layers.pooled_linear import LoraPool
 from retain.learner import Learner
 from retain.methods import METHODS, Phase, TaskContext
+from retain.report.draw_sections import drawings, section_tables
+from retain.runs.results import open_run
 from retain.system.files import read_json
 from retain.tasks import Task
 from retain.testing.tiny import (
@@ -35,6 +37,7 @@ from retain.testing.tiny import (
 )
 from retain.training.parameters import release
 
+RUN_FILES = (".lock", "config.yaml", "environment.json", "manifest.json", "scores.json")
 FIRST, SECOND, THIRD = make_task("copy"), make_task("constant"), make_task("letter")
 
 
@@ -113,6 +116,13 @@ def learned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     method, kind = request.param
     folder = tmp_path_factory.mktemp("contract") / f"{method}-{kind}"
     learner = make_learner(method, make_backbone(kind), folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder.parent)  # a file of a relative path would be seen there
+        return learn_two(method, kind, folder, learner)
+
+
+def learn_two(method: str, kind: str, folder: Path, learner: Learner) -> Learned:
+    """Learns two tasks, and records the first one's answers and what the second one changes."""
     learner.learn(FIRST)
     answers = learner.generate(prompts_of(FIRST), FIRST.name)
     logits = logits_of(learner, FIRST)
@@ -172,6 +182,26 @@ def test_a_third_task_leaves_the_older_files(learned: Learned, tmp_path: Path) -
     assert [len(row) for row in learner.scores["matrix"]] == [1, 2, 3]
 
 
+def test_only_the_folders_of_tasks_are_written(learned: Learned) -> None:
+    """Whatever else lies in a run's folder belongs to no task: a rollback would leave it behind."""
+    run = learned.learner.run
+    of_tasks = tuple(f"{folder.relative_to(learned.folder.parent)}/" for folder in run.learned())
+    assert len(of_tasks) == 2
+    others = {name for name in read_files(learned.folder.parent) if not name.startswith(of_tasks)}
+    assert others <= {f"{learned.folder.name}/{name}" for name in RUN_FILES}
+
+
+def test_what_a_run_shows_is_read(learned: Learned, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(learned.folder.parent)
+    before = read_files(learned.folder.parent)
+    run = open_run(learned.folder)
+    for task in (None, FIRST.name, SECOND.name):
+        for section in type(learned.learner.method).diagnostics(run, task):
+            section_tables(section)
+            list(drawings([section]))
+    assert read_files(learned.folder.parent) == before
+
+
 def test_only_the_groups_of_a_phase_move(learned: Learned) -> None:
     assert learned.watch.released
     assert learned.watch.moved == []
@@ -200,11 +230,18 @@ def test_routing_and_answers_do_not_depend_on_the_batch(learned: Learned) -> Non
         answers, together = backbone.generate(batch, 5), method.routing()
         for i, alone in enumerate(prompts(backbone, task)):
             method.route(alone, task.name)
+            assert tokens_of(alone, 0) == tokens_of(batch, i)
             assert backbone.generate(alone, 5) == [answers[i]]
             weights = method.routing()
             assert (weights is None) == (together is None)
             if weights is not None and together is not None:
                 torch.testing.assert_close(weights[0], together[i], rtol=0, atol=1e-6)
+
+
+def tokens_of(batch: Batch, row: int) -> list[int]:
+    """Returns the token ids of a routed example that the model sees."""
+    ids: list[int] = batch["input_ids"][row][batch["attention_mask"][row].bool()].tolist()
+    return ids
 
 
 def test_a_batch_may_be_routed_again(learned: Learned) -> None:

@@ -214,8 +214,8 @@ def make_learner(
     progress: Progress | None = None,
     **training: Any,
 ) -> Learner:
-    """Makes a new learner of tiny size for a name in VARIANTS."""
-    name, options = VARIANTS[variant]
+    """Makes a new learner of tiny size for a name in VARIANTS, or one of retain's own."""
+    name, options = (OWN_VARIANTS | VARIANTS)[variant]
     return Learner(
         backbone,
         {"name": name, **options},
