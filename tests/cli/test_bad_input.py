@@ -192,7 +192,7 @@ def test_config_that_is_missing_or_a_folder() -> None:
         ("training.max_steps=many", ["'training.max_steps'", "valid integer", "got 'many'"]),
         ("tasks.7.metric=x", ["--set tasks.7.metric=x: no such field; check its name"]),
         ("tasks.first.metric=x", ["--set tasks.first.metric=x: no such field"]),
-        ("seed=[1", ["--set seed=[1: '[1' is not valid YAML; quote it"]),
+        ("seed=[1", ["--set seed=[1: '[1' is not valid YAML (expected", "quote it"]),
         ("=1", ["unknown field ''", "use one of: backbone"]),
         ("output=run", ["run: already holds a run"]),
     ],

@@ -267,12 +267,138 @@ def test_a_dry_run_prints_the_same_experiment_and_writes_nothing(place: Path) ->
         ("seed: 1", ("--order", "3"), ["field 'order'", "each number from 1 to 2 once"]),
         ("orders: {1: [a, c]}", (), ["own.yaml: field 'orders.1'", "each task", "'b'"]),
         ("orders: {1: [a, b]}", ("--order", "3"), ["no order '3'; choose one of 1, reversed"]),
+        ("seed: 1", ("--order", "²,1"), ["field 'order'", "each number from 1 to 2 once"]),
+        (
+            "seed: 1\nseed: 2",
+            (),
+            ["own.yaml, line 2: not valid YAML (the key 'seed' is there twice"],
+        ),
+        (
+            "orders: {1: [a, b], '1': [b, a]}",
+            (),
+            ["own.yaml, line 1", "the key '1' is there twice"],
+        ),
+        ("training: &t {extra: *t}", (), ["own.yaml, line 1", "'*t' stands inside '&t'"]),
+        ("training: {extra: &t [*t]}", (), ["own.yaml, line 1", "'*t' stands inside '&t'"]),
+        (
+            "seed: 1",
+            ("--set", "method={rank: 1, rank: 2}"),
+            ["--set", "the key 'rank' is there tw"],
+        ),
+        *(
+            (
+                f"{section}:",
+                (),
+                [f"own.yaml: field '{section}': Input should be a valid dictionary; add options"],
+            )
+            for section in ("method", "backbone", "training", "evaluation", "prompt")
+        ),
+        ("cases: [{when: {order: true}}]", (), ["field 'cases.0.when.order.0'", "valid string"]),
+        ("covers: [{order: 1}]", (), ["own.yaml: the recipe needs an order", "with --order: 1"]),
+        ("covers: [{stream: t}]", (), ["own.yaml: the recipe has no stream 's' here; it has t"]),
+        ("seed: 1", ("./own.yaml",), ["own.yaml: is named twice; name each file once"]),
     ],
 )
 def test_contradictions(place: Path, text: str, more: tuple[str, ...], says: list[str]) -> None:
     write("own.yaml", text + "\n")
     files = [*CHOSEN[:2], "own.yaml", *CHOSEN[2:]]
     refused("run", *files, *more, "--output", "out", says=says)
+
+
+@pytest.mark.parametrize(
+    ("case", "says"),
+    [
+        (
+            "when: {stream: x}",
+            "own.yaml: field 'cases.0.when.stream': no stream 'x'; choose one of s",
+        ),
+        ("when: {backbone: x}", "no backbone 'x'; choose one of tiny"),
+        ("when: {method: ewc}", "no method 'ewc'; choose one of sapt, seqlora"),
+        (
+            "when: {stream: s, order: 3}",
+            "field 'cases.0.when.order': no order '3'; choose one of 1, 2",
+        ),
+        ("when: {order: 2}, training: {x: 1}", "unknown field 'cases.0.training.x'"),
+        ("when: {order: 2}, backbone: {x: 1}", "unknown field 'cases.0.backbone.x'"),
+        ("when: {order: 2}, tasks: {a: {x: 1}}", "unknown field 'cases.0.tasks.a.x'"),
+        (
+            "when: {method: sapt}, method: {router: {x: 1}}",
+            "unknown field 'cases.0.method.router.x'",
+        ),
+        ("when: {method: [sapt, seqlora]}, method: {router: {}}", "field 'cases.0.method.router'"),
+    ],
+)
+def test_a_case_that_could_never_count_is_refused(place: Path, case: str, says: str) -> None:
+    orders = "orders: {1: [a, b], 2: [b, a]}\n"
+    write("stream.yaml", Path("stream.yaml").read_text() + orders)
+    covers = "covers: [{stream: s, backbone: tiny, method: [sapt, seqlora]}]\n"
+    write("own.yaml", f"{covers}cases: [{{{case}}}]\n")
+    with pytest.raises(RetainError) as error:
+        read("stream.yaml", "own.yaml", method="seqlora")
+    assert says in str(error.value)
+
+
+def test_options_for_a_method_that_is_not_chosen_are_checked(place: Path) -> None:
+    write("own.yaml", "method: {name: sapt, rnk: 8}\n")
+    with pytest.raises(RetainError, match=r"own.yaml: unknown field 'method.rnk'"):
+        read("stream.yaml", "own.yaml", method="olora")
+
+
+def test_a_recipe_covers_orders_too(place: Path) -> None:
+    write("s.yaml", Path("stream.yaml").read_text() + "orders: {1: [a, b], 2: [b, a]}\n")
+    write("one.yaml", "recipe: one\ncovers: [{stream: s, order: 1}]\n")
+    assert read("s.yaml", "one.yaml", method="sapt", order="1").tasks[0].path == "a.jsonl"
+    with pytest.raises(RetainError, match="the recipe 'one' has no order '2' here; it has 1"):
+        read("s.yaml", "one.yaml", method="sapt", order="2")
+
+
+@pytest.mark.parametrize("order", ["2", "2,1", "reversed", [2, 1]])
+def test_a_list_that_is_a_named_order_has_its_cases(place: Path, order: Any) -> None:
+    write(
+        "s.yaml",
+        Path("stream.yaml").read_text()
+        + "orders: {1: [a, b], 2: [b, a]}\ncases: [{when: {order: 2}, seed: 7}]\n",
+    )
+    write("own.yaml", yaml.safe_dump({"order": order}))
+    for experiment in (
+        read("s.yaml", "own.yaml", method="sapt"),
+        read("s.yaml", method="sapt", changes=[f"order={order}"]),
+    ):
+        assert (experiment.seed, experiment.tasks[0].path) == (7, "b.jsonl")
+    assert read("s.yaml", method="sapt").seed == 0
+
+
+def test_a_change_is_of_one_place_only(place: Path) -> None:
+    write(
+        "one.yaml",
+        "method: sapt\ntraining: &t {max_steps: 1, extra: &e {ddp_timeout: 1}}\n"
+        "tasks: [{path: a.jsonl, training: *t}, {path: b.jsonl, training: {extra: *e}}]\n",
+    )
+    changes = ["tasks.0.training.max_steps=9", "tasks.1.training.extra.ddp_timeout=9"]
+    experiment = read("one.yaml", changes=changes)
+    first, second = (task.training for task in experiment.tasks)
+    assert first is not None
+    assert second is not None
+    assert [t.max_steps for t in (experiment.training, first)] == [1, 9]
+    assert [t.extra["ddp_timeout"] for t in (experiment.training, first, second)] == [1, 1, 9]
+
+
+def test_a_task_is_no_text(place: Path) -> None:
+    write("one.yaml", "method: sapt\ntasks: [a.jsonl]\n")
+    write("two.yaml", "tasks: {'': {training: {max_steps: 1}}}\n")
+    with pytest.raises(RetainError, match=r"field 'tasks.0': Input should be a valid dictionary"):
+        read("one.yaml", "two.yaml")
+
+
+def test_keys_that_are_merged_may_be_there_again(place: Path) -> None:
+    write(
+        "one.yaml",
+        "method: sapt\ntasks:\n- {path: a.jsonl, training: &a {max_steps: 1, save_steps: 4}}\n"
+        "- {path: b.jsonl, training: &b {<<: *a, max_steps: 2}}\n"
+        "- {path: c.jsonl, training: {<<: *b, max_steps: 3}}\n",
+    )
+    steps = [task.training for task in read("one.yaml").tasks]
+    assert [(t.max_steps, t.save_steps) for t in steps if t] == [(1, 4), (2, 4), (3, 4)]
 
 
 def test_a_recipe_says_what_it_needs(place: Path) -> None:

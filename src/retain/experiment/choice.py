@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from retain.errors import RetainError
-from retain.experiment.config import task_name
-from retain.experiment.files import ExperimentFile, When
+from retain.experiment.config import ExperimentConfig, TaskConfig, task_name
+from retain.experiment.files import ExperimentFile, Settings, When
 from retain.experiment.merge import merge
-from retain.methods import list_methods
+from retain.experiment.validation import refuse_unknown_fields
+from retain.methods import find, is_installed, list_methods
 
 NAMED = ("backbone", "method")
 """Sections with a name, which says what their options are for."""
@@ -102,7 +103,10 @@ def _order(wanted: Any, orders: Mapping[str, list[int]]) -> tuple[str | None, An
     if name is not None and name in orders:
         return name, orders[name]
     if isinstance(wanted, str) and "," in wanted:
-        return None, [int(n) if n.strip().isdigit() else n for n in wanted.split(",")]
+        wanted = [int(n) if n.strip().isdecimal() and len(n) < 9 else n for n in wanted.split(",")]
+    for same, places in orders.items():
+        if wanted == places or (wanted == "reversed" and places == sorted(places, reverse=True)):
+            return same, places
     if orders and not isinstance(wanted, list) and wanted != "reversed":
         raise RetainError(
             f"order: the stream has no order '{wanted}'; choose one of {', '.join(orders)}, "
@@ -148,23 +152,30 @@ def refuse_contradictions(read: Files) -> None:
 
 
 def refuse_unknown(read: Files, choice: Choice) -> None:
-    """Raises RetainError for a name in a recipe that nothing has, or what a recipe does not cover.
+    """Raises RetainError for a name or a field that nothing has, or what a recipe does not cover.
 
-    A recipe that names a method is for that method only.
+    This is of all cases, also of those that do not match: such a case would never count. A recipe
+    that names a method is for that method only.
     """
+    orders = _orders(read)
     for path, file in read.items():
-        places = [(f"covers.{i}", when) for i, when in enumerate(file.covers)]
-        places += [(f"cases.{i}.when", case.when) for i, case in enumerate(file.cases)]
-        known = {"method": list_methods(), "backbone": list(file.backbones)}
-        for place, when in places:
-            for field, names in known.items():
-                for name in getattr(when, field) or ():
-                    if names and name not in names:
-                        raise RetainError(
-                            f"{path}: field '{place}.{field}': no {field} '{name}'; "
-                            f"choose one of {', '.join(names)}"
-                        )
+        known: dict[str, Sequence[str]] = {"method": list_methods()}
+        known |= {"backbone": list(file.backbones)} if file.backbones else {}
+        for number, when in enumerate(file.covers):
+            _refuse_names(path, f"covers.{number}", when, known)
+        covered = {field: _covered(file, field) for field in When.model_fields}
+        known |= {field: names for field, names in covered.items() if names}
+        known |= {"stream": [file.stream]} if file.stream else {}
+        for number, case in enumerate(file.cases):
+            # A case for several streams may name orders of which another stream has some.
+            of_stream = case.when.stream == [choice.stream] or (
+                case.when.stream is None and isinstance(file.tasks, list)
+            )
+            of_case = known | ({"order": list(orders)} if of_stream else {})
+            _refuse_names(path, f"cases.{number}.when", case.when, of_case)
+            _refuse_fields(path, f"cases.{number}.", case, case.when.method or ())
         method = (file.method or {}).get("name")
+        _refuse_fields(path, "", file, [method] if method in list_methods() else ())
         if file.recipe and method is not None and method != choice.method:
             raise RetainError(
                 f"{path}: the recipe is of method '{method}' and '{choice.method}' is chosen; "
@@ -174,18 +185,54 @@ def refuse_unknown(read: Files, choice: Choice) -> None:
             _refuse_uncovered(path, file, choice)
 
 
+def _covered(file: ExperimentFile, field: str) -> list[str]:
+    """The names of all that a recipe covers; empty where something that it covers gives none."""
+    names = [getattr(when, field) for when in file.covers]
+    return [] if None in names else list(dict.fromkeys(name for some in names for name in some))
+
+
+def _refuse_names(path: Path, place: str, when: When, known: Mapping[str, Sequence[str]]) -> None:
+    for field, names in known.items():
+        for name in getattr(when, field) or ():
+            if name not in names:
+                raise RetainError(
+                    f"{path}: field '{place}.{field}': no {field} '{name}'; "
+                    + (f"choose one of {', '.join(names)}" if names else "there is none")
+                )
+
+
+def _refuse_fields(path: Path, prefix: str, settings: Settings, methods: Iterable[str]) -> None:
+    """Raises RetainError for a field that no section has; of `method`, none of these methods."""
+    sections = {
+        field: getattr(settings, field)
+        for field in settings.model_fields_set & {*Settings.model_fields}
+    }
+    if isinstance(tasks := sections.get("tasks"), dict):
+        for name, of_task in tasks.items():
+            refuse_unknown_fields(TaskConfig, of_task, str(path), f"{prefix}tasks.{name}.")
+        del sections["tasks"]
+    refuse_unknown_fields(ExperimentConfig, sections, str(path), prefix)
+    options = {key: value for key, value in (settings.method or {}).items() if key != "name"}
+    for name in methods if options else ():
+        # A package's method is imported only where it is chosen.
+        if not is_installed(name) and (method := find(name)) is not None:
+            refuse_unknown_fields(method.Config, options, str(path), f"{prefix}method.")
+
+
 def _refuse_uncovered(path: Path, file: ExperimentFile, choice: Choice) -> None:
     left: Sequence[When] = file.covers
-    for field in ("stream", "backbone", "method"):
+    for field in ("stream", "backbone", "method", "order"):
         before, left = left, [when for when in left if choice.matches(when, [field])]
         if left:
             continue
         names = dict.fromkeys(n for when in before for n in getattr(when, field) or ())
         chosen = getattr(choice, field)
         how = "name its file before" if field == "stream" else f"choose one with --{field}"
+        a = "an" if field == "order" else "a"
         raise RetainError(
-            f"{path}: the recipe '{file.recipe}' "
-            + (f"needs a {field}; {how}" if chosen is None else f"has no {field} '{chosen}'")
+            f"{path}: the recipe "
+            + (f"'{file.recipe}' " if file.recipe else "")
+            + (f"needs {a} {field}; {how}" if chosen is None else f"has no {field} '{chosen}'")
             + (" here; it has " if chosen else ": ")
             + ", ".join(names)
         )

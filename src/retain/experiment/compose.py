@@ -10,6 +10,7 @@ chosen. Options without a name are for whichever is chosen.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,9 @@ def read_experiment(
         RetainError: naming the file and the line or field, or two files that contradict each other.
     """
     paths = [files] if isinstance(files, Path) else list(files)
+    for number, path in enumerate(paths):
+        if any(os.path.realpath(path) == os.path.realpath(other) for other in paths[:number]):
+            raise RetainError(f"{path}: is named twice; name each file once, the lowest first")
     read = {path: read_file(path) for path in paths}
     refuse_contradictions(read)
     for path, file in read.items():
@@ -192,7 +196,7 @@ def _with_settings(tasks: list[Any], of_tasks: Mapping[str, Any], path: Path) ->
                 f"it has {', '.join(names) or 'none'}"
             )
     return [
-        merge(task, of_tasks[name]) if name in of_tasks else task
+        merge(task, of_tasks[name]) if name in of_tasks and isinstance(task, Mapping) else task
         for name, task in zip(names, tasks, strict=True)
     ]
 

@@ -24,7 +24,7 @@ from pydantic import (
 from retain.backbone import BackboneConfig, PromptConfig
 from retain.errors import RetainError
 from retain.evaluation.answers import EvaluationConfig
-from retain.experiment.validation import UnknownFieldError, Where, check, place_of
+from retain.experiment.validation import UnknownFieldError, Where, check, named, place_of
 from retain.methods import (
     Method,
     MethodConfig,
@@ -111,15 +111,10 @@ class ExperimentConfig(BaseModel):
     seed: NonNegativeInt = Field(default=0, lt=2**32)
     output: str | None = Field(default=None, min_length=1)
 
-    @field_validator("backbone", mode="before")
+    @field_validator("backbone", "method", mode="before")
     @classmethod
     def _named(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
-
-    @field_validator("method", mode="before")
-    @classmethod
-    def _chosen(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
+        return named(value)
 
     @field_validator("output")
     @classmethod

@@ -9,18 +9,17 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from retain.errors import RetainError, first_line
-from retain.experiment.validation import check
+from retain.experiment.validation import check, named
 from retain.system.files import parse_yaml, read_text
 
 
-def named(value: Any) -> Any:
-    """`method: x` and `backbone: x` are short for {name: x}."""
-    return {"name": value} if isinstance(value, str) else value
+def _text(name: Any) -> Any:
+    """A name that is YAML's number, such as `order: 2`."""
+    return str(name) if isinstance(name, int) and not isinstance(name, bool) else name
 
 
 def _several(value: Any) -> Any:
-    values = value if isinstance(value, list) else [value]
-    return [str(v) if isinstance(v, int) else v for v in values]  # order: 2 is YAML's number
+    return [_text(v) for v in (value if isinstance(value, list) else [value])]
 
 
 Section = dict[str, Any]
@@ -51,10 +50,17 @@ class Settings(BaseModel):
     backbone: Named | None = None
     method: Named | None = None
     tasks: Any = None
-    training: Any = None
-    evaluation: Any = None
-    prompt: Any = None
+    training: Section | None = None
+    evaluation: Section | None = None
+    prompt: Section | None = None
     seed: Any = None
+
+    @field_validator("backbone", "method", "training", "evaluation", "prompt", mode="before")
+    @classmethod
+    def _not_empty(cls, value: Any) -> Any:
+        if value is None:  # over an earlier file's section it would drop that
+            raise ValueError("Input should be a valid dictionary; add options, or remove the line")
+        return value
 
     @field_validator("tasks")
     @classmethod
@@ -113,7 +119,7 @@ class ExperimentFile(Settings):
     def _text_keys(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        return {str(name) if isinstance(name, int) else name: v for name, v in value.items()}
+        return {_text(name): listed for name, listed in value.items()}
 
 
 def read_file(path: Path) -> ExperimentFile:

@@ -35,8 +35,8 @@ def load_stream(configs: Iterable[TaskConfig | Mapping[str, Any]]) -> list[Task]
         RetainError: naming the file and the line, or two tasks of one name.
     """
     tasks: list[Task] = []
-    for number, config in enumerate(configs):
-        task = read_task(check(TaskConfig, config, "load_stream", f"{number}."))
+    for number, config in enumerate(configs, start=1):
+        task = read_task(check(TaskConfig, config, f"load_stream, task {number}"))
         if any(task.name == known.name for known in tasks):
             raise RetainError(f"tasks: two are named '{task.name}'; give one another 'name'")
         tasks.append(task)

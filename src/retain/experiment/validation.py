@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import reprlib
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -9,13 +10,18 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from retain.errors import RetainError
+from retain.errors import RetainError, first_line
 from retain.system.files import parse_yaml
 
 Checked = TypeVar("Checked", bound=BaseModel)
 
 Where = str | Callable[[str], str]
 """Where values come from: a file, or what says of a field in which file it is."""
+
+
+def named(value: Any) -> Any:
+    """`x`, of a method or a backbone, is short for {name: x}."""
+    return {"name": value} if isinstance(value, str) else value
 
 
 def place_of(where: Where, field: str) -> str:
@@ -31,6 +37,18 @@ class UnknownFieldError(RetainError):
             f"{where}: unknown field '{field}'; remove it or use one of: {', '.join(known)}"
         )
         self.field = field
+
+
+def refuse_unknown_fields(kind: type[BaseModel], values: Any, where: Where, prefix: str) -> None:
+    """Raises UnknownFieldError for a field that no model has, in values that are not whole yet."""
+    try:
+        kind.model_validate(values)
+    except ValidationError as error:
+        for problem in error.errors():
+            if problem["type"] == "extra_forbidden":
+                field = prefix + ".".join(map(str, problem["loc"]))
+                known = _fields_at(kind, problem["loc"][:-1])
+                raise UnknownFieldError(place_of(where, field), field, known) from None
 
 
 def check(kind: type[Checked], values: Any, where: Where, prefix: str = "") -> Checked:
@@ -74,6 +92,9 @@ def _fields_at(kind: type[BaseModel], path: Iterable[int | str]) -> list[str]:
 def set_field(values: dict[str, Any], change: str) -> None:
     """Applies one `a.b=c` change to an experiment's values.
 
+    Only `values` itself is changed. What is inside it may be of a file, or stand in several places
+    by an alias of YAML, and so it is copied along the path.
+
     Raises:
         RetainError: when it is no such change, or leads to no field.
     """
@@ -82,18 +103,20 @@ def set_field(values: dict[str, Any], change: str) -> None:
         raise RetainError(f"--set {change}: expected FIELD=VALUE, such as training.max_steps=50")
     try:
         value = parse_yaml(text)
-    except yaml.YAMLError:
-        raise RetainError(f"--set {change}: '{text}' is not valid YAML; quote it") from None
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or first_line(error)
+        raise RetainError(
+            f"--set {change}: '{text}' is not valid YAML ({problem}); correct or quote it"
+        ) from None
     *path, last = keys.split(".")
     place: Any = values
     try:
         for key in path:
             if isinstance(place, list):
-                place = place[int(key)]
+                inner = place[int(key)] = copy.copy(place[int(key)])
             else:
-                if isinstance(place.get(key), str):  # `backbone: x` and `method: x` in short
-                    place[key] = {"name": place[key]}
-                place = place.setdefault(key, {})
+                inner = place[key] = copy.copy(named(place.get(key, {})))
+            place = inner
         place[int(last) if isinstance(place, list) else last] = value
     except (ValueError, IndexError, AttributeError, TypeError):
         raise RetainError(f"--set {change}: no such field; check its name") from None

@@ -140,10 +140,54 @@ def read_text(path: Path) -> str:
         raise RetainError(f"{path}: cannot be read ({error.strerror}); check the path") from None
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses what PyYAML lets pass: a key that is there twice, and a value inside itself.
+
+    Of two equal keys the first would be dropped. A number and its text are equal, since a name such
+    as `1` may be written as either.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._open: list[str | None] = []
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            if event.anchor in self._open:
+                problem = f"'*{event.anchor}' stands inside '&{event.anchor}'"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
+
+    def compose_sequence_node(self, anchor: str | None) -> yaml.SequenceNode:
+        self._open.append(anchor)
+        node = super().compose_sequence_node(anchor)
+        self._open.pop()
+        return node
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        self._open.append(anchor)
+        node = super().compose_mapping_node(anchor)
+        self._open.pop()
+        keys: set[Any] = set()
+        for key_node, _ in node.value:  # here, before `<<` adds keys that may be there again
+            if isinstance(key_node, yaml.ScalarNode):
+                merges = key_node.tag == "tag:yaml.org,2002:merge"
+                key = "<<" if merges else self.construct_object(key_node)
+                if key in keys or str(key) in keys:
+                    problem = f"the key '{key_node.value}' is there twice"
+                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
+                keys |= {key, str(key)}
+        return node
+
+
 def parse_yaml(text: str) -> Any:
-    """Parses one YAML value; every failure is raised as a YAMLError."""
+    """Parses one YAML value; every failure is raised as a YAMLError.
+
+    A key that is there twice in a mapping is a failure, and so is a value inside itself.
+    """
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
         raise
     except Exception as error:  # PyYAML leaks others, such as ValueError for the date 2020-13-45
