@@ -126,7 +126,9 @@ def test_a_stream_and_a_file_give_it(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (task,) = load_stream([{"path": "copy.jsonl", "max_new_tokens": 60}])
     alike = Task.from_jsonl("copy.jsonl", max_new_tokens=60)
     assert (task.max_new_tokens, alike.max_new_tokens) == (60, 60)
-    with pytest.raises(RetainError, match=r"load_stream, task 1: field 'max_new_tokens': .* greater than 0"):
+    with pytest.raises(
+        RetainError, match=r"load_stream, task 1: field 'max_new_tokens': .* greater than 0"
+    ):
         load_stream([{"path": "copy.jsonl", "max_new_tokens": 0}])
     with pytest.raises(RetainError, match="task 'copy': max_new_tokens is 0; give it 1 or more"):
         replace(FIRST, max_new_tokens=0)
