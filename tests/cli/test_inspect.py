@@ -327,7 +327,8 @@ def test_a_method_that_is_not_installed(place: Path, monkeypatch: pytest.MonkeyP
     assert done.status == 0, done.err
     assert done.out == (
         "What the method itself shows is left out. run/config.yaml: the method 'seekr' comes with "
-        "a plugin, which may run any code; if you trust it, add --plugin mine (in Python: import "
+        "a plugin, which may run any code; if you trust it, add --plugin mine (the module, "
+        "or the path of its file; in Python: import "
         "it first).\n"
     )
     done = call("report", "run")

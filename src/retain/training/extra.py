@@ -75,7 +75,9 @@ def checked_extra(extra: Mapping[str, Any], fields: Collection[str]) -> dict[str
                 f"'{name}' is retain's own to set, or has no effect in it; remove it (extra takes "
                 f"{allowed})"
             )
-        kind = Annotated[types[name], Field(gt=0, le=MOST)] if name in POSITIVE else types[name]
+        kind: Any = types[name]
+        if name in POSITIVE:
+            kind = Annotated[kind, Field(gt=0, le=MOST)]
         try:
             json.dumps(value, allow_nan=False)  # as it will be written
         except (TypeError, ValueError):
