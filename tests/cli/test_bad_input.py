@@ -293,7 +293,7 @@ def test_damaged_gguf_file(place: Path) -> None:
         ("seed=1", ["seed: 0 is now 1"]),
         ("evaluation.limit=1", ["evaluation.limit: 3 is now 1"]),
         ("backbone.dtype=bfloat16", ["backbone.dtype: float32 is now bfloat16"]),
-        ("tasks.0.path=letter.jsonl", ["tasks.0.path: copy.jsonl is now letter.jsonl"]),
+        ("tasks.0.path=letter.jsonl", ["task 1 (copy): path: copy.jsonl is now letter.jsonl"]),
     ],
 )
 def test_resume_with_other_settings(change: str, says: list[str]) -> None:

@@ -170,7 +170,7 @@ def test_tasks_to_come_may_change(place: Path) -> None:
     assert call(*again("--resume", *change)).status == 0
     done = call(*again("--resume"))
     assert done.status == 2
-    assert "tasks.1.path: letter.jsonl is now copy.jsonl" in done.err
+    assert "task 2 (third): path: letter.jsonl is now copy.jsonl" in done.err
 
 
 def test_learn_holds_out_a_test_split(place: Path) -> None:

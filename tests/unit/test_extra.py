@@ -14,7 +14,8 @@ import pytest
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from retain.errors import RetainError, StoppedError
-from retain.experiment.config import ExperimentConfig, refuse_changes
+from retain.experiment.config import ExperimentConfig
+from retain.experiment.resume import refuse_changes
 from retain.learner import Learner
 from retain.testing.runs import content
 from retain.testing.tiny import make_backbone, make_learner, make_task

@@ -222,36 +222,3 @@ def resolved(experiment: ExperimentConfig) -> ExperimentConfig:
 FREE = (*(("training", field) for field in FREE_TRAINING), ("evaluation", "batch_size"))
 """What may change while a run goes on: it changes what the work takes, and what comes of it by
 rounding at most."""
-
-
-def refuse_changes(
-    stored: ExperimentConfig, given: ExperimentConfig, folder: Path, learned: int
-) -> None:
-    """Raises RetainError when a run is to be continued under another experiment file.
-
-    The tasks after the first `learned` may be others; so may what is `FREE`.
-    """
-    old = resolved(stored).model_dump(mode="json")
-    new = resolved(given).model_dump(mode="json")
-    for part, field in FREE:
-        del old[part][field], new[part][field]
-    for values in (old, new):
-        del values["output"], values["plugins"]
-        values["tasks"] = dict(enumerate(values["tasks"][:learned]))
-    differences = _differences(old, new)
-    if differences:
-        raise RetainError(
-            f"{folder}: was started with other settings ({'; '.join(differences)}); "
-            "use the same ones, or another --output"
-        )
-
-
-def _differences(old: Any, new: Any, field: str = "") -> list[str]:
-    if not (isinstance(old, dict) and isinstance(new, dict)):
-        return [] if old == new else [f"{field}: {old} is now {new}"]
-    prefix = f"{field}." if field else ""
-    return [
-        difference
-        for key in dict.fromkeys((*old, *new))
-        for difference in _differences(old.get(key), new.get(key), f"{prefix}{key}")
-    ]

@@ -43,29 +43,48 @@ def load_stream(configs: Iterable[TaskConfig | Mapping[str, Any]]) -> list[Task]
     return tasks
 
 
+def with_defaults(config: TaskConfig) -> TaskConfig:
+    """The same with the defaults of its reader spelled out: name, metric, columns, hub split."""
+    metric, test = "exact_match", config.test
+    columns: dict[str, str] = {str(column): name for column, name in config.columns.items()}
+    if config.reader in FOLDER_READERS:
+        _, metric, by_name = FOLDER_READERS[config.reader]
+        metric = by_name.get(Path(config.path).name, metric)
+    else:
+        columns = COLUMNS | columns
+    if config.reader == "hub":
+        test = config.test or "test"
+    defaults = {
+        "name": config.name or task_name(config.path, config.reader),
+        "metric": config.metric or metric,
+        "columns": columns,
+        "test": test,
+    }
+    return config.model_copy(update=defaults)
+
+
 def read_task(config: TaskConfig) -> Task:
     """Reads one configured task; what its splits lack is carved off train."""
     test: list[Example] | None
-    columns: dict[str, str] = COLUMNS | {str(k): v for k, v in config.columns.items()}
+    config = with_defaults(config)
+    columns: dict[str, str] = {str(k): v for k, v in config.columns.items()}
     if config.reader in FOLDER_READERS:
-        read, metric, by_name = FOLDER_READERS[config.reader]
+        read, _, _ = FOLDER_READERS[config.reader]
         folder = Path(config.path)
-        metric = by_name.get(folder.name, metric)
         if not folder.is_dir():
             raise RetainError(f"{folder}: no such folder; check the path")
         train, test = read(folder, "train"), read(folder, "test")
     elif config.reader == "hub":
-        metric = "exact_match"
         train = read_hub(config.path, "train", config.subset, columns)
-        test = read_hub(config.path, config.test or "test", config.subset, columns)
+        test = read_hub(config.path, str(config.test), config.subset, columns)
     else:
-        metric, train = "exact_match", read_rows(Path(config.path), columns)
+        train = read_rows(Path(config.path), columns)
         test = None if config.test is None else read_rows(Path(config.test), columns)
     return Task.split(
-        config.name or task_name(config.path, config.reader),
+        str(config.name),
         train,
         test,
-        config.metric or metric,
+        str(config.metric),
         config.train_limit,
         config.model_dump()["training"],
         config.max_new_tokens,

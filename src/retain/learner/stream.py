@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from retain.errors import RetainError
-from retain.experiment.config import ExperimentConfig, refuse_changes, stored_experiment
+from retain.experiment.config import ExperimentConfig, stored_experiment
+from retain.experiment.resume import refuse_changes
 from retain.learner.learner import Learner
 from retain.runs import results
 from retain.runs.directory import RunDirectory

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from retain.errors import RetainError
-from retain.experiment.config import ExperimentConfig, refuse_changes, stored_experiment
+from retain.experiment.config import ExperimentConfig, stored_experiment
+from retain.experiment.resume import refuse_changes
 from retain.metrics import continual
 from retain.metrics.text import score
 from retain.runs import results
