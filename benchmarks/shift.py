@@ -115,7 +115,7 @@ def main() -> None:
     print("| run | task | shift | score | attention over the blocks | mean move |")
     print("|---|---|---|---|---|---|")
     for folder in parser.parse_args().runs:
-        progress = ConsoleProgress(Console(stderr=True), folder.name)
+        progress = ConsoleProgress(Console(stderr=True, emoji=False), folder.name)
         learner = Learner.load(folder, progress)
         shares = divided if unnormalised(learner.experiment.method) else whole
         for task in learner.tasks:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import io
 import os
+import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
+from retain.cli import shared
+from retain.report.layout import new_table
 from retain.runs.directory import RunDirectory
 from retain.system import files
 from tests.command import call, check
@@ -76,3 +82,38 @@ def test_a_terminal_that_does_not_know_every_letter(tmp_path: Path) -> None:
     assert out == f"{run.path}/tasks/01-??/a: missing; restore it from a copy of the run\n"
     assert status == 2
     assert err.startswith(f"error: {run.path}: 1 file failed verification")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_name_is_printed_as_it_is(
+    terminal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rich would put a picture in the place of `:smile:`, even in text without markup."""
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    name = "a:100:b:smile:"
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        table = new_table(name, [name])
+        table.add_row(name)
+        shared.widened(shared.console).print(table)
+        shared.console.print(table)
+        shared.say(name)
+        shared.warn(name)
+        progress = shared.progress_for(name)
+        progress.start(name, 1, name)
+        progress.update(1, {name: 1.0})
+        progress.finish()
+        progress.message(name)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert out.getvalue().count(name) == 7
+    assert err.getvalue().count(name) >= 6
+    assert "😄" not in out.getvalue() + err.getvalue()
+
+
+def test_every_console_prints_names_as_they_are() -> None:
+    for path in (Path(__file__).parents[2] / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Console":
+                assert "emoji" in {keyword.arg for keyword in node.keywords}, path

@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Teach a language model one task after another, without forgetting the earlier ones.",
 )
-console = Console(quiet=not processes.is_first())
+console = Console(emoji=False, quiet=not processes.is_first())
 
 Run = Annotated[Path, typer.Argument(help="The run's folder.", metavar="RUN")]
 TrustCode = Annotated[
@@ -86,20 +86,22 @@ def say(text: str) -> None:
 def warn(text: str, kind: str = "warning") -> None:
     """One line on standard error."""
     line = f"{kind}: {' '.join(text.split())}"
-    errors = Console(stderr=True, quiet=not processes.is_first())
+    errors = Console(stderr=True, emoji=False, quiet=not processes.is_first())
     errors.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def widened(console: Console) -> Console:
     """The console; where it is no terminal, one whose width cuts no line of a table."""
-    return console if console.is_terminal else Console(width=WIDE, quiet=console.quiet)
+    return console if console.is_terminal else Console(width=WIDE, emoji=False, quiet=console.quiet)
 
 
 def progress_for(prefix: str) -> Any:
     """A progress bar on standard error; the first Ctrl-C ends the work after the current step."""
     from retain.system.progress import ConsoleProgress
 
-    progress = ConsoleProgress(Console(stderr=True, quiet=not processes.is_first()), prefix)
+    progress = ConsoleProgress(
+        Console(stderr=True, emoji=False, quiet=not processes.is_first()), prefix
+    )
 
     def stop(*_: object) -> None:
         progress.message("stops after this step; Ctrl-C again stops at once")

@@ -312,7 +312,7 @@ def _spread(group: Sequence[Entry], key: str) -> str:
 
 def as_html(entries: Sequence[Entry]) -> str:
     """Warnings and tables as one HTML page."""
-    page = Console(record=True, file=io.StringIO(), width=110)
+    page = Console(record=True, file=io.StringIO(), width=110, emoji=False)
     for line in warnings(entries):
         page.print(Text(f"warning: {line}"))
     page.print(tables(entries))

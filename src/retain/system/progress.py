@@ -70,7 +70,7 @@ class ConsoleProgress(Progress):
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=20),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[unit]}  {task.fields[parts]}"),
+                TextColumn("{task.fields[unit]}  {task.fields[parts]}", markup=False),
                 TimeRemainingColumn(),
                 console=self.console,
             )
