@@ -366,6 +366,7 @@ def test_bad_learn(arguments: list[str], says: list[str]) -> None:
     [
         (["pertask", "p"], b"", ["needs the task's name (--task); it knows copy"]),
         (["pertask", "p", "--task", "x"], b"", ["task 'x'", "has not learned it; name one of"]),
+        (["run", "p", "--task", "x"], b"", ["task 'x'", "has not learned it; name one of"]),
         (["run", ""], b"", ["generate: an empty prompt; give it a text"]),
         (["run", "a", " \n"], b"", ["generate: an empty prompt"]),
         (["run", "-"], b"\n\n", ["generate: an empty prompt"]),

@@ -11,7 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from retain.errors import RetainError, StoppedError
 from retain.experiment.config import ExperimentConfig
@@ -201,6 +207,14 @@ def test_a_callback_that_ends_training_stops_the_run(tmp_path: Path) -> None:
 def test_what_is_no_callback_is_refused(callback: Any, tmp_path: Path) -> None:
     with pytest.raises(RetainError, match=r"callbacks: .* is no transformers.TrainerCallback"):
         learner_with([callback], tmp_path / "run")
+
+
+def test_callbacks_that_retain_cannot_serve_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RetainError, match=r"callbacks: .* is no list; give \[callback\]"):
+        learner_with(Count(), tmp_path / "run")
+    with pytest.raises(RetainError, match=r"EarlyStoppingCallback waits for Trainer's evaluations"):
+        learner_with([EarlyStoppingCallback()], tmp_path / "run")
+    learner_with(None, tmp_path / "run")
 
 
 # -- transformers' private names

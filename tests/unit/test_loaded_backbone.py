@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from retain.backbone import PromptConfig
 from retain.errors import RetainError
@@ -68,9 +73,11 @@ def test_other_pairs_are_refused(backbone_folder: Folder, tmp_path: Path) -> Non
         (
             model,
             "tokenizer",
-        ): r"expected a transformers model .*, got \(LlamaForCausalLM, str\)",
-        (tokenizer, model): "expected a transformers model and its tokenizer",
+        ): r"a transformers model .*, got \(LlamaForCausalLM, str\)",
+        (tokenizer, model): "a transformers model and its tokenizer",
         (model,): r"got \(LlamaForCausalLM\)",
+        model: r"got \(LlamaForCausalLM\); give \(model, tokenizer\)",
+        None: r"expected a name, .* got \(NoneType\)",
         (model.double(), tokenizer): "is in float64; load it in float32, bfloat16, float16",
     }.items():
         with pytest.raises(RetainError, match=message):
@@ -81,6 +88,30 @@ def test_other_pairs_are_refused(backbone_folder: Folder, tmp_path: Path) -> Non
     with pytest.raises(RetainError, match="Backbone has its own prompt"):
         Learner(learner.backbone, "seqlora", tmp_path / "run", prompt=PromptConfig())
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", [AutoModel, AutoModelForSequenceClassification])
+def test_a_model_that_generates_nothing_is_refused(
+    kind: Any, backbone_folder: Folder, tmp_path: Path
+) -> None:
+    source = backbone_folder("llama")
+    pair = kind.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+    with pytest.raises(RetainError, match="generates no text; load the model with AutoModelForC"):
+        Learner(pair, "seqlora", tmp_path / "run")
+
+
+def test_a_model_without_weights_is_refused(backbone_folder: Folder, tmp_path: Path) -> None:
+    model, tokenizer = load(backbone_folder("llama"))
+    with pytest.raises(RetainError, match="is on the meta device; load it with its weights"):
+        Learner((model.to("meta"), tokenizer), "seqlora", tmp_path / "run")
+
+
+def test_a_pair_may_be_a_list(backbone_folder: Folder, tmp_path: Path) -> None:
+    source = backbone_folder("llama")
+    learn([*load(source)], tmp_path / "run")
+    Learner.load(tmp_path / "run", backbone=[*load(source)])  # type: ignore[arg-type]
+    with pytest.raises(RetainError, match=r"got \(LlamaForCausalLM\)"):
+        Learner.load(tmp_path / "run", backbone=load(source)[0])
 
 
 # -- a loop of one's own
@@ -138,5 +169,18 @@ def test_routes_that_mean_nothing_are_refused(tmp_path: Path, backbone_folder: F
     learner.learn(COPY)
     with pytest.raises(RetainError, match="'sapt-prompt' adds prompts to the input"):
         learner.route(PROMPTS)
+    learner = learned("seqlora", tmp_path / "other", backbone_folder)
     with pytest.raises(RetainError, match="no prompts"):
-        learned("seqlora", tmp_path / "other", backbone_folder).route([])
+        learner.route([])
+    for ask in (learner.route, learner.answers, learner.generate):
+        for prompts, message in (
+            ("ab", "expected a list of texts, got str 'ab'"),
+            (Example("ab", ("",)), "expected a list of texts, got Example"),
+            (5, "expected a list of texts, got int 5"),
+            ([5], "int 5 is no text"),
+            (["ab", " "], "one of them is empty"),
+        ):
+            with pytest.raises(RetainError, match=message):
+                ask(prompts)  # type: ignore[operator]
+        with pytest.raises(RetainError, match="'nope': this run has not learned it; name one of c"):
+            ask(["ab"], "nope")  # type: ignore[operator]

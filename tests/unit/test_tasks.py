@@ -203,6 +203,19 @@ def test_a_data_set_that_is_no_task(data: Any, message: str) -> None:
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "training", "message"),
+    [
+        (5, None, "a task's name is 5; give it a text"),
+        (None, None, "a task's name is None; give it a text"),
+        ("t", 5, "task 't': training is 5; give it a dict of settings"),
+    ],
+)
+def test_a_task_of_other_types_is_refused(name: Any, training: Any, message: str) -> None:
+    with pytest.raises(RetainError, match=message):
+        Task.from_dataset(ROWS, name, training=training)
+
+
 def test_a_bad_test_row_is_named() -> None:
     with pytest.raises(RetainError, match="task 't', test, row 1: no field 'prompt'"):
         Task.from_dataset(ROWS, "t", test=[{}])

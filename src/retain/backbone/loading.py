@@ -101,16 +101,26 @@ def wrap_loaded(
             (`model.name_or_path`, which may be empty) and its dtype.
 
     Raises:
-        RetainError: when this is no such pair, or the model carries layers of retain already.
+        RetainError: when this is no such pair, the model cannot generate text or has no weights, or
+            it carries layers of retain already.
     """
-    kinds = [type(part).__name__ for part in loaded]
-    if len(loaded) != 2 or not (
-        isinstance(loaded[0], PreTrainedModel) and isinstance(loaded[1], PreTrainedTokenizerBase)
+    parts = list(loaded) if isinstance(loaded, tuple | list) else [loaded]
+    if len(parts) != 2 or not (
+        isinstance(parts[0], PreTrainedModel) and isinstance(parts[1], PreTrainedTokenizerBase)
     ):
+        kinds = ", ".join(type(part).__name__ for part in parts)
         raise RetainError(
-            f"backbone: expected a transformers model and its tokenizer, got ({', '.join(kinds)})"
+            "backbone: expected a name, a folder, or a transformers model and its tokenizer, got "
+            f"({kinds}); give (model, tokenizer)"
         )
-    model, tokenizer = loaded
+    model, tokenizer = parts
+    if not model.can_generate():
+        raise RetainError(
+            f"backbone: a {type(model).__name__} generates no text; load the model with "
+            "AutoModelForCausalLM or AutoModelForSeq2SeqLM"
+        )
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise RetainError("backbone: the model is on the meta device; load it with its weights")
     if any(type(part).__module__.startswith("retain.") for part in model.modules()):
         raise RetainError("backbone: this model carries a Learner's layers; load a fresh one")
     dtype = str(model.dtype).removeprefix("torch.")

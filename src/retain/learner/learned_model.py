@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,8 +120,8 @@ class LearnedModel:
             route.
 
         Raises:
-            RetainError: when nothing is learned yet, or the method adds soft prompts to the input,
-                which your own tokens would lack.
+            RetainError: when nothing is learned yet, a prompt is no text, the task is unknown, or
+                the method adds soft prompts to the input, which your own tokens would lack.
         """
         self.require_ready()
         if self.backbone.virtual_tokens:
@@ -129,9 +129,10 @@ class LearnedModel:
                 f"Learner.route: method '{self.experiment.method['name']}' adds prompts to the "
                 "input, which tokens of your own would lack; use answers"
             )
-        if not prompts:
+        examples = self._examples(prompts, task)
+        if not examples:
             raise RetainError("Learner.route: no prompts; give it at least one")
-        encoded = [self.backbone.encode(_example(p), with_answer=False) for p in prompts]
+        encoded = [self.backbone.encode(example, with_answer=False) for example in examples]
         batch = self.backbone.collate(encoded)
         with torch.no_grad():
             self.method.route(batch, task)
@@ -161,10 +162,11 @@ class LearnedModel:
             replies: one per prompt; receives the answer in pieces while it is generated.
 
         Raises:
-            RetainError: when nothing is learned yet, or the method needs the task's name.
+            RetainError: when nothing is learned yet, a prompt is no text, the task is unknown, or
+                the method needs its name.
         """
         self.require_ready()
-        examples = [_example(prompt) for prompt in prompts]
+        examples = self._examples(prompts, task)
         # The prompt's task is unknown, so the longest answer of any task is allowed.
         settings = self.experiment.evaluation
         longest = max(settings.max_new_tokens, *(task.max_new_tokens or 0 for task in self.tasks))
@@ -182,6 +184,31 @@ class LearnedModel:
         """Answers prompts of any learned task by greedy decoding; returns the texts."""
         return [answer.output for answer in self.answers(prompts, task)]
 
+    def _examples(self, prompts: Sequence[str | Example], task: str | None) -> list[Example]:
+        """Returns prompts as examples.
 
-def _example(prompt: str | Example) -> Example:
-    return prompt if isinstance(prompt, Example) else Example(prompt, ("",))
+        Raises:
+            RetainError: when they are no list of texts or examples, one is empty, or no task of
+                this name is learned.
+        """
+        if isinstance(prompts, str | Example) or not isinstance(prompts, Iterable):
+            raise RetainError(
+                f"prompts: expected a list of texts, got {_shown(prompts)}; use [...]"
+            )
+        names = [learned.name for learned in self.tasks]
+        if task is not None and task not in names:
+            known = ", ".join(names)
+            raise RetainError(f"task '{task}': this run has not learned it; name one of {known}")
+        examples = []
+        for prompt in prompts:
+            if not isinstance(prompt, str | Example):
+                raise RetainError(f"prompts: {_shown(prompt)} is no text; give texts or Examples")
+            example = Example(prompt, ("",)) if isinstance(prompt, str) else prompt
+            if not example.prompt.strip() and not example.messages:
+                raise RetainError("prompts: one of them is empty; give it a text")
+            examples.append(example)
+        return examples
+
+
+def _shown(value: Any) -> str:
+    return f"{type(value).__name__} {value!r:.60}"

@@ -82,7 +82,7 @@ class Learner(LearnedModel):
         prompt: PromptConfig | Mapping[str, Any] | None = None,
         seed: int = 0,
         progress: Progress | None = None,
-        callbacks: Sequence[TrainerCallback] = (),
+        callbacks: Sequence[TrainerCallback] | None = None,
     ) -> None:
         loaded, source = _loaded(backbone, prompt)
         values = {
@@ -101,7 +101,7 @@ class Learner(LearnedModel):
         cls,
         experiment: ExperimentConfig,
         progress: Progress | None = None,
-        callbacks: Sequence[TrainerCallback] = (),
+        callbacks: Sequence[TrainerCallback] | None = None,
     ) -> Learner:
         """Returns a new learner with the settings of an experiment. It has learned no task yet."""
         learner = cls.__new__(cls)
@@ -115,7 +115,7 @@ class Learner(LearnedModel):
         progress: Progress | None = None,
         backbone: Backbone | LoadedModel | None = None,
         trust_remote_code: bool = False,
-        callbacks: Sequence[TrainerCallback] = (),
+        callbacks: Sequence[TrainerCallback] | None = None,
     ) -> Learner:
         """Restores a run with all tasks that it has learned.
 
@@ -150,10 +150,10 @@ class Learner(LearnedModel):
             raise RetainError(complaint)
         results.rows(run)
         learner = cls.__new__(cls)
-        if isinstance(backbone, tuple):
-            backbone = wrap_loaded(backbone, experiment.prompt, experiment.backbone)
-        elif backbone is not None:
+        if isinstance(backbone, Backbone):
             backbone.prompt = experiment.prompt
+        elif backbone is not None:
+            backbone = wrap_loaded(backbone, experiment.prompt, experiment.backbone)
         learner._set_up(experiment, run, progress, backbone, callbacks)
         for index, task_folder in enumerate(run.learned()):
             task = stored_task(run, task_folder)
@@ -167,7 +167,7 @@ class Learner(LearnedModel):
         experiment: ExperimentConfig,
         progress: Progress | None,
         backbone: Backbone | None,
-        callbacks: Sequence[TrainerCallback],
+        callbacks: Sequence[TrainerCallback] | None,
     ) -> None:
         run = RunDirectory(Path(experiment.output or "runs/run"))
         if run.exists:
@@ -184,7 +184,7 @@ class Learner(LearnedModel):
         run: RunDirectory,
         progress: Progress | None,
         backbone: Backbone | None,
-        callbacks: Sequence[TrainerCallback],
+        callbacks: Sequence[TrainerCallback] | None,
     ) -> None:
         name, options = check_method(experiment.method, "method")
         self.experiment = resolved(experiment)
@@ -374,13 +374,13 @@ def _loaded(
     prompt: PromptConfig | Mapping[str, Any] | None,
 ) -> tuple[Backbone | None, BackboneConfig | str]:
     """Returns the backbone if it is loaded already, and the value to record for it."""
-    if isinstance(backbone, tuple):
+    if isinstance(backbone, str | Path | BackboneConfig):
+        return None, str(backbone) if isinstance(backbone, Path) else backbone
+    if not isinstance(backbone, Backbone):
         backbone = wrap_loaded(backbone, check(PromptConfig, prompt or {}, "Learner", "prompt."))
-    elif isinstance(backbone, Backbone) and prompt is not None:
+    elif prompt is not None:
         raise RetainError("Learner: a loaded Backbone has its own prompt; leave 'prompt' out")
-    if isinstance(backbone, Backbone):
-        return backbone, backbone.source
-    return None, backbone if isinstance(backbone, BackboneConfig) else str(backbone)
+    return backbone, backbone.source
 
 
 def _is_score(path: Path) -> bool:

@@ -45,6 +45,8 @@ class Task:
     max_new_tokens: int | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise RetainError(f"a task's name is {self.name!r:.60}; give it a text")
         if not self.name.strip():
             raise RetainError("a task has no name; give it one")
         try:
@@ -53,6 +55,10 @@ class Task:
             raise RetainError(
                 f"task {self.name!a}: its name is not Unicode text; give it another 'name'"
             ) from None
+        if not isinstance(self.training, Mapping):
+            raise RetainError(
+                f"task '{self.name}': training is {self.training!r:.60}; give it a dict of settings"
+            )
         check_metric(self.metric, f"task '{self.name}'")
         if not self.test:
             raise RetainError(f"task '{self.name}': no test examples; give it some")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from retain.backbone import Backbone, Batch
 from retain.backbone.backbone import IGNORED
@@ -285,17 +285,27 @@ def compiled(model: nn.Module, wanted: bool) -> Iterator[None]:
         model._compiled_call_impl = None  # nn.Module has no method that undoes compile()
 
 
-def check_callbacks(callbacks: Iterable[Any]) -> tuple[TrainerCallback, ...]:
+def check_callbacks(callbacks: Iterable[Any] | None) -> tuple[TrainerCallback, ...]:
     """Returns a user's callbacks for Trainer.
 
     Raises:
-        RetainError: when one is no instance of `transformers.TrainerCallback`.
+        RetainError: when one is no instance of `transformers.TrainerCallback`, or waits for
+            evaluations during training, which there are none of.
     """
+    if callbacks is None:
+        return ()
+    if not isinstance(callbacks, Iterable):
+        raise RetainError(f"callbacks: {callbacks!r:.80} is no list; give [callback]")
     checked = tuple(callbacks)
     for callback in checked:
         if not isinstance(callback, TrainerCallback):
             kind = f"the class {callback.__name__}" if isinstance(callback, type) else callback
             raise RetainError(
                 f"callbacks: {kind!r:.80} is no transformers.TrainerCallback; give an instance"
+            )
+        if isinstance(callback, EarlyStoppingCallback):
+            raise RetainError(
+                f"callbacks: {type(callback).__name__} waits for Trainer's evaluations, which "
+                "retain does not run; leave it out"
             )
     return checked
