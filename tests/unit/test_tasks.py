@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pandas
 import pyarrow
 import pytest
@@ -175,6 +176,41 @@ def test_class_labels_are_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_dataset(data.to_list(), "t", columns)[1].references == ("1",)
 
 
+def test_class_labels_hold_for_both_splits() -> None:
+    """Otherwise a test row would ask for `1` where the training rows teach `green`."""
+    columns = {"prompt": "text", "answer": "label"}
+    plain = [{"text": f"q{i}", "label": i % 2} for i in range(4)]
+    for train, test in ((labelled(0, 1, 1), plain), (plain, labelled(0, 1, 1))):
+        task = Task.from_dataset(train, "t", **columns, test=test)
+        answers = {e.references[0] for e in (*task.train, *task.dev, *task.test)}
+        assert answers == {"red", "green"}
+    texts = [{"text": "q", "label": "green"}]
+    assert Task.from_dataset(labelled(0, 1), "t", **columns, test=texts).test[0].references == (
+        "green",
+    )
+
+
+@pytest.mark.parametrize("kind", ["pandas", "numpy", "torch", "arrow"])
+def test_a_dataset_s_format_changes_nothing(kind: str) -> None:
+    data = datasets.Dataset.from_list(ROWS)
+    assert read_dataset(data.with_format(kind), "t") == read_dataset(data, "t")
+
+
+@pytest.mark.parametrize(
+    ("answer", "references"),
+    [
+        (np.int64(1), ("1",)),
+        ([np.int64(1), "one"], ("1", "one")),
+        (np.float32(0.1), ("0.1",)),
+        (np.array([0.1, 2], np.float32), ("0.1", "2.0")),
+        (np.array(3), ("3",)),
+        (torch.tensor([1, 2]), ("1", "2")),
+    ],
+)
+def test_numbers_keep_their_text(answer: Any, references: tuple[str, ...]) -> None:
+    assert read_dataset([{"prompt": "p", "answer": answer}], "t")[0].references == references
+
+
 def test_arrays_in_a_data_frame_are_lists(tmp_path: Path) -> None:
     rows = [{"messages": [USER, REPLY]}, {"messages": [SYSTEM, USER, REPLY]}]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
@@ -192,6 +228,10 @@ def test_arrays_in_a_data_frame_are_lists(tmp_path: Path) -> None:
         ([{"text": "p", "label": "a"}, {"text": "q"}], "row 2: .* answer= in Task.from_dataset"),
         ([{"text": "p", "label": "a"}, "q"], "task 't', row 2: expected an object"),
         (datasets.DatasetDict(train=labelled(0)), r"not a DatasetDict; .* data\['train'\]"),
+        (
+            pandas.DataFrame([["p", "a", "b"]], columns=["text", "label", "label"]),
+            "task 't': two columns are named 'label'; rename one of them",
+        ),
         ("tickets.jsonl", "task 't': expected a datasets.Dataset, .* and not a str"),
         (3, "and not a int"),
         ([], "task 't': no training examples"),

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from retain.errors import RetainError, first_line
 from retain.system.files import numbered_jsonl, read_json, read_text
 from retain.tasks.example import Example, user_text
@@ -105,7 +107,9 @@ def read_rows(path: Path, columns: Mapping[str, str] = COLUMNS) -> list[Example]
     return examples
 
 
-def read_dataset(data: Any, where: str, columns: Mapping[str, str] = COLUMNS) -> list[Example]:
+def read_dataset(
+    data: Any, where: str, columns: Mapping[str, str] = COLUMNS, like: Any = None
+) -> list[Example]:
     """Reads a `datasets.Dataset`, a pandas DataFrame, or rows as dicts.
 
     Args:
@@ -113,19 +117,25 @@ def read_dataset(data: Any, where: str, columns: Mapping[str, str] = COLUMNS) ->
         where: what the rows are called in an error; their number, from 1, follows.
         columns: the columns that hold the prompt and the answer. The class numbers of a dataset's
             `ClassLabel` become the names of the classes.
+        like: the task's other split, whose `ClassLabel` holds where `data` has none.
 
     Raises:
         RetainError: names the row and the column, or says that this is no table of rows.
     """
-    rows = data
-    if hasattr(data, "columns") and hasattr(data, "to_dict"):  # pandas, which is not imported here
-        rows = data.astype(object).where(data.notna(), None).to_dict("records")
-    elif isinstance(data, str | bytes | Mapping) or not isinstance(data, Iterable):
+    if isinstance(data, str | bytes | Mapping) or not isinstance(data, Iterable):
         raise RetainError(
             f"{where}: expected a datasets.Dataset, a DataFrame or a list of dicts, and not a "
             f"{type(data).__name__}; of a DatasetDict give one split, such as data['train']"
         )
-    return _parse_all(rows, where, columns, getattr(data, "features", None))
+    rows: Iterable[Any] = data
+    if hasattr(data, "columns") and hasattr(data, "to_dict"):  # pandas, which is not imported here
+        if not data.columns.is_unique:
+            twice = data.columns[data.columns.duplicated()][0]
+            raise RetainError(f"{where}: two columns are named '{twice}'; rename one of them")
+        rows = data.astype(object).where(data.notna(), None).to_dict("records")
+    elif hasattr(data, "with_format"):  # of `datasets`; as pandas, say, its rows are tables
+        rows = data.with_format(None)
+    return _parse_all(rows, where, columns, _classes(like, columns) | _classes(data, columns))
 
 
 def read_superni(folder: Path, split: str) -> list[Example]:
@@ -174,11 +184,25 @@ def read_hub(
             f"dataset '{name}', split '{split}': cannot be loaded ({first_line(error)}); "
             "check the id and the connection"
         ) from None
-    return _parse_all(rows, f"{name}/{split}", columns, getattr(data, "features", None))
+    return _parse_all(rows, f"{name}/{split}", columns, _classes(data, columns))
+
+
+def _classes(data: Any, columns: Mapping[str, str]) -> dict[str, Sequence[str]]:
+    """Returns the names of the classes by column, for the columns that are a `ClassLabel`."""
+    classes = {}
+    for column in columns.values():
+        feature = (getattr(data, "features", None) or {}).get(column)
+        feature = getattr(feature, "feature", feature)  # a list's, of its entries
+        if names := getattr(feature, "names", None):
+            classes[column] = names
+    return classes
 
 
 def _parse_all(
-    rows: Iterable[Any], where: str, columns: Mapping[str, str], features: Mapping[str, Any] | None
+    rows: Iterable[Any],
+    where: str,
+    columns: Mapping[str, str],
+    classes: Mapping[str, Sequence[str]],
 ) -> list[Example]:
     """Parses rows of Python, NumPy or pandas values.
 
@@ -186,14 +210,8 @@ def _parse_all(
         rows: a mapping each.
         where: what the rows are called in an error.
         columns: the keys that hold the prompt and the answer.
-        features: of a `datasets.Dataset`, the type of each column.
+        classes: the names of the classes, for columns of class numbers.
     """
-    classes = {}
-    for column in columns.values():
-        feature = (features or {}).get(column)
-        feature = getattr(feature, "feature", feature)  # a list's, of its entries
-        if names := getattr(feature, "names", None):
-            classes[column] = names
     examples = []
     for number, row in enumerate(rows, 1):
         place = f"{where}, row {number}"
@@ -206,7 +224,14 @@ def _parse_all(
 
 
 def _plain(value: Any) -> Any:
-    """Turns a NumPy array or number, or a tensor, into a list or a number of Python's."""
+    """Turns NumPy values and tensors, also in a list, into lists and numbers of Python's.
+
+    A number of NumPy keeps its text: float32's 0.1 is 0.1, and not 0.10000000149011612.
+    """
+    if isinstance(value, np.floating):
+        return float(str(value))
+    if isinstance(value, list) or (isinstance(value, np.ndarray) and value.ndim):
+        return [_plain(each) for each in value]
     return value.tolist() if hasattr(value, "tolist") else value
 
 

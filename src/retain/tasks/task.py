@@ -160,7 +160,7 @@ class Task:
             name: the task's.
             prompt: the column with the prompt.
             answer: the column with the answer. The class numbers of a dataset's `ClassLabel`
-                become the names of the classes.
+                become the names of the classes, also in the other split.
             test: test rows, in any of these forms.
             metric, training, max_new_tokens, seed: as in `split`.
 
@@ -170,8 +170,10 @@ class Task:
         columns = {"prompt": prompt, "answer": answer}
         return cls.split(
             name,
-            read_dataset(data, f"task '{name}'", columns),
-            None if test is None else read_dataset(test, f"task '{name}', test", columns),
+            read_dataset(data, f"task '{name}'", columns, like=test),
+            None
+            if test is None
+            else read_dataset(test, f"task '{name}', test", columns, like=data),
             metric,
             training=training,
             max_new_tokens=max_new_tokens,
