@@ -15,8 +15,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from retain.errors import RetainError, first_line
 from retain.system.files import numbered_jsonl, read_json, read_text
 from retain.tasks.example import Example, user_text
@@ -122,19 +120,19 @@ def read_dataset(
     Raises:
         RetainError: names the row and the column, or says that this is no table of rows.
     """
+    rows: Any = data
     if isinstance(data, str | bytes | Mapping) or not isinstance(data, Iterable):
         raise RetainError(
             f"{where}: expected a datasets.Dataset, a DataFrame or a list of dicts, and not a "
             f"{type(data).__name__}; of a DatasetDict give one split, such as data['train']"
         )
-    rows: Iterable[Any] = data
-    if hasattr(data, "columns") and hasattr(data, "to_dict"):  # pandas, which is not imported here
-        if not data.columns.is_unique:
-            twice = data.columns[data.columns.duplicated()][0]
+    if hasattr(rows, "columns") and hasattr(rows, "to_dict"):  # pandas, which is not imported here
+        if not rows.columns.is_unique:
+            twice = rows.columns[rows.columns.duplicated()][0]
             raise RetainError(f"{where}: two columns are named '{twice}'; rename one of them")
-        rows = data.astype(object).where(data.notna(), None).to_dict("records")
-    elif hasattr(data, "with_format"):  # of `datasets`; as pandas, say, its rows are tables
-        rows = data.with_format(None)
+        rows = rows.astype(object).where(rows.notna(), None).to_dict("records")
+    elif hasattr(rows, "with_format"):  # of `datasets`; as pandas, say, its rows are tables
+        rows = rows.with_format(None)
     return _parse_all(rows, where, columns, _classes(like, columns) | _classes(data, columns))
 
 
@@ -228,11 +226,15 @@ def _plain(value: Any) -> Any:
 
     A number of NumPy keeps its text: float32's 0.1 is 0.1, and not 0.10000000149011612.
     """
-    if isinstance(value, np.floating):
-        return float(str(value))
-    if isinstance(value, list) or (isinstance(value, np.ndarray) and value.ndim):
+    if isinstance(value, list):
         return [_plain(each) for each in value]
-    return value.tolist() if hasattr(value, "tolist") else value
+    if not hasattr(value, "tolist"):
+        return value
+    plain = value.tolist()
+    if isinstance(plain, list):
+        return [_plain(each) for each in value]
+    is_numpy = type(value).__module__ == "numpy"
+    return float(str(value)) if is_numpy and isinstance(plain, float) else plain
 
 
 def _class_names(value: Any, names: Sequence[str], where: str) -> Any:
