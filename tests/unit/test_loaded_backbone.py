@@ -106,6 +106,11 @@ def test_a_model_without_weights_is_refused(backbone_folder: Folder, tmp_path: P
         Learner((model.to("meta"), tokenizer), "seqlora", tmp_path / "run")
 
 
+def test_an_empty_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RetainError, match="backbone: its name is empty; name a hub id"):
+        Learner("", "seqlora", tmp_path / "run")
+
+
 def test_a_pair_may_be_a_list(backbone_folder: Folder, tmp_path: Path) -> None:
     source = backbone_folder("llama")
     learn([*load(source)], tmp_path / "run")

@@ -28,6 +28,10 @@ def load_backbone(config: BackboneConfig, prompt: PromptConfig | None = None) ->
         RetainError: if there is no such model, a file is damaged, or weights are missing, which
             transformers would fill with random ones.
     """
+    if not config.name:
+        raise RetainError(
+            "backbone: its name is empty; name a hub id, a model folder or a GGUF file"
+        )
     path = Path(config.name).expanduser()
     source: str
     options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
