@@ -200,5 +200,5 @@ def test_an_encoder_by_any_name() -> None:
     assert all(
         layer.reads_prompt for name, layer in layers.items() if name.startswith("model.encoder.")
     )
-    with pytest.raises(RetainError, match="some layer of the encoder"):
+    with pytest.raises(RetainError, match="at least one layer of the encoder"):
         AmLora(make_backbone("bart"), AmLoraConfig(rank=2, target_modules=["encoder_attn.q_proj"]))
