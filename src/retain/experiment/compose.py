@@ -204,6 +204,8 @@ def _with_settings(tasks: list[Any], of_tasks: Mapping[str, Any], path: Path) ->
 def _expand_backbone(values: dict[str, Any], choice: Choice) -> None:
     """Replaces a backbone's short name by what it stands for."""
     section = values.get("backbone")
-    if isinstance(section, dict) and section.get("name") in choice.backbones:
+    if not isinstance(section, dict) or not isinstance(section.get("name"), str):
+        return
+    if section["name"] in choice.backbones:
         options = {key: value for key, value in section.items() if key != "name"}
         values["backbone"] = merge(choice.backbones[section["name"]], options)

@@ -206,7 +206,9 @@ def missing_method(experiment: ExperimentConfig, path: Path) -> str:
     ]
     if packages:
         return f"{path}: the method {name} comes with a package; install {' or '.join(packages)}"
-    return f"{path}: no method {name}; choose one of {', '.join(list_methods())}"
+    return (
+        f"{path}: field 'method.name': no method {name}; choose one of {', '.join(list_methods())}"
+    )
 
 
 def resolved(experiment: ExperimentConfig) -> ExperimentConfig:
