@@ -172,7 +172,7 @@ def test_a_changed_plugin_is_reported(folder: Path) -> None:
         ("x = 1\ndef (", ["plugin 'mine': cannot be imported (SyntaxError", "mine.py, line 2"]),
         ("import sys\nsys.exit(0)", ["plugin 'mine': cannot be imported (SystemExit", "line 2"]),
         (f"{REGISTER}register('mine')(lambda: 3)", ["the method 'mine' is not a subclass of"]),
-        (f"{REGISTER}register(5)(SeqLora)", ["the method 5 has no text as its name"]),
+        (f"{REGISTER}register(5)(SeqLora)", ["the method 5 needs a text as its name"]),
         (
             f"{REGISTER}class Mine(SeqLora): Config = dict\nregister('mine')(Mine)",
             ["the method 'mine' (Mine) has no Config that is a subclass of MethodConfig"],

@@ -69,7 +69,7 @@ def _add(name: str, method: object, source: str) -> None:
 def _problem(name: object, method: object) -> str:
     """Says why something cannot be a method; empty if it can."""
     if not isinstance(name, str) or not name.strip():
-        return "has no text as its name"
+        return "needs a text as its name"
     if not (isinstance(method, type) and issubclass(method, Method)):
         return f"is not a subclass of retain.Method but {reprlib.repr(method)}"
     config, traits = getattr(method, "Config", None), getattr(method, "traits", None)
