@@ -13,6 +13,8 @@ from unittest.mock import patch
 import yaml
 
 from retain.cli import main
+from retain.methods import METHODS, registry
+from retain.runs.environment import PLUGINS
 from retain.system.files import write_jsonl
 from retain.testing.tiny import make_task
 
@@ -102,3 +104,11 @@ def put(values: Any, field: str, value: Any) -> None:
         del values[last]
     else:
         values[last] = value
+
+
+def forget_plugins() -> None:
+    """Removes every method from outside of the package: a new process would have none."""
+    for name, source in list(registry._SOURCES.items()):
+        del METHODS[name], registry._SOURCES[name]
+        sys.modules.pop(source, None)
+    PLUGINS.clear()

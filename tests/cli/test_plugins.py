@@ -19,7 +19,16 @@ from retain.errors import RetainError
 from retain.methods import METHODS, find, list_methods, load_plugins, registry
 from retain.runs.environment import PLUGINS
 from retain.testing.runs import KilledError, Record, content
-from tests.command import Called, call, check, refused, settings, write_settings, write_tasks
+from tests.command import (
+    Called,
+    call,
+    check,
+    forget_plugins,
+    refused,
+    settings,
+    write_settings,
+    write_tasks,
+)
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
@@ -29,23 +38,15 @@ REGISTER = "from retain.methods import register\nfrom retain.methods.seqlora imp
 METHOD = {"pulled": {"name": "pulled", "rank": 2, "pull": 0.5}, "projected": {"name": "projected"}}
 
 
-def forget() -> None:
-    """What a new process would not have: every plugin that was loaded."""
-    for name, source in list(registry._SOURCES.items()):
-        del METHODS[name], registry._SOURCES[name]
-        sys.modules.pop(source, None)
-    PLUGINS.clear()
-
-
 @pytest.fixture(autouse=True)
 def _forget() -> Iterator[None]:
     yield
-    forget()
+    forget_plugins()
 
 
 def retain(*arguments: str | Path) -> Called:
     """`retain ARGUMENTS…`, as a new process would run it."""
-    forget()
+    forget_plugins()
     return call(*arguments)
 
 
@@ -138,7 +139,7 @@ def test_a_plugin_that_nobody_named_is_not_imported(folder: Path) -> None:
         ["export", "pulled", "exported"],
         ["serve", "pulled", "--port", "0"],
     ):
-        forget()
+        forget_plugins()
         refused(*command, says=["method 'pulled' comes with a plugin", "add --plugin pulled"])
     done = subprocess.run(
         [sys.executable, "-m", "retain", "verify", "pulled"], capture_output=True, text=True
@@ -208,7 +209,7 @@ def test_a_plugin_beside_a_run_s_settings_is_not_imported(folder: Path) -> None:
     """Not even when the user runs the settings that a run from elsewhere has in its folder."""
     succeed("run", "pulled.yaml")
     (folder / "pulled" / "pulled.py").write_text("open('ran', 'w').close()\n", encoding="utf-8")
-    forget()
+    forget_plugins()
     refused("run", "pulled/config.yaml", "--dry-run", says=["is in a run's folder", "--plugin"])
     again = ("run", "pulled/config.yaml", "--resume", "--plugin", "pulled.py")
     succeed(*again)

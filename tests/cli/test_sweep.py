@@ -31,8 +31,7 @@ from retain.system.files import read_json, read_jsonl, write_jsonl
 from retain.tasks import Example, Task
 from retain.testing.runs import KilledError, Record, content
 from retain.testing.tiny import WORDS, make_backbone, make_task
-from tests.cli.test_plugins import forget
-from tests.command import Called, call, check, settings, snapshot, write_settings
+from tests.command import Called, call, check, forget_plugins, settings, snapshot, write_settings
 
 ROOT = Path(__file__).parents[2]
 CONFIG = Path("configs/exp.yaml")
@@ -418,7 +417,7 @@ def test_methods_of_a_plugin(place: Path) -> None:
     try:
         done = sweep(*arguments, "--plugin", "swept.py")
     finally:
-        forget()
+        forget_plugins()
     assert done.status == 0
     assert states() == ["finished"]
 

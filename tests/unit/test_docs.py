@@ -16,9 +16,9 @@ from typer.main import get_command
 from retain.cli import app
 from retain.experiment.compose import read_experiment
 from retain.experiment.config import check_method
-from retain.methods import METHODS
 from retain.system.files import write_jsonl
 from retain.testing.tiny import make_task
+from tests.command import forget_plugins
 
 ROOT = Path(__file__).parents[2]
 LOG = ROOT / "docs" / "experiments"  # commands as they were run on their day
@@ -52,14 +52,12 @@ def test_python_runs(
         rows = [row.as_row() for row in (*example.train, *example.dev, *example.test)]
         write_jsonl(tmp_path / f"{name}.jsonl", rows)
     names: dict[str, object] = {}
-    known = set(METHODS)
     try:
         for code in blocks(page, "python"):
             local = code.replace(BACKBONE, str(backbone_folder("llama")))
             exec(compile(local, page.name, "exec"), names)
     finally:
-        for name in METHODS.keys() - known:  # a page may add one
-            del METHODS[name]
+        forget_plugins()  # a page may add a method
 
 
 @pytest.mark.parametrize(
