@@ -51,7 +51,7 @@ def test_python_runs(
         example = make_task(task)
         rows = [row.as_row() for row in (*example.train, *example.dev, *example.test)]
         write_jsonl(tmp_path / f"{name}.jsonl", rows)
-    names: dict[str, object] = {}
+    names: dict[str, object] = {"__name__": "page"}  # the module of its classes
     try:
         for code in blocks(page, "python"):
             local = code.replace(BACKBONE, str(backbone_folder("llama")))
