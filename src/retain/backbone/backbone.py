@@ -199,6 +199,12 @@ class Backbone:
         ids = self._ids(prompt, special=not self.prompt.chat_template)
         return len(ids), len(self._answer_ids(example, prompt)) - 1
 
+    def fits(self, prompt: int, answer: int) -> bool:
+        """Returns whether so many tokens of a prompt and of its answer fit in the window."""
+        # An encoder and its decoder have a window each.
+        answer_in_sequence = 0 if self.is_encoder_decoder else answer
+        return self.window is None or max(prompt + answer_in_sequence, answer) <= self.window
+
     def refuse_longer(
         self, prompt: int, answer: int, where: str, limit: str = "prompt.max_answer_tokens"
     ) -> None:
@@ -210,10 +216,10 @@ class Backbone:
             where: start of the error message.
             limit: the setting that limits the answer's length, for the error message.
         """
-        # An encoder and its decoder have a window each.
-        answer_in_sequence = 0 if self.is_encoder_decoder else answer
-        if self.window is None or max(prompt + answer_in_sequence, answer) <= self.window:
+        if self.fits(prompt, answer):
             return
+        assert self.window is not None  # else everything fits
+        answer_in_sequence = 0 if self.is_encoder_decoder else answer
         left = self.window - answer_in_sequence - self.virtual_tokens
         if left <= 0 and self.virtual_tokens:
             limit = f"the length of the method's prompts, {self.virtual_tokens} in all"

@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from transformers import StoppingCriteriaList
 
-from retain.backbone import Backbone, memory_advice
+from retain.backbone import Backbone, Features, memory_advice
 from retain.errors import StoppedError
 from retain.evaluation.streaming import Listener, Reply
 from retain.methods.base import Method
@@ -77,6 +77,7 @@ def answer(
     config: EvaluationConfig,
     progress: Progress,
     replies: Sequence[Reply] | None = None,
+    encoded: Sequence[Features] | None = None,
 ) -> tuple[list[str], torch.Tensor | None]:
     """Generates greedy answers to examples.
 
@@ -91,6 +92,7 @@ def answer(
         config: batch size and length of answers.
         progress: receives the number of answered examples.
         replies: one per example; each receives its answer while it is generated.
+        encoded: the prompts' tokens, if the caller has them already.
 
     Returns:
         The answers in the order of the examples, and their weights over blocks (N, T), or None if
@@ -100,7 +102,7 @@ def answer(
         RetainError: if memory does not suffice or a prompt does not fit in the model's window.
         StoppedError: if the user asked to stop.
     """
-    features = [backbone.encode(example, with_answer=False) for example in examples]
+    features = encoded or [backbone.encode(example, with_answer=False) for example in examples]
     order = sorted(range(len(features)), key=lambda i: -len(features[i]["input_ids"]))
     # Smaller batches if one process would otherwise have nothing to do.
     size = min(config.batch_size, -(-len(order) // processes.count()) or 1)

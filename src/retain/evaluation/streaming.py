@@ -25,6 +25,7 @@ class Reply:
         limit: maximum number of tokens, if lower than that of the batch.
 
     Attributes:
+        limit: as given.
         tokens: ids of the answer so far, including its end token.
         ended: whether the end token was generated; if not, the answer was cut.
         cancelled: set to True by a reader who has left; the answer ends after its next token.
@@ -32,9 +33,10 @@ class Reply:
 
     def __init__(self, send: Callable[[str], None] | None = None, limit: int | None = None) -> None:
         self._send = send
-        self._limit = limit
+        self.limit = limit
         self._text = ""  # the text before the last token
-        self._sent = 0  # number of characters sent
+        self._sent = ""  # the text sent
+        self._begun_again = False
         self.tokens: list[int] = []
         self.ended = False
         self.cancelled = False
@@ -42,7 +44,7 @@ class Reply:
     @property
     def done(self) -> bool:
         """Whether the answer gets no further token."""
-        return self.ended or self.cancelled or len(self.tokens) == self._limit
+        return self.ended or self.cancelled or len(self.tokens) == self.limit
 
     def add(self, token: int, backbone: Backbone, last: bool) -> None:
         """Adds the next token and sends the text that is final; `last` if generation ends here."""
@@ -57,9 +59,16 @@ class Reply:
             text = text.rstrip("\ufffd").rstrip()
             final = self._text if text.startswith(self._text) else ""
             self._text = text
-        if len(final) > self._sent:
-            self._send(final[self._sent :])
-            self._sent = len(final)
+        if len(final) > len(self._sent):
+            if self._begun_again and not final.startswith(self._sent):
+                raise RuntimeError("the second try of an answer differs from what was sent of it")
+            self._send(final[len(self._sent) :])
+            self._sent = final
+
+    def begin_again(self) -> None:
+        """Takes the answer from its first token once more; what was sent is not sent twice."""
+        self.tokens, self._text, self.ended = [], "", False
+        self._begun_again = True
 
 
 class Listener(StoppingCriteria):

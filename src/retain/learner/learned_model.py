@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from retain.backbone import Backbone
+from retain.backbone import Backbone, Features
 from retain.errors import RetainError
 from retain.evaluation.answers import Evaluation, answer, evaluate
 from retain.evaluation.streaming import Reply
@@ -146,20 +146,32 @@ class LearnedModel:
         names = [task.name for task in self.tasks]
         return [dict(zip(names, row, strict=True)) for row in weights.tolist()]
 
+    @property
+    def answer_limit(self) -> int:
+        """Maximum number of tokens of an answer: the largest `max_new_tokens` of run and tasks.
+
+        The task of a prompt is unknown, so the longest answer of any task is allowed.
+        """
+        of_tasks = (task.max_new_tokens or 0 for task in self.tasks)
+        return max(self.experiment.evaluation.max_new_tokens, *of_tasks)
+
     def answers(
         self,
         prompts: Sequence[str | Example],
         task: str | None = None,
         replies: Sequence[Reply] | None = None,
+        encoded: Sequence[Features] | None = None,
     ) -> list[Answer]:
         """Answers prompts by greedy decoding, with their routing.
 
-        The length limit is the largest `max_new_tokens` of the run and its tasks.
+        An answer has at most `answer_limit` tokens, or those of its reply's lower limit.
 
         Args:
             prompts: texts, or examples for whole conversations (their references are ignored).
             task: the task's name, for methods that need it.
             replies: one per prompt; receives the answer in pieces while it is generated.
+            encoded: the prompts' tokens, from `backbone.encode(…, with_answer=False)`, if the
+                caller has them already.
 
         Raises:
             RetainError: when nothing is learned yet, a prompt is no text, the task is unknown, or
@@ -167,12 +179,12 @@ class LearnedModel:
         """
         self.require_ready()
         examples = self._examples(prompts, task)
-        # The prompt's task is unknown, so the longest answer of any task is allowed.
-        settings = self.experiment.evaluation
-        longest = max(settings.max_new_tokens, *(task.max_new_tokens or 0 for task in self.tasks))
-        config = settings.model_copy(update={"max_new_tokens": longest})
+        limit = self.answer_limit
+        if replies:
+            limit = max(min(limit, reply.limit or limit) for reply in replies)
+        config = self.experiment.evaluation.model_copy(update={"max_new_tokens": limit})
         outputs, weights = answer(
-            self.backbone, self.method, task, examples, config, Progress(), replies
+            self.backbone, self.method, task, examples, config, Progress(), replies, encoded
         )
         routing = [None] * len(outputs) if weights is None else self._by_task(weights)
         return [
