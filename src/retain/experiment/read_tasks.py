@@ -76,10 +76,10 @@ def read_task(config: TaskConfig) -> Task:
         train, test = read(folder, "train"), read(folder, "test")
     elif config.reader == "hub":
         train = read_hub(config.path, "train", config.subset, columns)
-        test = read_hub(config.path, str(config.test), config.subset, columns)
+        test = read_hub(config.path, str(config.test), config.subset, columns, kept_back=True)
     else:
         train = read_rows(Path(config.path), columns)
-        test = None if config.test is None else read_rows(Path(config.test), columns)
+        test = None if config.test is None else read_rows(Path(config.test), columns, True)
     return Task.split(
         str(config.name),
         train,

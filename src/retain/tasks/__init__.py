@@ -1,6 +1,7 @@
 """Tasks, their examples, and the readers that make them."""
 
-from retain.tasks.example import Example, user_text
+from retain.tasks.conversation import user_text
+from retain.tasks.example import Example
 from retain.tasks.task import Task
 
 __all__ = ["Example", "Task", "user_text"]

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-
-
-def user_text(messages: Iterable[Mapping[str, str]]) -> str:
-    """Joins the user's turns of a conversation: the prompt of an example that comes as a chat."""
-    return "\n".join(turn["content"] for turn in messages if turn["role"] == "user")
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ class Task:
         return cls.split(
             name or Path(path).stem,
             read_rows(Path(path)),
-            None if test is None else read_rows(Path(test)),
+            None if test is None else read_rows(Path(test), kept_back=True),
             metric,
             training=training,
             max_new_tokens=max_new_tokens,
@@ -173,7 +173,7 @@ class Task:
             read_dataset(data, f"task '{name}'", columns, like=test),
             None
             if test is None
-            else read_dataset(test, f"task '{name}', test", columns, like=data),
+            else read_dataset(test, f"task '{name}', test", columns, like=data, kept_back=True),
             metric,
             training=training,
             max_new_tokens=max_new_tokens,
