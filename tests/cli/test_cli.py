@@ -353,7 +353,7 @@ def test_check_counts_what_was_lost_since_a_task_was_learned(place: Path) -> Non
     assert "damaged" in refused.err
     run = RunDirectory(place / "out")
     run.load_manifest()
-    run.commit([path])
+    run.write({path: path.read_bytes()})
     done = call("check", "out", "--max-forgetting", "29.9")
     assert (done.status, done.out) == (1, "constant: lost 30.0 points since it was learned\n")
     done = call("check", "out", "--max-forgetting", "30")
@@ -375,13 +375,13 @@ def test_rollback_makes_the_run_what_it_was(place: Path) -> None:
     assert (wrong.status, read_files(place)) == (2, before)
     assert f"no task 'nothing'; name one of constant, {ODD}" in wrong.err
     RunDirectory.load_manifest(run := RunDirectory(place / "out"))
-    write_json(place / "out" / "single.json", [1.0, 2.0])
-    run.commit([place / "out" / "single.json"])
+    run.write({place / "out" / "single.json": b"[1.0, 2.0]"})
     done = call("rollback", "out", "--to", "constant")
     assert read_scores(place / "out")["single"] is None
     assert (done.status, done.out) == (0, f"removed {ODD}\n")
     assert read_scores(place / "out")["matrix"] == first
     assert [path.name for path in (place / "out/tasks").iterdir()] == ["01-constant"]
+    assert not (place / "out" / "single.json").exists()
     assert call("verify", "out").status == 0
     relearned = call(*again("--resume"))
     assert relearned.status == 0, relearned.err

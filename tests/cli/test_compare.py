@@ -67,8 +67,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     run = results.open_run(folder)
     values = results.experiment_values(run)
     change(values)
-    (folder / "config.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-    run.commit([folder / "config.yaml"])
+    run.write({folder / "config.yaml": yaml.safe_dump(values).encode()})
     return folder
 
 

@@ -298,8 +298,7 @@ def test_damaged_and_missing_files_are_named(place: Path, name: str) -> None:
 def test_heads_of_another_shape(place: Path, content: str) -> None:
     run = open_run(Path("run"))
     path = run.path / "tasks/02-letter/heads.json"
-    path.write_text(content)
-    run.commit([path])
+    run.write({path: content.encode()})
     done = call("inspect", "run")
     assert (done.status, done.out) == (2, "")
     assert done.err.startswith(f"error: {path}: not as retain writes it (")
@@ -321,8 +320,7 @@ def test_a_method_that_is_not_installed(place: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.delitem(METHODS, "seekr")
     run = open_run(place / "run")
     path = place / "run" / "config.yaml"
-    path.write_text(path.read_text().replace("plugins: []", "plugins: [mine]"))
-    run.commit([path])
+    run.write({path: path.read_bytes().replace(b"plugins: []", b"plugins: [mine]")})
     done = call("inspect", "run")
     assert done.status == 0, done.err
     assert done.out == (

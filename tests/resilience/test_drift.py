@@ -129,8 +129,7 @@ def test_a_run_that_lacks_a_fingerprint_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "environment.json"
     stored = json.loads(path.read_text())
     del stored["backbone_tokenizer"]
-    path.write_text(json.dumps(stored))
-    open_run(tmp_path).commit([path])
+    open_run(tmp_path).write({path: json.dumps(stored).encode()})
     with pytest.raises(RetainError, match=r"environment.json: has no 'backbone_tokenizer'; rest"):
         Learner.load(tmp_path, backbone=make_backbone("llama"))
 
@@ -143,8 +142,7 @@ def test_other_versions_are_told(tmp_path: Path) -> None:
     assert heard.said == []
     path = tmp_path / "run" / "environment.json"
     stored = json.loads(path.read_text())
-    path.write_text(json.dumps({**stored, "torch": "1.0"}))
-    open_run(tmp_path / "run").commit([path])
+    open_run(tmp_path / "run").write({path: json.dumps({**stored, "torch": "1.0"}).encode()})
     Learner.load(tmp_path / "run", heard, make_backbone("llama"))
     (line,) = heard.said
     assert line.startswith(f"begun with other versions: torch 1.0 is now {stored['torch']}; ")
@@ -166,9 +164,8 @@ def test_settings_of_another_version_are_named_as_such(
     path = tmp_path / "run" / "config.yaml"
     text = path.read_text()
     assert old in text
-    path.write_text(text.replace(old, new))
     run = open_run(tmp_path / "run")
-    run.commit([path])
+    run.write({path: text.replace(old, new).encode()})
     says = (
         f"{path}: written by another version of retain (unknown field '{field}'); use that "
         "version, or start another run"

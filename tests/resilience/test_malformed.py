@@ -463,9 +463,7 @@ STORED = [
 
 def resealed(run: Path, name: str, content: bytes) -> None:
     """Replaces a file of a run, and its checksum."""
-    (run / name).write_bytes(content)
-    opened = open_run(run)
-    opened.commit([run / name])
+    open_run(run).write({run / name: content})
 
 
 @pytest.mark.parametrize(("name", "what", "command"), STORED)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,12 +90,86 @@ def test_damaged_committed_files_are_named(tmp_path: Path) -> None:
         run.check("c/")
 
 
-def test_commit_renews_a_checksum(tmp_path: Path) -> None:
+def test_a_committed_file_is_replaced_by_write_only(tmp_path: Path) -> None:
     run = make_run(tmp_path, **{"a.txt": "one"})
-    files.write_text(tmp_path / "a.txt", "two")
-    assert run.damaged()
-    run.commit([tmp_path / "a.txt"])
+    with pytest.raises(ValueError, match=r"committed already: a\.txt"):
+        run.commit([tmp_path / "a.txt"])
+    run.write({tmp_path / "a.txt": b"two", tmp_path / "b.txt": b"new"})
     assert not run.damaged()
+    assert set(json.loads((tmp_path / "manifest.json").read_text())) == {
+        "format",
+        "files",
+        "sha256",
+    }
+    assert sorted(run.files) == ["a.txt", "b.txt"]
+
+
+def half_changed(path: Path, *, at_next: bool) -> RunDirectory:
+    """A run that was killed while it replaced a file and deleted a task."""
+    run = make_run(path, **{"a.txt": "one", "tasks__01-x__task.json": "t", "single.json": "s"})
+    next_sum = hashlib.sha256(b"two").hexdigest()
+    run._write_manifest(
+        {"a.txt": run.files["a.txt"]},
+        {"a.txt": next_sum, "tasks/01-x": None, "single.json": None},
+    )
+    if at_next:
+        files.write_text(path / "a.txt", "two")
+    return run
+
+
+@pytest.mark.parametrize("at_next", [False, True])
+def test_a_change_that_was_cut_off_is_valid_and_completed(tmp_path: Path, at_next: bool) -> None:
+    half_changed(tmp_path, at_next=at_next)
+    run = RunDirectory(tmp_path)
+    run.load_manifest()
+    assert run.damaged() == []
+    assert run.is_going(tmp_path / "tasks" / "01-x" / "task.json")
+    assert not run.is_going(tmp_path / "a.txt")
+    with run.locked():
+        assert run.changing == {}
+    assert not (tmp_path / "tasks" / "01-x").exists()
+    assert set(read_files(tmp_path)) == {"a.txt", "manifest.json", ".lock"}
+    again = RunDirectory(tmp_path)
+    again.load_manifest()
+    assert (again.files, again.changing) == (run.files, {})
+    assert again.damaged() == []
+    assert (again.files["a.txt"] == hashlib.sha256(b"two").hexdigest()) == at_next
+
+
+def test_damage_to_a_file_that_was_to_change_is_named(tmp_path: Path) -> None:
+    run = half_changed(tmp_path, at_next=False)
+    files.write_text(tmp_path / "a.txt", "three")
+    for _ in range(2):
+        assert [line.partition(": ")[2][:7] for line in run.damaged()] == ["damaged"]
+        with run.locked():
+            pass
+
+
+@pytest.mark.parametrize(
+    "changing",
+    [
+        {"../outside": None},
+        {"tasks/01-x/../../../outside": None},
+        {".": None},
+        {"tasks": None},
+        {"manifest.json": None},
+        {"/etc/hostname": "sum"},
+        {"a.txt": 1},
+        ["a.txt"],
+    ],
+)
+def test_a_manifest_changes_nothing_else(tmp_path: Path, changing: Any) -> None:
+    run = make_run(tmp_path / "run", **{"a.txt": "one"})
+    files.write_text(tmp_path / "outside", "mine")
+    manifest = {"format": store.FORMAT, "files": run.files, "changing": changing}
+    manifest["sha256"] = store._self_checksum(manifest)
+    files.write_json(run.path / store.MANIFEST, manifest)
+    before = read_files(tmp_path)
+    with pytest.raises(RetainError, match=r"manifest\.json: (names a file outs|lists no files)"):
+        RunDirectory(run.path).load_manifest()
+    with pytest.raises(RetainError, match=r"manifest\.json: "), run.locked():
+        pass
+    assert read_files(tmp_path).keys() - before.keys() <= {"run/.lock"}
 
 
 def test_task_folder_is_committed_without_its_unfinished_work(tmp_path: Path) -> None:
@@ -109,10 +185,12 @@ def test_what_a_killed_writer_left_goes(tmp_path: Path) -> None:
     run = make_run(tmp_path, **{"a.txt": "one"})
     tasks = tmp_path / "tasks"
     left = [tmp_path / ".manifest.json.1.tmp", tasks / "01-x" / ".a.2.tmp", tasks / ".02-y.3.tmp/a"]
-    for path in left:
+    others = tmp_path / ".notes.tmp"
+    for path in (*left, others):
         files.write_text(path, "half")
     with run.locked():
         assert not any(path.exists() for path in left)
+    assert others.exists()
     assert (tmp_path / "a.txt").exists()
 
 

@@ -27,7 +27,14 @@ from retain.learner.check_resources import check_resources
 from retain.learner.learned_model import LearnedModel
 from retain.learner.lesson import Lesson, Seeds
 from retain.learner.score_row import score_row
-from retain.learner.task_files import save_task, start_run, stored_task, write_settings
+from retain.learner.task_files import (
+    fixed_training,
+    is_learned_last,
+    save_task,
+    start_run,
+    stored_task,
+    write_settings,
+)
 from retain.methods import find
 from retain.methods.base import TaskContext
 from retain.runs import results
@@ -44,7 +51,7 @@ from retain.system import processes
 from retain.system.files import remove_folders, write_json
 from retain.system.progress import Progress
 from retain.tasks import Task
-from retain.training.config import FREE, TrainingConfig
+from retain.training.config import TrainingConfig
 from retain.training.trackers import require_installed
 from retain.training.trainer import check_callbacks
 
@@ -146,7 +153,7 @@ class Learner(LearnedModel):
                 "trust it, add --trust-remote-code (Learner.load: trust_remote_code=True)"
             )
         results.check_files(run, method.traits.latest_only)
-        for complaint in results.unlisted(run, method.traits.latest_only):
+        for complaint in results.unlisted(run):
             raise RetainError(complaint)
         results.rows(run)
         learner = cls.__new__(cls)
@@ -213,7 +220,8 @@ class Learner(LearnedModel):
     def learn(self, task: Task, more: bool = False) -> list[float | None]:
         """Learns one more task, saves it, and scores all tasks so far.
 
-        To continue after a crash, call `Learner.load` and then `learn` with the same task.
+        To continue after a crash, call `Learner.load` and then `learn` with the same task. The task
+        that was learned last is not learned again; only what is missing of its scores is made.
 
         Args:
             task: the task to learn.
@@ -225,11 +233,12 @@ class Learner(LearnedModel):
             scored yet.
 
         Raises:
-            RetainError: when a task of this name is learned already, or the task has no training or
-                development examples.
+            RetainError: when another task of this name is learned already, or the task has no
+                training or development examples.
         """
         self._refuse_interrupted()
-        if self._awaits_scores(task):
+        if is_learned_last(self.run, task):
+            self.progress.message(f"{task.name}: is learned; completes its scores where any lack")
             self.finish_evaluation()
             return list(self.scores["matrix"][-1])
         self._check(task)
@@ -264,8 +273,7 @@ class Learner(LearnedModel):
         self._complete()
         index = len(self.tasks)
         folder, seeds = self.run.task_folder(index, task.name), Seeds(self.experiment.seed, index)
-        fixed = {name: value for name, value in task.training.items() if name not in FREE}
-        take_up(self.run, folder, task, fixed, self.progress.message)
+        take_up(self.run, folder, task, fixed_training(task.training), self.progress.message)
         self._score_zero_shot(task, folder / ZERO_SHOT)
         return Lesson(
             self.method,
@@ -328,12 +336,6 @@ class Learner(LearnedModel):
             self._complete()
             results.write_scores(self.run)
 
-    def _awaits_scores(self, task: Task) -> bool:
-        """Tells whether this task is learned, and a crash came before its row of scores."""
-        if not self.tasks or len(self.scores["matrix"]) == len(self.tasks):
-            return False
-        return results.same_task(self.run, len(self.tasks) - 1, task)
-
     def _training(self, task: Task) -> TrainingConfig:
         """Returns the run's training settings, overridden by those of the task."""
         if task.training and self.method.traits.waits:
@@ -353,9 +355,8 @@ class Learner(LearnedModel):
             self._score()
 
     def _clean_up(self) -> None:
-        """Deletes the newest task's checkpoints, and files of older tasks that it supersedes."""
+        """Deletes the newest task's checkpoints."""
         remove_folders(self.run.learned()[-1] / UNFINISHED)
-        self.run.remove_superseded(self.method.traits.latest_only)
 
     def _score(self) -> None:
         """Scores all tasks so far, unless their row is there already."""

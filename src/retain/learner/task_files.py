@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -12,10 +13,22 @@ from retain.learner.lesson import Lesson
 from retain.runs import results
 from retain.runs.directory import RunDirectory
 from retain.runs.environment import versions
-from retain.runs.records import CONFIG, COST, ENVIRONMENT, TASK, TEST, TRAINING, UNFINISHED
-from retain.system.files import read_jsonl, write_json, write_jsonl, write_text
+from retain.runs.records import (
+    CONFIG,
+    COST,
+    ENVIRONMENT,
+    TASK,
+    TEST,
+    TRAINING,
+    UNFINISHED,
+    Counts,
+    Fingerprints,
+    TaskRecord,
+)
+from retain.system.files import as_json, read_jsonl, write_json, write_jsonl
 from retain.tasks import Task
 from retain.tasks.readers import parse_row
+from retain.training.config import FREE
 
 
 def start_run(
@@ -24,17 +37,19 @@ def start_run(
     """Writes the environment and settings of a new run; does nothing if the run exists."""
     if run.exists:
         return
-    path = run.path / ENVIRONMENT
-    write_json(path, {**versions(), **fingerprints})
-    write_settings(run, experiment, path)
+    environment = as_json({**versions(), **fingerprints})
+    run.write({run.path / ENVIRONMENT: environment, run.path / CONFIG: _settings(experiment)})
 
 
-def write_settings(run: RunDirectory, experiment: ExperimentConfig, *others: Path) -> None:
-    """Writes the run's settings, and commits them together with other written files."""
-    path = run.path / CONFIG
+def write_settings(run: RunDirectory, experiment: ExperimentConfig) -> None:
+    """Replaces the run's settings."""
+    run.write({run.path / CONFIG: _settings(experiment)})
+
+
+def _settings(experiment: ExperimentConfig) -> bytes:
+    """An experiment as the run keeps it."""
     values = experiment.model_dump(mode="json")
-    write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-    run.commit([path, *others])
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode()
 
 
 def save_task(run: RunDirectory, lesson: Lesson) -> None:
@@ -44,16 +59,37 @@ def save_task(run: RunDirectory, lesson: Lesson) -> None:
     write_json(folder / COST, lesson.cost())
     write_jsonl(folder / TRAINING, lesson.log)
     write_jsonl(folder / TEST, (example.as_row() for example in task.test))
-    description = {
-        "name": task.name,
-        "metric": task.metric,
-        "training": dict(task.training),
-        "max_new_tokens": task.max_new_tokens,
-        "examples": {split: len(getattr(task, split)) for split in ("train", "dev", "test")},
-        "fingerprints": task.fingerprints(),
-    }
-    write_json(folder / TASK, description)
+    write_json(folder / TASK, task_record(task).model_dump())
     run.commit_folder(folder, UNFINISHED, lesson.method.traits.latest_only)
+
+
+def task_record(task: Task) -> TaskRecord:
+    """What a run keeps of a learned task beside its test examples."""
+    return TaskRecord(
+        name=task.name,
+        metric=task.metric,
+        training=dict(task.training),
+        max_new_tokens=task.max_new_tokens,
+        examples=Counts(train=len(task.train), dev=len(task.dev), test=len(task.test)),
+        fingerprints=Fingerprints(**task.fingerprints()),
+    )
+
+
+def is_learned_last(run: RunDirectory, task: Task) -> bool:
+    """Whether the newest task is this one: the same examples, metric and fixed settings."""
+    folders = run.learned()
+    if not folders:
+        return False
+    stored, given = results.task_record(run, folders[-1]), task_record(task)
+    fixed = {"training": fixed_training(given.training)}
+    return given.model_copy(update=fixed) == stored.model_copy(
+        update={"training": fixed_training(stored.training)}
+    )
+
+
+def fixed_training(training: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's own training settings, but for those that may change while it is learned."""
+    return {name: value for name, value in training.items() if name not in FREE}
 
 
 def stored_task(run: RunDirectory, folder: Path) -> Task:

@@ -44,8 +44,8 @@ def verify(run: RunDirectory) -> list[str]:
     """
     if damaged := run.damaged():
         return damaged
-    _, method = stored_experiment(results.experiment_values(run), run.path / CONFIG)
-    return results.unlisted(run, method.traits.latest_only)
+    stored_experiment(results.experiment_values(run), run.path / CONFIG)
+    return results.unlisted(run)
 
 
 def _name(run: RunDirectory, task_folder: Path) -> str:

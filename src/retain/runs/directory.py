@@ -1,7 +1,8 @@
 """The run directory: committed files, their checksums, and the lock of its one writer.
 
 `manifest.json` lists the sha256 of every committed file, and of itself; files that it does not list
-are unfinished work, which a resumed run repeats or continues.
+are unfinished work, which a resumed run repeats or continues. Before a committed file is replaced
+or deleted the manifest says so, under `changing`, so that a kill at any moment leaves a valid run.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
+from types import UnionType
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -21,7 +23,14 @@ from filelock import FileLock, Timeout
 from retain.errors import RetainError
 from retain.runs.records import CONFIG, ENVIRONMENT, SCORES, SINGLE
 from retain.system import processes
-from retain.system.files import checksum, read_json, remove_folders, write_json, writing
+from retain.system.files import (
+    checksum,
+    read_json,
+    sync,
+    write_bytes,
+    write_json,
+    writing,
+)
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -33,6 +42,10 @@ BEFORE_MANIFEST = re.compile(
 NAME = re.compile(r"(tasks/\d+-|(?!tasks/))[\w.-]{1,60}(/[\w.-]{1,60})*")
 """Names of a run's files; a manifest that names any other is refused."""
 TASK_FOLDER = re.compile(r"\d+-.+")
+REMOVABLE = re.compile(rf"{re.escape(SINGLE)}|tasks/\d+-[\w.-]{{1,60}}(/[\w.-]{{1,60}})*")
+"""Names of what a manifest may say is being deleted."""
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+"""Names under which a file is written, or a folder deleted, with the process's number."""
 REMEDIES = {
     SCORES: "retain run CONFIG --resume writes it again",
     SINGLE: "retain report --single writes it again",
@@ -49,6 +62,12 @@ def slug(name: str) -> str:
 class RunDirectory:
     """One run on disk.
 
+    Attributes:
+        path: its folder.
+        files: by the name of each committed file its sha256.
+        changing: by the name of a committed file its next sha256, which is as good until the change
+            is complete; None for a file or folder that is being deleted.
+
     Raises:
         RetainError: when the path is a file, when another process writes to the run, or when a
             file that is read is damaged.
@@ -60,6 +79,7 @@ class RunDirectory:
             raise RetainError(f"{file}: is a file, not a folder; name a run's folder")
         self.path = path
         self.files: dict[str, str] = {}
+        self.changing: dict[str, str | None] = {}
         self._lock = FileLock(path / LOCK)
 
     # -- one writer
@@ -84,6 +104,7 @@ class RunDirectory:
         try:
             self._refuse_changed()
             self._remove_temporary()
+            self._settle()
             yield
         finally:
             self._lock.release()
@@ -92,8 +113,9 @@ class RunDirectory:
         """Deletes temporary files that a killed writer may have left."""
         if processes.is_first():
             for path in (*self.path.glob(".*.tmp"), *(self.path / "tasks").rglob(".*.tmp")):
-                with suppress(OSError):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                if TEMPORARY.fullmatch(path.name):
+                    with suppress(OSError):
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def refuse_foreign(self) -> None:
         """Raises RetainError when a run would begin in a folder with files that are not its own."""
@@ -150,32 +172,95 @@ class RunDirectory:
                 f"{path}: format {manifest.get('format')}, but this version reads {FORMAT}; "
                 "use the version of retain that wrote it"
             )
-        files = manifest.get("files")
-        if not isinstance(files, dict) or not all(isinstance(sum_, str) for sum_ in files.values()):
+        files, changing = manifest.get("files"), manifest.get("changing", {})
+        if not _are_sums(files, str) or not _are_sums(changing, str | None):
             raise RetainError(f"{path}: lists no files with their checksums; restore it")
-        for name in files:
-            if not NAME.fullmatch(name) or ".." in PurePosixPath(name).parts:
+        removed = [name for name, sum_ in changing.items() if sum_ is None]
+        for name in (*files, *changing):
+            allowed = REMOVABLE if name in removed else NAME
+            if not allowed.fullmatch(name) or ".." in PurePosixPath(name).parts:
                 raise RetainError(f"{path}: names a file outside of the run ({name!a}); restore it")
-        self.files = files
+        self.files, self.changing = files, changing
 
-    def commit(self, paths: Iterable[Path], superseded: Iterable[str] = ()) -> None:
-        """Adds files to the manifest, or renews their checksums, and writes it.
+    def write(self, contents: Mapping[Path, bytes]) -> None:
+        """Writes files and commits them; there is no other way to replace a committed file.
+
+        A kill on the way leaves every file as it was or as it is to be, and both are valid.
+        """
+        self._settle()
+        sums = {
+            self._name(path): hashlib.sha256(content).hexdigest()
+            for path, content in contents.items()
+        }
+        replaced = {name: sum_ for name, sum_ in sums.items() if self.files.get(name, sum_) != sum_}
+        if replaced:
+            self._write_manifest(self.files, replaced)
+        for path, content in contents.items():
+            write_bytes(path, content)
+        if sums.items() - self.files.items():
+            self._write_manifest({**self.files, **sums}, {})
+
+    def commit(self, paths: Iterable[Path], removed: Iterable[str] = ()) -> None:
+        """Adds new files to the manifest, and deletes others.
 
         Args:
-            paths: the files.
-            superseded: names of committed files that these replace; they are dropped from it.
+            paths: files that have been written and are not committed yet.
+            removed: names of files and folders.
+
+        Raises:
+            ValueError: when a file is committed already; only `write` may replace it.
         """
-        for name in superseded:
-            del self.files[name]
-        for path in paths:
-            self.files[path.relative_to(self.path).as_posix()] = checksum(path)
-        manifest: dict[str, Any] = {"format": FORMAT, "files": dict(sorted(self.files.items()))}
+        self._settle()
+        sums = {self._name(path): checksum(path) for path in paths}
+        if known := sums.keys() & self.files.keys():
+            raise ValueError(f"committed already: {', '.join(sorted(known))}")
+        gone = list(removed)
+        kept = {
+            name: sum_
+            for name, sum_ in self.files.items()
+            if not any(name == place or name.startswith(f"{place}/") for place in gone)
+        }
+        self._write_manifest({**kept, **sums}, dict.fromkeys(gone))
+        self._settle()
+
+    def _settle(self) -> None:
+        """Completes the change that a manifest speaks of; files are taken as they are."""
+        if not self.changing:
+            return
+        gone = [self.path / name for name, sum_ in self.changing.items() if sum_ is None]
+        with processes.first_alone() as deletes:
+            for path in gone if deletes else ():
+                with writing(path):
+                    _delete(path)
+        replaced = {
+            name: sum_
+            for name, sum_ in self.changing.items()
+            if sum_ is not None and name in self.files and _has_sum(self.path / name, sum_)
+        }
+        self._write_manifest({**self.files, **processes.broadcast(replaced)}, {})
+
+    def _write_manifest(self, files: Mapping[str, str], changing: Mapping[str, str | None]) -> None:
+        manifest: dict[str, Any] = {"format": FORMAT, "files": dict(sorted(files.items()))}
+        if changing:
+            manifest["changing"] = dict(sorted(changing.items()))
         manifest["sha256"] = _self_checksum(manifest)
         write_json(self.path / MANIFEST, manifest)
+        self.files, self.changing = dict(files), dict(changing)
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.path).as_posix()
+
+    def is_going(self, path: Path) -> bool:
+        """Whether a file below the run is being deleted, alone or with a folder around it."""
+        name = self._name(path)
+        return any(
+            sum_ is None and (name == place or name.startswith(f"{place}/"))
+            for place, sum_ in self.changing.items()
+        )
 
     def is_committed(self, path: Path) -> bool:
         """Whether a file below the run is committed."""
-        return path.relative_to(self.path).as_posix() in self.files
+        return self._name(path) in self.files
 
     def damaged(self, paths: Iterable[str] | None = None) -> list[str]:
         """Checks committed files (default: all); returns a line for each missing or damaged one."""
@@ -185,7 +270,7 @@ class RunDirectory:
             remedy = REMEDIES.get(name, "restore it from a copy of the run")
             if not path.is_file():
                 complaints.append(f"{path}: missing; {remedy}")
-            elif checksum(path) != self.files[name]:
+            elif checksum(path) not in (self.files[name], self.changing.get(name)):
                 complaints.append(f"{path}: damaged (its checksum does not match); {remedy}")
         return complaints
 
@@ -243,15 +328,15 @@ class RunDirectory:
         """Commits a task's own files, except those in the subfolder `leave_out`.
 
         `latest_only` names files of which only the newest task's are kept; older ones are dropped
-        from the manifest in the same write.
+        from the manifest in the same write, and then deleted.
         """
-        replaced = {
-            (old / name).relative_to(self.path).as_posix()
+        superseded = {
+            self._name(old / name)
             for old in self.learned()
             for name in latest_only
             if (folder / name).exists()
         }
-        self.commit(self.own_files(folder, leave_out), replaced & self.files.keys())
+        self.commit(self.own_files(folder, leave_out), superseded & self.files.keys())
 
     def superseded(self, index: int, latest_only: Iterable[str]) -> Path | None:
         """A file of task `index` of which only the newest task's is kept; None without one."""
@@ -278,23 +363,28 @@ class RunDirectory:
                 f"{lost}: no longer there: this method keeps only the newest weights; learn the "
                 "stream again up to that task"
             )
-        gone = self.learned()[index + 1 :]
-        places = tuple(f"{folder.relative_to(self.path).as_posix()}/" for folder in gone)
-        self.commit((), [n for n in self.files if n.startswith((*places, *of_all_tasks))])
-        for folder in gone:
-            # Renamed first, so that a kill in between does not leave half a task.
-            aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-            with writing(folder), suppress(FileNotFoundError):
-                folder.rename(aside)
-            remove_folders(aside)
+        beside = [name for name in of_all_tasks if name in self.files]
+        self.commit((), [*map(self._name, self.learned()[index + 1 :]), *beside])
 
-    def remove_superseded(self, latest_only: Iterable[str]) -> None:
-        """Deletes files `latest_only` that are no longer committed; a crash may have left them."""
-        paths = [folder / name for folder in self.learned() for name in latest_only]
-        with processes.first_alone() as deletes:
-            for path in paths if deletes else ():
-                if not self.is_committed(path):
-                    path.unlink(missing_ok=True)
+
+def _delete(path: Path) -> None:
+    """Deletes a file or folder; a folder goes at once, whatever is open in it."""
+    if path.is_dir():
+        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        path.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)  # the next writer tries again
+    else:
+        path.unlink(missing_ok=True)
+    if path.parent.is_dir():
+        sync(path.parent)
+
+
+def _has_sum(path: Path, sum_: str) -> bool:
+    return path.is_file() and checksum(path) == sum_
+
+
+def _are_sums(value: Any, kinds: type | UnionType) -> bool:
+    return isinstance(value, dict) and all(isinstance(sum_, kinds) for sum_ in value.values())
 
 
 def _task_number(name: str) -> int:

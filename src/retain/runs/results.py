@@ -37,7 +37,7 @@ from retain.runs.records import (
     predictions_file,
     read_record,
 )
-from retain.system.files import parse_yaml, read_text, write_json
+from retain.system.files import as_json, parse_yaml, read_text
 from retain.tasks import Task
 
 RECORDS = {EVALUATION, ZERO_SHOT, COST, TASK, TEST, TRAINING, PREDICTIONS}
@@ -165,25 +165,18 @@ def environment(run: RunDirectory) -> dict[str, str]:
 # -- damage
 
 
-def unlisted(run: RunDirectory, latest_only: Iterable[str]) -> list[str]:
-    """Returns a line for each file in a learned task's folder that would be read unchecked.
-
-    Args:
-        run: an opened run.
-        latest_only: files of which the method keeps the newest task's only; a kill may have left
-            those of an older one.
-    """
+def unlisted(run: RunDirectory) -> list[str]:
+    """Returns a line for each file in a learned task's folder that would be read unchecked."""
     complaints = []
-    learned = run.learned()
-    for folder in learned:
-        passing = set(latest_only) if folder != learned[-1] else set()
-        if not run.is_committed(folder / EVALUATION):
-            passing |= {EVALUATION, PREDICTIONS}  # being written
+    for folder in run.learned():
+        unfinished = () if run.is_committed(folder / EVALUATION) else (EVALUATION, PREDICTIONS)
         complaints += [
             f"{path}: not listed in {MANIFEST}; restore the manifest that lists it, or move this "
             "file away"
             for path in run.own_files(folder, UNFINISHED)
-            if not run.is_committed(path) and path.relative_to(folder).parts[0] not in passing
+            if not run.is_committed(path)
+            and not run.is_going(path)
+            and path.relative_to(folder).parts[0] not in unfinished
         ]
     return complaints
 
@@ -279,12 +272,9 @@ def final_scores(run: RunDirectory) -> Scores:
 
 def write_scores(run: RunDirectory, single: Sequence[float] | None = None) -> None:
     """Writes scores.json, and new single-task scores; the caller holds the run's lock."""
-    if single is not None:
-        write_json(run.path / SINGLE, single)
-        run.commit([run.path / SINGLE])
-    path = run.path / SCORES
-    write_json(path, scores(run).model_dump())
-    run.commit([path])
+    contents = {} if single is None else {run.path / SINGLE: as_json(single)}
+    contents[run.path / SCORES] = as_json(scores(run, single).model_dump())
+    run.write(contents)
 
 
 def costs(run: RunDirectory) -> list[TaskCost]:

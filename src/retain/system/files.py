@@ -89,9 +89,15 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def as_json(value: Any) -> bytes:
+    """Returns one JSON value as it is written; NaN and infinity are refused."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    return f"{text}\n".encode()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes one JSON value atomically; NaN and infinity are refused."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_bytes(path, as_json(value))
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
