@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from types import UnionType
-from typing import Any
+from typing import Any, TypeGuard
 
 from filelock import FileLock, Timeout
 
@@ -383,7 +383,7 @@ def _has_sum(path: Path, sum_: str) -> bool:
     return path.is_file() and checksum(path) == sum_
 
 
-def _are_sums(value: Any, kinds: type | UnionType) -> bool:
+def _are_sums(value: Any, kinds: type | UnionType) -> TypeGuard[dict[str, Any]]:
     return isinstance(value, dict) and all(isinstance(sum_, kinds) for sum_ in value.values())
 
 
