@@ -20,7 +20,6 @@ import yaml
 
 from retain.methods import METHODS
 from retain.runs.directory import RunDirectory
-from retain.system.files import write_json
 from retain.testing.tiny import OPTIONS, make_task, read_files
 from tests.command import call, settings, write_settings, write_tasks
 
