@@ -67,7 +67,8 @@ class Reply:
 
     def begin_again(self) -> None:
         """Takes the answer from its first token once more; what was sent is not sent twice."""
-        self.tokens, self._text, self.ended = [], "", False
+        self.tokens, self._text = [], ""
+        self.ended = self.cancelled = False
         self._begun_again = True
 
 

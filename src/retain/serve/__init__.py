@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import os
 import socket
+import sys
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
-
-import uvicorn
 
 from retain.errors import RetainError
 from retain.learner import Learner
 from retain.serve.app import create_app
+from retain.serve.server import Server
 
 KEY = "RETAIN_API_KEY"
-PATIENCE = 10
-"""Seconds that running answers get to finish after Ctrl-C."""
 
 
 def serve(
@@ -28,7 +27,7 @@ def serve(
     announce: Callable[[str], None],
     trust_remote_code: bool = False,
 ) -> None:
-    """Serves a run over HTTP until Ctrl-C.
+    """Serves a run over HTTP until Ctrl-C, or another signal that ends it.
 
     Args:
         folder: the run directory.
@@ -51,15 +50,24 @@ def serve(
         local = ipaddress.ip_address(address).is_loopback
         app = create_app(learner, key, queue_size, local)
         url = f"http://{f'[{address}]' if ':' in address else address}:{port}/"
-        listening.listen()
-        announce(f"serves {folder} at {url} until Ctrl-C")
-        if not local and key is None:
-            announce(
-                f"warning: everyone who can reach {address} can use it; set {KEY} to require a key"
-            )
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=PATIENCE)
-        with suppress(KeyboardInterrupt):  # uvicorn raises it again after an orderly shutdown
-            uvicorn.Server(config).run(sockets=[listening])
+
+        def ready() -> None:
+            announce(f"serves {folder} at {url} until Ctrl-C")
+            if not local and key is None:
+                announce(
+                    f"warning: everyone who can reach {address} can use it; set {KEY} to require a "
+                    "key"
+                )
+
+        # All that is loaded stays to the end. The garbage collector need not look at it again, not
+        # while answers are made, and not when the interpreter ends: that would take seconds.
+        gc.freeze()
+        Server(app, ready).run(sockets=[listening])
+        if app.state.batcher.alive:
+            # The model computes a token for longer than the server may take to end. A thread in
+            # the middle of that can crash the interpreter's own end.
+            sys.stdout.flush()
+            os._exit(0)
 
 
 def _bound(host: str, port: int) -> socket.socket:

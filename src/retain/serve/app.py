@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Annotated, Any
 
-import pydantic_core
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -18,15 +17,18 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from retain.errors import RetainError
-from retain.experiment.validation import check
 from retain.learner import Answer, Learner
-from retain.serve.batcher import Batcher, Job, QueueFullError
-from retain.serve.protocol import ChatRequest, Completion, error_body, event
+from retain.serve.batcher import Batcher, FailedError, Job, QueueFullError, StoppingError
+from retain.serve.encoding import Encoder
+from retain.serve.protocol import DONE, ChatRequest, Completion, error_body, event, read_request
 
 MAX_BODY = 1 << 20
 """Maximum number of bytes of a request; ten times what the longest prompts need."""
+BODY_SECONDS = 30.0
+"""Seconds in which the body of a request must arrive."""
 BEARER = Depends(HTTPBearer(auto_error=False))
 FAILED = "the model failed on this request; see the server's log"
+STOPPED = "the server ends before this request is answered; ask again later"
 LOCAL = re.compile(r"(localhost|127(\.\d+){3}|\[::1\])(:\d+)?", re.ASCII | re.IGNORECASE)
 """`Host` headers that name this machine itself, which no web page elsewhere can send."""
 PAGE_POLICY = (
@@ -44,16 +46,19 @@ def create_app(
     Args:
         learner: a run that has learned a task.
         key: the key that `Authorization: Bearer …` must have; None allows every request.
-        queue_size: maximum number of requests that wait for the model; one more gets 429.
+        queue_size: maximum number of requests that wait to be encoded, and again of those that wait
+            for the model; one more gets 429.
         local: whether only requests to a name of this machine are answered. Otherwise a web page
             that rebinds its own name to this machine (DNS rebinding) could read answers.
     """
     batcher = Batcher(learner, queue_size)
+    encoder = Encoder(learner.backbone, queue_size)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         batcher.start()
         yield
+        encoder.close()
         await asyncio.to_thread(batcher.close)
 
     host_check = [Depends(_check_host)] if local else []
@@ -61,7 +66,7 @@ def create_app(
     app.exception_handler(HTTPException)(_refused)
     app.exception_handler(Exception)(_failed)
     app.state.batcher = batcher
-    model = learner.run.path.resolve().name
+    model = learner.run.path.resolve().name.encode(errors="replace").decode()
     key_check = [Depends(_key_check(key))]
     page = files("retain.serve").joinpath("page.html").read_text(encoding="utf-8")
 
@@ -71,7 +76,12 @@ def create_app(
 
     @app.get("/v1/models", dependencies=key_check)
     def list_models() -> dict[str, Any]:
-        served = {
+        return {"object": "list", "data": [show_model(model)]}
+
+    @app.get("/v1/models/{name:path}", dependencies=key_check)
+    def show_model(name: str) -> dict[str, Any]:
+        _check_model(name, model)
+        return {
             "id": model,
             "object": "model",
             "created": 0,
@@ -79,18 +89,21 @@ def create_app(
             "tasks": [task.name for task in learner.tasks],
             "needs_task": learner.method.traits.needs_task_id,
         }
-        return {"object": "list", "data": [served]}
 
     @app.post("/v1/chat/completions", dependencies=key_check)
     async def complete(
         request: Request, chat: Annotated[ChatRequest, Depends(_chat_request)]
     ) -> Response:
-        job = _job(chat, learner, model)
         try:
+            job = await _job(chat, learner, encoder, model)
             batcher.submit(job)
+        except RetainError as error:
+            raise HTTPException(400, str(error)) from None
         except QueueFullError:
             message = f"the queue of {queue_size} requests is full; try again later"
             raise HTTPException(429, message, {"Retry-After": "1"}) from None
+        except StoppingError:
+            raise HTTPException(503, STOPPED) from None
         completion = Completion(chat, job, model)
         if chat.stream:
             headers = {"Cache-Control": "no-cache"}
@@ -100,8 +113,12 @@ def create_app(
         watch = asyncio.create_task(_watch(request, job))
         try:
             *_, answer = [event async for event in _events(job, completion)]
-        except Exception:
+        except FailedError:
             raise HTTPException(500, FAILED) from None
+        except StoppingError:
+            raise HTTPException(503, STOPPED) from None
+        except ClientDisconnect:
+            raise _left() from None
         finally:
             watch.cancel()
         assert isinstance(answer, Answer)  # the last event of a job that did not fail
@@ -141,11 +158,21 @@ async def _chat_request(request: Request) -> ChatRequest:
     if kind != "application/json":
         raise HTTPException(415, "request: its Content-Type must be application/json")
     try:
-        return check(ChatRequest, pydantic_core.from_json(await _body(request)), "request")
-    except ValueError as error:
-        raise HTTPException(400, f"request: not JSON ({error}); correct it") from None
+        async with asyncio.timeout(BODY_SECONDS):
+            content = await _body(request)
+        return read_request(content)
+    except TimeoutError:
+        message = f"request: its body did not arrive in {BODY_SECONDS:.0f} s; send it again"
+        raise HTTPException(408, message, {"Connection": "close"}) from None
+    except ClientDisconnect:
+        raise _left() from None
     except RetainError as error:
         raise HTTPException(400, str(error)) from None
+
+
+def _left() -> HTTPException:
+    """The response that ends a request whose client has left; nobody reads it."""
+    return HTTPException(400, "request: its client has left")
 
 
 async def _body(request: Request) -> bytes:
@@ -158,19 +185,24 @@ async def _body(request: Request) -> bytes:
     return bytes(content)
 
 
-def _job(chat: ChatRequest, learner: Learner, model: str) -> Job:
+def _check_model(name: str, served: str) -> None:
+    if name != served:
+        raise HTTPException(404, f"field 'model': only '{served}' is served here; name it")
+
+
+async def _job(chat: ChatRequest, learner: Learner, encoder: Encoder, model: str) -> Job:
     """Makes the job of a request; refuses here what would fail in the model's thread."""
-    if chat.model not in (None, model):
-        raise HTTPException(404, f"field 'model': only '{model}' is served here; name it")
+    if chat.model is not None:
+        _check_model(chat.model, model)
     known = [task.name for task in learner.tasks]
     task = chat.task if learner.method.traits.needs_task_id else None
     if learner.method.traits.needs_task_id and task not in known:
         message = f"field 'task': this method needs the task's name, one of {', '.join(known)}"
         raise HTTPException(400, message)
-    try:
-        return Job(chat.example(), task, chat.limit, chat.stream or bool(chat.stop))
-    except RetainError as error:
-        raise HTTPException(400, str(error)) from None
+    example = chat.example()
+    limit = min(learner.answer_limit, chat.limit or learner.answer_limit)
+    encoded = await encoder.encode(example, limit)
+    return Job(example, encoded, task, limit, chat.stream or bool(chat.stop))
 
 
 async def _watch(request: Request, job: Job) -> None:
@@ -198,8 +230,10 @@ async def _stream(job: Job, completion: Completion) -> AsyncIterator[str]:
         async for part in _events(job, completion):
             if chunks := completion.end(part) if isinstance(part, Answer) else part:
                 yield chunks
-    except Exception:
-        yield event(error_body(500, FAILED))
+    except FailedError:
+        yield event(error_body(500, FAILED)) + DONE
+    except StoppingError:
+        yield event(error_body(503, STOPPED)) + DONE
 
 
 def _refused(_: Request, error: Exception) -> JSONResponse:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import reprlib
 import time
 import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+import pydantic_core
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 from retain.errors import RetainError
+from retain.experiment.validation import UnknownFieldError, check
 from retain.learner import Answer
 from retain.serve.batcher import Job
 from retain.tasks import Example, user_text
@@ -22,11 +25,25 @@ Stop = Annotated[str, Field(min_length=1, max_length=200)]
 class Message(BaseModel):
     """One turn of a conversation. Other fields are ignored, as in training data.
 
-    `developer` is OpenAI's newer name for `system`. Text parts are joined with line breaks.
+    `developer` is OpenAI's newer name for `system`. Text parts are joined with line breaks. An
+    assistant's `content` may be null or missing, which is an empty text, unless the turn has
+    something else in its place.
     """
 
     role: Literal["system", "user", "assistant"]
     content: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_turn(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("role") != "assistant":
+            return values
+        if values.get("content") is not None:
+            return values
+        for name in ("tool_calls", "function_call", "refusal", "audio"):
+            if values.get(name):
+                raise ValueError(f"it has {name} instead of a text, which is not supported")
+        return {**values, "content": ""}
 
     @field_validator("role", mode="before")
     @classmethod
@@ -55,8 +72,30 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
+NOTHING: dict[str, tuple[Any, ...]] = {
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "logit_bias": ({},),
+    "modalities": (["text"],),
+    "store": (False,),
+    "service_tier": ("auto", "default"),
+    "reasoning_effort": ("none",),
+}
+"""OpenAI's fields that are not offered, with the values that ask for nothing. These are taken."""
+DONE = "data: [DONE]\n\n"
+"""The end of a stream, also of one that ends with an error."""
+MOST_MESSAGES = 1000
+"""Maximum number of messages, which a chat template runs over."""
+
+
 class ChatRequest(BaseModel):
-    """The fields of a request. A null field counts as absent; an unknown field is refused.
+    """The fields of a request; `read_request` makes it. An unknown field is refused.
 
     Two fields are specific to retain: `task`, the task's name for methods that need it, and
     `routing`, whether the response has the weights over blocks. Answers are greedy, like those of
@@ -82,13 +121,9 @@ class ChatRequest(BaseModel):
     frequency_penalty: float | None = None
     seed: int | None = None
     user: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        return {key: value for key, value in values.items() if value is not None}
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    metadata: dict[str, Any] | None = None
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -118,6 +153,36 @@ class ChatRequest(BaseModel):
                 "request: the last of 'messages' must be a non-empty text with role 'user'; add it"
             )
         return Example(user_text(messages), ("",), messages)
+
+
+def read_request(content: bytes) -> ChatRequest:
+    """Reads and checks the body of a request. A null field counts as absent.
+
+    Raises:
+        RetainError: one line with the first thing that is wrong.
+    """
+    try:
+        values = pydantic_core.from_json(content)
+    except ValueError as error:
+        raise RetainError(f"request: not JSON ({error}); correct it") from None
+    if isinstance(values, dict):
+        for name, value in values.items():
+            if value is not None and value not in NOTHING.get(name, (value,)):
+                taken = " or ".join(map(json.dumps, NOTHING[name]))
+                raise RetainError(
+                    f"request: field '{name}': only {taken} is supported (got "
+                    f"{reprlib.repr(value)[:60]}); remove it"
+                )
+            if name not in ChatRequest.model_fields and name not in NOTHING:
+                raise UnknownFieldError("request", name[:60], ChatRequest.model_fields)
+        values = {k: v for k, v in values.items() if v is not None and k not in NOTHING}
+        messages = values.get("messages")
+        if isinstance(messages, list) and len(messages) > MOST_MESSAGES:
+            raise RetainError(
+                f"request: it has {len(messages)} messages, but at most {MOST_MESSAGES} are read; "
+                "leave out the first ones"
+            )
+    return check(ChatRequest, values, "request")
 
 
 class Completion:
@@ -170,7 +235,7 @@ class Completion:
         events = self._rest(text) + self._chunk({}, self._finish(), self._routing(answer))
         if self._request.stream_options.include_usage:
             events += event({**self._chunk_head(), "choices": [], "usage": self._usage()})
-        return events + "data: [DONE]\n\n"
+        return events + DONE
 
     def _rest(self, text: str) -> str:
         """Returns the event of the part of the answer that was not sent yet."""
@@ -224,6 +289,6 @@ def event(data: dict[str, Any]) -> str:
 
 def error_body(status: int, message: str) -> dict[str, Any]:
     """Returns an error in OpenAI's format."""
-    kinds = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error"}
-    kind = kinds.get(status, "invalid_request_error")
+    kinds = {401: "authentication_error", 429: "rate_limit_error"}
+    kind = kinds.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": None, "code": None}}
