@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import cast
 
-from fastapi.responses import JSONResponse
 from uvicorn.protocols.http.h11_impl import H11Protocol
-
-from retain.serve.protocol import error_body
 
 HEADER_SECONDS = 10.0
 """Seconds in which a client must send the headers of its next request."""
 READ_SECONDS = 30.0
 """Seconds in which a client must read something, while more of its answer is ready."""
-CROWDED = "the server has its maximum number of connections; try again later"
+UNDISTURBED = 1.0
+"""Seconds that a client has for its request, however many others wait for a place."""
 
 
 class Connection(H11Protocol):
     """uvicorn's connection, which ends when its client keeps it waiting.
 
-    uvicorn itself has no time limit for headers. And at `limit_concurrency` connections it refuses
-    each new request, while clients that say nothing keep their places. Here a new client takes the
-    place of the one that has kept the server waiting for the longest time. Only if the server
-    waits for none of them, the new one gets 503.
+    uvicorn itself has no time limit for headers, and none for a client that does not read.
     """
 
     since = 0.0
@@ -42,14 +36,9 @@ class Connection(H11Protocol):
         return self.awaits_headers or self.cycle.more_body
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begins to wait for a request; closes an older connection if there are too many."""
+        """Begins to wait for a request."""
         super().connection_made(transport)
         self._await_headers()
-        most = cast(int, self.config.limit_concurrency)
-        self.limit_concurrency = None  # uvicorn's own answer to too many
-        if len(self.connections) > most and not close_oldest(self.connections - {self}):
-            headers = {"Retry-After": "1", "Connection": "close"}
-            self.app = JSONResponse(error_body(503, CROWDED), 503, headers)
 
     def data_received(self, data: bytes) -> None:
         """Takes bytes; once the headers are complete, the wait is over."""
@@ -99,9 +88,19 @@ class Connection(H11Protocol):
             self._timer = None
 
 
-def close_oldest(connections: Iterable[object]) -> bool:
-    """Closes the connection that has kept the server waiting longest; returns whether one has."""
+def close_oldest(connections: Iterable[object], now: float) -> bool:
+    """Closes the connection that has kept the server waiting longest, if it was undisturbed.
+
+    Args:
+        connections: all that are open.
+        now: the event loop's time.
+
+    Returns:
+        Whether one was closed.
+    """
     waiting = [c for c in connections if isinstance(c, Connection) and c.awaits_client]
-    if waiting:
-        min(waiting, key=lambda connection: connection.since).drop()
-    return bool(waiting)
+    oldest = min(waiting, key=lambda connection: connection.since, default=None)
+    if oldest is None or now - oldest.since < UNDISTURBED:
+        return False
+    oldest.drop()
+    return True

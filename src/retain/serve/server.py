@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import logging
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -23,14 +21,13 @@ seconds that container engines wait before they kill."""
 LAST_WORDS = 1.0
 """Seconds in which clients are told after that, before their connections are closed."""
 MOST_CONNECTIONS = 512
-OTHER_DESCRIPTORS = 128
-"""Descriptors for files, and for connections that are not yet counted or not yet closed."""
-FEWEST_CONNECTIONS = 16
-AT_ONCE = 16
-"""Connections accepted before those that they replace are closed."""
+FEWEST_CONNECTIONS = 8
+FREE_DESCRIPTORS = 32
+"""Descriptors that are left for files, and for connections that are closed in the next moment."""
 UNACCEPTED = 1024
 """Connections that the system keeps until they are accepted."""
-logger = logging.getLogger("uvicorn.error")
+RETRY = 0.05
+"""Seconds between looks whether there is room for a client."""
 
 
 def most_connections() -> int:
@@ -42,7 +39,8 @@ def most_connections() -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return MOST_CONNECTIONS
-    return max(FEWEST_CONNECTIONS, min(MOST_CONNECTIONS, soft - OTHER_DESCRIPTORS))
+    left = soft - len(os.listdir("/dev/fd")) - FREE_DESCRIPTORS
+    return max(FEWEST_CONNECTIONS, min(MOST_CONNECTIONS, left))
 
 
 class Server(uvicorn.Server):
@@ -59,17 +57,15 @@ class Server(uvicorn.Server):
     def __init__(self, app: FastAPI, ready: Callable[[], None]) -> None:
         config = uvicorn.Config(
             app,
-            http=Connection,
             ws="none",
             log_level="warning",
-            backlog=AT_ONCE,
-            limit_concurrency=most_connections(),
             # The last resort: all connections are closed before.
-            timeout_graceful_shutdown=round(PATIENCE + 3 * LAST_WORDS),
+            timeout_graceful_shutdown=round(PATIENCE + 2 * LAST_WORDS),
         )
         super().__init__(config)
         self._stop_answers: Callable[[], None] = app.state.batcher.stop
         self._ready = ready
+        self._most_connections = most_connections()
         self._hurry = asyncio.Event()
 
     @contextmanager
@@ -95,21 +91,36 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begins to accept requests."""
-        asyncio.get_running_loop().set_exception_handler(self._handle_error)
-        await super().startup(sockets)
-        # asyncio accepts as many at once as may wait; these are different numbers here.
-        for listening in sockets or []:
-            listening.listen(UNACCEPTED)
+        await super().startup([])  # uvicorn itself accepts nothing
+        self._accepting = [asyncio.create_task(self._accept(each)) for each in sockets or []]
         self._ready()
 
-    def _handle_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Makes room if no connection can be accepted for want of descriptors."""
-        error = context.get("exception")
-        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-            closed = close_oldest(self.server_state.connections)
-            logger.warning("no descriptor is free; closed %d old connection(s)", closed)
-        else:
-            loop.default_exception_handler(context)
+    async def _accept(self, listening: socket.socket) -> None:
+        """Accepts clients, as many as there is room for.
+
+        asyncio accepts all that come. Then clients that say nothing use up the descriptors. Here a
+        new client takes the place of the one that has kept the server waiting for the longest
+        time; while the server waits for none of them, the new one waits.
+        """
+        listening.listen(UNACCEPTED)
+        listening.setblocking(False)
+        while True:
+            try:
+                client, _ = await self._loop.sock_accept(listening)
+            except OSError:  # it has left already, or no descriptor is free
+                close_oldest(self.server_state.connections, self._loop.time())
+                await asyncio.sleep(RETRY)
+                continue
+            try:
+                while len(self.server_state.connections) >= self._most_connections:
+                    if not close_oldest(self.server_state.connections, self._loop.time()):
+                        await asyncio.sleep(RETRY)
+                await self._loop.connect_accepted_socket(self._new_connection, client)
+            except OSError:
+                client.close()
+
+    def _new_connection(self) -> Connection:
+        return Connection(self.config, self.server_state, self.lifespan.state, self._loop)
 
     @property
     def _connections(self) -> set[Connection]:
@@ -117,6 +128,9 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Ends the server once all answers are given, or the patience is over."""
+        for accepting in self._accepting:
+            accepting.cancel()
+        await asyncio.wait(self._accepting)
         ending = asyncio.create_task(self._end_answers())
         try:
             await super().shutdown(sockets)
@@ -124,10 +138,6 @@ class Server(uvicorn.Server):
             ending.cancel()
 
     async def _end_answers(self) -> None:
-        await asyncio.sleep(LAST_WORDS / 4)
-        for connection in self._connections:
-            if connection.awaits_headers:  # it was just being accepted
-                connection.drop()
         with suppress(TimeoutError):
             await asyncio.wait_for(self._hurry.wait(), PATIENCE)
         self._stop_answers()
