@@ -692,14 +692,19 @@ def test_generate_streams_in_a_terminal(
 
 
 @pytest.mark.slow
-def test_the_command_serves_until_ctrl_c(
+def test_the_command_serves_until_it_is_ended(
     backbone_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
     learned("seqlora", backbone_folder("llama"), tmp_path / "run")
     command = [sys.executable, "-m", "retain", "serve", "run", "--port", "0"]
     environment = {**os.environ, "RETAIN_API_KEY": "k"}
     with subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+        command,
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         try:
             assert process.stdout is not None
@@ -711,8 +716,10 @@ def test_the_command_serves_until_ctrl_c(
             with urllib.request.urlopen(request, timeout=30) as response:
                 assert json.load(response)["data"][0]["id"] == "run"
         finally:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
 
 
 @pytest.mark.parametrize(

@@ -166,8 +166,9 @@ def read_request(content: bytes) -> ChatRequest:
     except ValueError as error:
         raise RetainError(f"request: not JSON ({error}); correct it") from None
     if isinstance(values, dict):
+        values = {name: value for name, value in values.items() if value is not None}
         for name, value in values.items():
-            if value is not None and value not in NOTHING.get(name, (value,)):
+            if value not in NOTHING.get(name, (value,)):
                 taken = " or ".join(map(json.dumps, NOTHING[name]))
                 raise RetainError(
                     f"request: field '{name}': only {taken} is supported (got "
@@ -175,7 +176,7 @@ def read_request(content: bytes) -> ChatRequest:
                 )
             if name not in ChatRequest.model_fields and name not in NOTHING:
                 raise UnknownFieldError("request", name[:60], ChatRequest.model_fields)
-        values = {k: v for k, v in values.items() if v is not None and k not in NOTHING}
+        values = {name: value for name, value in values.items() if name not in NOTHING}
         messages = values.get("messages")
         if isinstance(messages, list) and len(messages) > MOST_MESSAGES:
             raise RetainError(
