@@ -222,6 +222,38 @@ def test_a_prompt_without_tokens_is_refused(
     assert "its prompt has no tokens" in response.json()["error"]["message"]
 
 
+class Panic(BaseException):
+    """As a library in Rust raises."""
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("by zero"), RecursionError(), Panic("index")])
+def test_whatever_fails_in_a_prompt_is_its_own(
+    error: BaseException,
+    learner: Learner,
+    client: TestClient,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    encode = learner.backbone.encode
+
+    def failing(_: Any, example: Example, **options: Any) -> Any:
+        if example.prompt == "fail":
+            raise error
+        return encode(example, **options)
+
+    monkeypatch.setattr(type(learner.backbone), "encode", failing)
+    for stream in (False, True):
+        response = client.post(CHAT, json=body("fail", stream=stream))
+        assert response.status_code == 400
+        reason = str(error) or "RecursionError()"
+        message = response.json()["error"]["message"]
+        assert message == (
+            f"request: its prompt could not be encoded ({reason}); change the messages"
+        )
+        assert client.post(CHAT, json=body("ab")).status_code == 200
+    assert [record.exc_info for record in caplog.records] == [None, None]
+
+
 def test_long_prompts_wait_for_long_ones_only(learner: Learner) -> None:
     expected = learner.generate(["ab"])[0]
     begun, free = threading.Event(), threading.Event()

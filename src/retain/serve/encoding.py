@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import logging
 from concurrent.futures import ThreadPoolExecutor
 
 from retain.backbone import Backbone, Features
-from retain.errors import RetainError
+from retain.errors import RetainError, first_line
 from retain.serve.batcher import QueueFullError
 from retain.tasks import Example
 
@@ -18,6 +19,7 @@ MOST_CHARACTERS = 1 << 16
 CHARACTERS_PER_TOKEN = 16
 """A token of ordinary text has about four characters. So a prompt with more than these for each of
 `max_prompt_tokens` would lose most of its middle."""
+logger = logging.getLogger("uvicorn.error")
 
 
 class Encoder:
@@ -112,10 +114,16 @@ class _Lane:
     def _encode(self, example: Example) -> Features:
         try:
             return self._backbone.encode(example, with_answer=False)
-        except Exception:
+        except RetainError:
             raise
-        except BaseException as panic:  # of a tokenizer in Rust
-            raise RuntimeError(f"the tokenizer failed: {panic}") from None
+        except (
+            BaseException
+        ) as error:  # of a template or tokenizer; a panic in Rust is no Exception
+            logger.warning("a prompt could not be encoded: %r", error)
+            raise RetainError(
+                f"request: its prompt could not be encoded ({first_line(error)}); change the "
+                "messages"
+            ) from None
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
