@@ -352,7 +352,14 @@ def evaluate_sides() -> Iterator[Sides]:
     options = {"max_new_tokens": 16, "do_sample": False, "return_full_text": False}
     yield {
         "pipeline": lambda: write(prompts, batch_size=16, **options),
-        "retain": lambda: answer(backbone, method, None, examples, config, Progress()),
+        "retain": lambda: answer(
+            backbone,
+            method,
+            None,
+            [backbone.encode(example, with_answer=False) for example in examples],
+            config,
+            Progress(),
+        ),
     }
 
 

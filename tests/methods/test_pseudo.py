@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retain.backbone import Backbone
-from retain.errors import RetainError
 from retain.learner import Learner
 from retain.methods.shared import pseudo_samples as writing
 from retain.methods.shared.pseudo_diagnostics import read_samples
@@ -27,7 +26,15 @@ from retain.metrics.generated import (
 )
 from retain.report import render, summarise
 from retain.runs import results
-from retain.testing.tiny import EVALUATION, OPTIONS, TRAINING, make_backbone, make_task
+from retain.testing.runs import Record
+from retain.testing.tiny import (
+    EVALUATION,
+    OPTIONS,
+    TRAINING,
+    make_backbone,
+    make_learner,
+    make_task,
+)
 from tests.command import call
 
 TEXTS = st.lists(st.text("ab \n", min_size=1).filter(str.strip), min_size=1, max_size=12)
@@ -222,8 +229,45 @@ def test_a_generator_of_nothing_but_copies(monkeypatch: pytest.MonkeyPatch) -> N
     backbone = make_backbone("llama")
     copying(backbone, monkeypatch, own=0)
     assert len(draw(backbone, drop=False).texts) == 8
-    with pytest.raises(RetainError, match=r"only copies .* drop_copies: false"):
-        draw(backbone, drop=True)
+    written = draw(backbone, drop=True)
+    assert written.texts == []
+    assert "0 pseudo-samples instead of 8, because the generator writes copies" in written.notice
+
+
+@pytest.mark.parametrize("method", ["sapt", "sapt-prompt", "lfpt5"])
+@pytest.mark.parametrize("empty", ["inputs", "answers"])
+def test_what_is_drawn_empty_does_not_end_the_run(
+    method: str, empty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone, progress = make_backbone("llama"), Record()
+    learner = make_learner(method, backbone, tmp_path, progress, max_steps=1)
+    plain = backbone.generate
+
+    def generate(batch: Any, count: int, **sampling: Any) -> list[str]:
+        written = plain(batch, count, **sampling)
+        return ["" for _ in written] if bool(sampling) == (empty == "inputs") else written
+
+    monkeypatch.setattr(backbone, "generate", generate)
+    for name in ("copy", "constant"):
+        learner.learn(make_task(name))
+    warned = [line for line in progress.said if "pseudo-samples" in line and "warning" in line]
+    assert len(warned) == (2 if empty == "inputs" or method == "lfpt5" else 0)
+    again = Learner.load(tmp_path, backbone=make_backbone("llama"))
+    assert again.scores == learner.scores
+    type(again.method).diagnostics(again.run, None)
+
+
+@pytest.mark.parametrize("method", ["sapt", "lfpt5"])
+def test_a_narrow_window_does_not_end_the_run(method: str, tmp_path: Path) -> None:
+    backbone = make_backbone("gpt2")
+    backbone.window = 45  # a trigger and 128 new tokens, the default, are more
+    options = dict(OPTIONS[method])
+    options["writing" if method == "lfpt5" else "generator"] = {}
+    learner = Learner(
+        backbone, {"name": method, **options}, tmp_path, training=TRAINING, evaluation=EVALUATION
+    )
+    learner.learn(make_task("copy"))
+    learner.learn(make_task("constant"))
 
 
 @pytest.mark.parametrize("method", ["sapt", "lfpt5"])

@@ -77,7 +77,7 @@ def test_test_examples_that_are_learned_from(
 
 
 def test_another_answer_is_another_example(backbone: Backbone) -> None:
-    other = [Example(e.prompt, ("x",)) for e in TASK.train[:4]]
+    other = [Example(e.prompt, (f"x{i}",)) for i, e in enumerate(TASK.train[:4])]
     assert check_examples(replace(TASK, test=other), backbone, EvaluationConfig()) == []
 
 

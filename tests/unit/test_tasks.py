@@ -614,11 +614,13 @@ def test_t5_reads_the_prompt_and_writes_the_answer(t5: Backbone) -> None:
 def test_chat_template(decoder: Backbone) -> None:
     backbone = with_prompt("llama", TEMPLATE, chat_template=True)
     plain = backbone.encode(Example("Hi", ("yes",)))
-    assert text_of(backbone, plain["input_ids"]) == "<user>Hi|<assistant>yes|</s>"
+    assert text_of(backbone, plain["input_ids"]) == "<user>Hi|<assistant>yes</s>"
     chat = backbone.encode(Example("Hi", ("yes",), (SYSTEM, USER)))
-    assert text_of(backbone, chat["input_ids"]) == "<system>Be short.|<user>Hi|<assistant>yes|</s>"
+    assert text_of(backbone, chat["input_ids"]) == "<system>Be short.|<user>Hi|<assistant>yes</s>"
     labelled = [i for i in chat["labels"] if i != -100]
-    assert text_of(backbone, labelled) == "yes|</s>"
+    assert (
+        text_of(backbone, labelled) == "yes</s>"
+    )  # what the template writes after it is no part of an answer
     for features in (plain, chat):
         assert text_of(backbone, features["route_ids"]) == "Hi"
     without = decoder.encode(Example("Hi", ("yes",), (SYSTEM, USER)))

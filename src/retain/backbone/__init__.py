@@ -1,8 +1,9 @@
 """The pretrained model: loading, tokenization, answer loss, generation."""
 
-from retain.backbone.backbone import Backbone, BackboneConfig, Batch, Features, PromptConfig
+from retain.backbone.backbone import Backbone, BackboneConfig, Batch, Features
 from retain.backbone.loading import LoadedModel, load_backbone, wrap_loaded
 from retain.backbone.out_of_memory import memory_advice
+from retain.backbone.text import PromptConfig
 
 __all__ = [
     "Backbone",

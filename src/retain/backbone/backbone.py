@@ -16,12 +16,13 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jinja2 import TemplateError
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from retain.errors import RetainError, first_line
+from retain.backbone.chat import EXCERPT
+from retain.backbone.text import PromptConfig, Texts
+from retain.errors import RetainError
 from retain.tasks import Example
 
 Features = dict[str, list[int]]
@@ -40,9 +41,9 @@ rows or all of the task.
 """
 
 IGNORED = -100
+MOST_ROOM = 10**6
+"""Tokens that can be generated where a model has no window."""
 PROMPT_KEYS = ("input_ids", "attention_mask")
-EXCERPT = 40
-"""Number of characters of a text that an error message shows."""
 
 
 class BackboneConfig(BaseModel):
@@ -60,16 +61,6 @@ class BackboneConfig(BaseModel):
     attention: str | None = None
     device: str | None = None
     trust_remote_code: bool = False
-
-
-class PromptConfig(BaseModel):
-    """How a prompt becomes tokens. A prompt that is too long loses its middle."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    chat_template: bool = False
-    max_prompt_tokens: PositiveInt = 512
-    max_answer_tokens: PositiveInt = 128
 
 
 class Backbone:
@@ -106,7 +97,7 @@ class Backbone:
         text_config = model.config.get_text_config()
         self.window: int | None = getattr(text_config, "max_position_embeddings", None)
         self.virtual_tokens = 0
-        if self.prompt.chat_template and not tokenizer.chat_template:
+        if self.prompt.chat_template is True and not tokenizer.chat_template:
             raise RetainError(
                 f"backbone '{name}': its tokenizer has no chat template; "
                 "set prompt.chat_template: false"
@@ -132,9 +123,11 @@ class Backbone:
         model.generation_config = GenerationConfig(
             pad_token_id=self.pad_id,
             eos_token_id=sorted({*ends, tokenizer.eos_token_id} - {None}),
-            decoder_start_token_id=defaults.decoder_start_token_id,
+            decoder_start_token_id=self._decoder_start(defaults),
             forced_bos_token_id=defaults.forced_bos_token_id,
         )
+        forced = defaults.forced_bos_token_id if self.is_encoder_decoder else None
+        self.texts = Texts(tokenizer, name, not self.is_encoder_decoder, self.end_ids, forced)
         # Not every decoder can compute the vocabulary projection at some positions only.
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         # A strided input, such as a slice of the last position, would be multiplied example by
@@ -142,6 +135,19 @@ class Backbone:
         if (head := model.get_output_embeddings()) is not None:
             head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+
+    def _decoder_start(self, defaults: GenerationConfig) -> int | None:
+        """Returns the id that `generate` gives the decoder first; None for a decoder-only model."""
+        if not self.is_encoder_decoder:
+            return None
+        ids = (defaults.decoder_start_token_id, defaults.bos_token_id)
+        start = next((i for i in ids if i is not None), None)
+        if start is None:
+            raise RetainError(
+                f"backbone '{self.name}': names no token that its decoder starts with; set "
+                "decoder_start_token_id in generation_config.json"
+            )
+        return start
 
     @property
     def device(self) -> torch.device:
@@ -165,27 +171,38 @@ class Backbone:
 
     # -- text → tokens
 
+    def is_templated(self, example: Example) -> bool:
+        """Whether an example is written with the chat template, by the settings of the prompt."""
+        setting = self.prompt.chat_template
+        if setting == "auto":
+            return bool(example.messages and self.tokenizer.chat_template)
+        return setting
+
     def encode(
-        self, example: Example, with_answer: bool = True, answer_limit: int | None = None
+        self,
+        example: Example,
+        with_answer: bool = True,
+        answer_limit: int | None = None,
+        templated: bool | None = None,
     ) -> Features:
         """Tokenizes one example's prompt and, if `with_answer`, its first reference.
 
         `route_ids` are the tokens of the user's text, without template and special tokens. Routers
         pool them. An answer longer than `answer_limit` (default: `prompt.max_answer_tokens`) is cut
-        and gets no end token, so that the model does not learn to stop there.
+        and gets no end token, so that the model does not learn to stop there. `templated` says
+        whether the chat template is used (default: by the settings of the prompt).
 
         Raises:
-            RetainError: if prompt and answer do not fit in the window.
+            RetainError: if prompt and answer do not fit in the window, or the chat template refuses
+                the conversation.
         """
-        prompt = self._prompt_text(example)
-        special = not self.prompt.chat_template  # a template writes special tokens itself
-        ids = self._shorten(self._ids(prompt, special=special))
-        ids = [*range(-1, -1 - self.virtual_tokens, -1), *ids]
-        route_ids = self._shorten(self._ids(example.prompt))
+        templated = self.is_templated(example) if templated is None else templated
+        ids, answer = self.texts.prompt_and_answer(example, templated, with_answer)
+        ids = [*range(-1, -1 - self.virtual_tokens, -1), *self._shorten(ids)]
+        route_ids = self._shorten(self.texts.plain_ids(example.prompt))
         features = {"input_ids": ids, "route_ids": route_ids or [self.pad_id]}
         if not with_answer:
             return features
-        answer = self._answer_ids(example, prompt)
         answer = answer[: 1 + (answer_limit or self.prompt.max_answer_tokens)]
         self.refuse_longer(len(ids), len(answer), f"prompt {example.prompt[:EXCERPT]!r}")
         if self.is_encoder_decoder:
@@ -193,11 +210,9 @@ class Backbone:
         labels = [IGNORED] * len(ids) + answer
         return {**features, "input_ids": ids + answer, "labels": labels}
 
-    def lengths(self, example: Example) -> tuple[int, int]:
-        """Counts the tokens of an example's prompt and first reference, before anything is cut."""
-        prompt = self._prompt_text(example)
-        ids = self._ids(prompt, special=not self.prompt.chat_template)
-        return len(ids), len(self._answer_ids(example, prompt)) - 1
+    def uncut(self, example: Example) -> tuple[list[int], list[int]]:
+        """Tokenizes an example's prompt, and its first reference with end token; cuts neither."""
+        return self.texts.prompt_and_answer(example, self.is_templated(example))
 
     def fits(self, prompt: int, answer: int) -> bool:
         """Returns whether so many tokens of a prompt and of its answer fit in the window."""
@@ -229,6 +244,12 @@ class Backbone:
             f"{self.window} positions of the backbone; lower {advice}"
         )
 
+    def room_after(self, prompt: int) -> int:
+        """Returns how many tokens can be generated after a prompt of so many; at least 1."""
+        if self.window is None:
+            return MOST_ROOM
+        return max(1, self.window - (0 if self.is_encoder_decoder else prompt))
+
     def collate(self, rows: Sequence[Features]) -> Batch:
         """Pads examples to a batch on the model's device; decoder-only sequences on the left."""
         left = not self.is_encoder_decoder
@@ -251,40 +272,6 @@ class Backbone:
         """Decodes the user's text of each example."""
         rows = zip(batch["route_ids"], batch["route_mask"], strict=True)
         return [self.tokenizer.decode(ids[mask.bool()]).strip() for ids, mask in rows]
-
-    def _prompt_text(self, example: Example) -> str:
-        if self.prompt.chat_template:
-            turns = list(example.messages) or [{"role": "user", "content": example.prompt}]
-            return self._templated(turns, add_generation_prompt=True)
-        return "\n".join(turn["content"] for turn in example.messages) or example.prompt
-
-    def _answer_ids(self, example: Example, prompt: str) -> list[int]:
-        """Tokens of the first reference and the end token, as they continue the prompt."""
-        answer = example.references[0].strip()
-        if self.prompt.chat_template:
-            turns = list(example.messages) or [{"role": "user", "content": example.prompt}]
-            conversation = self._templated([*turns, {"role": "assistant", "content": answer}])
-            if conversation.startswith(prompt):  # then the template itself ends the answer's turn
-                ids = self._ids(conversation[len(prompt) :].rstrip())
-                has_end = ids[-1] in self.end_ids
-                return ids if has_end else [*ids, self.tokenizer.eos_token_id]
-        elif not self.is_encoder_decoder and not prompt[-1:].isspace():
-            answer = f" {answer}"
-        return [*self._ids(answer), self.tokenizer.eos_token_id]
-
-    def _templated(self, turns: list[dict[str, str]], **options: Any) -> str:
-        try:
-            return self.tokenizer.apply_chat_template(turns, tokenize=False, **options)
-        except TemplateError as error:
-            start = turns[0]["content"][:EXCERPT]
-            raise RetainError(
-                f"the chat template of backbone '{self.name}' rejects the conversation that starts "
-                f"with {start!r} ({first_line(error)}); change the conversation, or set "
-                "prompt.chat_template: false"
-            ) from None
-
-    def _ids(self, text: str, special: bool = False) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=special)["input_ids"]
 
     def _shorten(self, ids: list[int]) -> list[int]:
         limit = self.prompt.max_prompt_tokens
@@ -312,10 +299,15 @@ class Backbone:
         """
         if self.is_encoder_decoder:
             inputs = {key: batch[key] for key in PROMPT_KEYS}
-            # How labels are shifted depends on the architecture (T5 and mBART differ).
-            shifted = self.model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+            # As `generate` does: the decoder reads its start token, then the answer so far.
+            labels = batch["labels"]
+            start = torch.full_like(
+                labels[:, :1], self.model.generation_config.decoder_start_token_id
+            )
+            shifted = torch.cat([start, labels[:, :-1]], 1)
+            shifted = shifted.masked_fill(shifted == IGNORED, self.pad_id)
             logits = self.model(**inputs, decoder_input_ids=shifted, use_cache=False).logits
-            return logits, batch["labels"]
+            return logits, labels
         answer_columns = (batch["labels"] != IGNORED).any(0).nonzero()  # (·, 1)
         k = batch["labels"].shape[1] - int(answer_columns[0]) if len(answer_columns) else 1
         return self._last_logits(batch, k + 1), batch["labels"][:, -k:]
@@ -362,13 +354,13 @@ class Backbone:
         prompt_tokens = batch["input_ids"].shape[1]
         self.refuse_longer(prompt_tokens, max_new_tokens, "generation", "max_new_tokens")
         output = self.model.generate(**inputs, **options)
-        if not self.is_encoder_decoder:
-            output = output[:, prompt_tokens:]
+        # An encoder-decoder's output begins with the decoder's start token.
+        output = output[:, 1 if self.is_encoder_decoder else prompt_tokens :]
         return [self.decode(ids) for ids in output.tolist()]
 
     def decode(self, ids: list[int]) -> str:
         """Decodes an answer's token ids, without special tokens and surrounding white space."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        return self.texts.decode(ids)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

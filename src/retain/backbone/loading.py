@@ -16,7 +16,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from retain.backbone.backbone import Backbone, BackboneConfig, PromptConfig
+from retain.backbone.backbone import Backbone, BackboneConfig
+from retain.backbone.text import PromptConfig
 from retain.errors import RetainError, first_line
 from retain.system import processes
 

@@ -73,13 +73,12 @@ def answer(
     backbone: Backbone,
     method: Method,
     task: str | None,
-    examples: Sequence[Example],
+    features: Sequence[Features],
     config: EvaluationConfig,
     progress: Progress,
     replies: Sequence[Reply] | None = None,
-    encoded: Sequence[Features] | None = None,
 ) -> tuple[list[str], torch.Tensor | None]:
-    """Generates greedy answers to examples.
+    """Generates greedy answers to prompts.
 
     Batches have prompts of similar length, so that there is little padding. Several processes share
     the batches.
@@ -88,21 +87,19 @@ def answer(
         backbone: with the method's layers installed.
         method: routes each batch.
         task: the task's name, for methods that need it.
-        examples: N prompts.
+        features: N encoded prompts.
         config: batch size and length of answers.
-        progress: receives the number of answered examples.
-        replies: one per example; each receives its answer while it is generated.
-        encoded: the prompts' tokens, if the caller has them already.
+        progress: receives the number of answered prompts.
+        replies: one per prompt; each receives its answer while it is generated.
 
     Returns:
-        The answers in the order of the examples, and their weights over blocks (N, T), or None if
+        The answers in the order of the prompts, and their weights over blocks (N, T), or None if
         the method does not route.
 
     Raises:
         RetainError: if memory does not suffice or a prompt does not fit in the model's window.
         StoppedError: if the user asked to stop.
     """
-    features = encoded or [backbone.encode(example, with_answer=False) for example in examples]
     order = sorted(range(len(features)), key=lambda i: -len(features[i]["input_ids"]))
     # Smaller batches if one process would otherwise have nothing to do.
     size = min(config.batch_size, -(-len(order) // processes.count()) or 1)
@@ -147,7 +144,8 @@ def evaluate(
     examples = task.test[: config.limit]
     progress.start(f"evaluates {task.name}", len(examples), "examples")
     try:
-        predictions, weights = answer(backbone, method, task.name, examples, config, progress)
+        features = [backbone.encode(example, with_answer=False) for example in examples]
+        predictions, weights = answer(backbone, method, task.name, features, config, progress)
         rows = [
             _row(task.metric, example, prediction)
             for example, prediction in zip(examples, predictions, strict=True)

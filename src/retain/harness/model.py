@@ -71,8 +71,7 @@ class RoutedLM(TemplateLM):
     ) -> list[int]:
         """Tokenizes a text, with special tokens unless `add_special_tokens` is False."""
         special = add_special_tokens is not False
-        ids: list[int] = self.tokenizer(string, add_special_tokens=special)["input_ids"]
-        return ids
+        return self.backbone.texts.plain_ids(string, special)
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
@@ -164,7 +163,8 @@ class RoutedLM(TemplateLM):
 
     def _row(self, text: str, ids: list[int]) -> Features:
         """Returns features with a context's ids and the ids that routing reads of a text."""
-        route_ids = self.backbone.encode(Example(text, ("",)), with_answer=False)["route_ids"]
+        example = Example(text, ("",))
+        route_ids = self.backbone.encode(example, False, templated=False)["route_ids"]
         virtual = [*range(-1, -1 - self.backbone.virtual_tokens, -1)]
         return {"input_ids": [*virtual, *ids], "route_ids": route_ids}
 

@@ -1,15 +1,14 @@
-"""Checks of a task's examples before it is learned: lengths, empty answers, overlap."""
+"""Checks of a task before it is learned: lengths, overlap, its texts and its metric."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from retain.backbone import Backbone
-from retain.backbone.backbone import EXCERPT
 from retain.errors import RetainError
 from retain.evaluation.answers import EvaluationConfig
-from retain.metrics.text import is_empty_reference
+from retain.learner.check_metric import check_metric
+from retain.learner.check_texts import Encoded, check_texts
 from retain.tasks import Example, Task
 
 SEEN_LIMIT = 0.5
@@ -36,17 +35,16 @@ def check_examples(
 
     Raises:
         RetainError: when prompts and answers exceed the backbone's context window, or the score
-            would mean nothing: no test answer fits in `max_new_tokens`, a reference is empty under
-            the metric, or most test examples are also trained on.
+            would mean nothing: no test answer fits in `max_new_tokens`, the metric or the tokenizer
+            cannot represent the answers, or most test examples are also trained on.
     """
     test, most_new = task.test[: evaluation.limit], evaluation.for_task(task).max_new_tokens
     most_prompt, most_answer = backbone.prompt.max_prompt_tokens, backbone.prompt.max_answer_tokens
-    train = [backbone.lengths(example) for example in task.train]
-    tested = [
-        [backbone.lengths(replace(e, references=(text,))) for text in e.references] for e in test
-    ]
-    prompts = [lengths[0][0] for lengths in tested]
-    answers = [min(answer for _, answer in lengths) for lengths in tested]
+    encoded_train = [Encoded.of(example, backbone) for example in task.train]
+    encoded_test = [Encoded.of(example, backbone, all_references=True) for example in test]
+    train = [(encoded.prompt_length, encoded.answer_lengths[0]) for encoded in encoded_train]
+    prompts = [encoded.prompt_length for encoded in encoded_test]
+    answers = [min(encoded.answer_lengths) for encoded in encoded_test]
     virtual = backbone.virtual_tokens
     for prompt, answer in train:
         answer = min(answer, most_answer) + 1
@@ -63,14 +61,8 @@ def check_examples(
             f"task '{task.name}': no test answer fits in max_new_tokens ({most_new}); set this "
             f"task's max_new_tokens to {needed} (retain learn … --set max_new_tokens={needed})"
         )
-    for example in test:
-        for text in example.references:
-            if is_empty_reference(task.metric, text):
-                raise RetainError(
-                    f"task '{task.name}': the test answer {text!r} to {example.prompt[:EXCERPT]!r} "
-                    f"is empty to {task.metric}, which leaves punctuation out; correct it, or "
-                    "take the metric exact_answer"
-                )
+    notices = check_metric(task.name, task.metric, task.train, test)
+    notices += check_texts(task, test, encoded_train, encoded_test, backbone)
     seen = _count_seen(test, (*task.train, *task.dev))
     if seen > SEEN_LIMIT * len(test):
         raise RetainError(
@@ -84,7 +76,6 @@ def check_examples(
         ("training answers", [n for _, n in train], "prompt.max_answer_tokens", most_answer, CUT),
         ("test answers", answers, "max_new_tokens", most_new, UNSCORED),
     )
-    notices = []
     for kind, lengths, setting, limit, consequence in limits:
         if count := sum(length > limit for length in lengths):
             notice = f"{count} of {len(lengths)} {kind} are longer than {setting} ({limit})"

@@ -132,14 +132,34 @@ class LearnedModel:
         examples = self._examples(prompts, task)
         if not examples:
             raise RetainError("Learner.route: no prompts; give it at least one")
-        encoded = [self.backbone.encode(example, with_answer=False) for example in examples]
-        batch = self.backbone.collate(encoded)
+        batch = self.backbone.collate([self.encode(example, task) for example in examples])
         with torch.no_grad():
             self.method.route(batch, task)
             self.backbone.read(batch)  # some methods know their weights only after a forward
             weights = self.method.routing()
             self.method.route(batch, task)
         return None if weights is None else self._by_task(weights)
+
+    def encode(self, example: Example, task: str | None = None) -> Features:
+        """Tokenizes a prompt as the learned tasks were written: with the chat template or not.
+
+        Raises:
+            RetainError: if the prompt does not fit in the window, or the chat template refuses it.
+        """
+        templated = self.templated(task)
+        return self.backbone.encode(example, with_answer=False, templated=templated)
+
+    def templated(self, task: str | None = None) -> bool | None:
+        """Whether prompts are written with the chat template; None if that depends on the prompt.
+
+        Under `prompt.chat_template: auto` it is so if the named task, or all tasks, were learned
+        so.
+        """
+        if self.backbone.prompt.chat_template != "auto":
+            return self.backbone.prompt.chat_template
+        asked = [learned for learned in self.tasks if task in (None, learned.name)]
+        ways = {self.backbone.is_templated(learned.test[0]) for learned in asked}
+        return ways.pop() if len(ways) == 1 else None
 
     def _by_task(self, weights: Tensor) -> list[dict[str, float]]:
         """Converts weights over blocks (N, T) to a dict by task name for each prompt."""
@@ -170,8 +190,7 @@ class LearnedModel:
             prompts: texts, or examples for whole conversations (their references are ignored).
             task: the task's name, for methods that need it.
             replies: one per prompt; receives the answer in pieces while it is generated.
-            encoded: the prompts' tokens, from `backbone.encode(…, with_answer=False)`, if the
-                caller has them already.
+            encoded: the prompts as `encode` returns them, where that is done already.
 
         Raises:
             RetainError: when nothing is learned yet, a prompt is no text, the task is unknown, or
@@ -183,8 +202,9 @@ class LearnedModel:
         if replies:
             limit = max(min(limit, reply.limit or limit) for reply in replies)
         config = self.experiment.evaluation.model_copy(update={"max_new_tokens": limit})
+        features = encoded or [self.encode(example, task) for example in examples]
         outputs, weights = answer(
-            self.backbone, self.method, task, examples, config, Progress(), replies, encoded
+            self.backbone, self.method, task, features, config, Progress(), replies
         )
         routing = [None] * len(outputs) if weights is None else self._by_task(weights)
         return [

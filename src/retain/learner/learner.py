@@ -40,7 +40,13 @@ from retain.methods.base import TaskContext
 from retain.runs import results
 from retain.runs.checkpoints import take_up
 from retain.runs.directory import RunDirectory
-from retain.runs.environment import changes, fingerprints, refuse_other_backbone
+from retain.runs.environment import (
+    TEMPLATE,
+    changes,
+    fingerprints,
+    refuse_other_backbone,
+    template_of,
+)
 from retain.runs.records import (
     CONFIG,
     UNFINISHED,
@@ -207,7 +213,12 @@ class Learner(LearnedModel):
         self._fingerprints = fingerprints(self.backbone)
         if run.exists:
             stored = results.environment(run)
-            other = refuse_other_backbone(stored, self._fingerprints, run.path, self.backbone.name)
+            loaded = dict(self._fingerprints)
+            for folder in run.learned():
+                if template := results.task_record(run, folder).chat_template:
+                    stored[TEMPLATE] = template
+                    loaded[TEMPLATE] = template_of(self.backbone)
+            other = refuse_other_backbone(stored, loaded, run.path, self.backbone.name)
             for notice in filter(None, (other, changes(stored))):
                 self.progress.message(notice)
         transformers.set_seed(experiment.seed)
@@ -237,7 +248,7 @@ class Learner(LearnedModel):
                 training or development examples.
         """
         self._refuse_interrupted()
-        if is_learned_last(self.run, task):
+        if is_learned_last(self.run, task, self.backbone):
             self.progress.message(f"{task.name}: is learned; completes its scores where any lack")
             self.finish_evaluation()
             return list(self.scores["matrix"][-1])

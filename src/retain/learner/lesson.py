@@ -115,6 +115,9 @@ class Lesson:
         with as_trained(self.backbone, self.config):
             yield
         self.seconds += time.monotonic() - began
+        for notice in self.method.notices:
+            self.progress.message(f"{self.task.name}: {notice}")
+        self.method.notices.clear()
 
     def _learn_phase(self, phase: Phase, number: int) -> None:
         """Trains phase `number` of the task (from 1), or restores it if it has ended."""

@@ -8,11 +8,12 @@ from typing import Any
 
 import yaml
 
+from retain.backbone import Backbone
 from retain.experiment.config import ExperimentConfig
 from retain.learner.lesson import Lesson
 from retain.runs import results
 from retain.runs.directory import RunDirectory
-from retain.runs.environment import versions
+from retain.runs.environment import template_of, versions
 from retain.runs.records import (
     CONFIG,
     COST,
@@ -59,28 +60,29 @@ def save_task(run: RunDirectory, lesson: Lesson) -> None:
     write_json(folder / COST, lesson.cost())
     write_jsonl(folder / TRAINING, lesson.log)
     write_jsonl(folder / TEST, (example.as_row() for example in task.test))
-    write_json(folder / TASK, task_record(task).model_dump())
+    write_json(folder / TASK, task_record(task, lesson.backbone).model_dump())
     run.commit_folder(folder, UNFINISHED, lesson.method.traits.latest_only)
 
 
-def task_record(task: Task) -> TaskRecord:
+def task_record(task: Task, backbone: Backbone) -> TaskRecord:
     """What a run keeps of a learned task beside its test examples."""
     return TaskRecord(
         name=task.name,
         metric=task.metric,
         training=dict(task.training),
         max_new_tokens=task.max_new_tokens,
+        chat_template=template_of(backbone) if backbone.is_templated(task.train[0]) else None,
         examples=Counts(train=len(task.train), dev=len(task.dev), test=len(task.test)),
         fingerprints=Fingerprints(**task.fingerprints()),
     )
 
 
-def is_learned_last(run: RunDirectory, task: Task) -> bool:
+def is_learned_last(run: RunDirectory, task: Task, backbone: Backbone) -> bool:
     """Whether the newest task is this one: the same examples, metric and fixed settings."""
     folders = run.learned()
     if not folders:
         return False
-    stored, given = results.task_record(run, folders[-1]), task_record(task)
+    stored, given = results.task_record(run, folders[-1]), task_record(task, backbone)
     fixed = {"training": fixed_training(given.training)}
     return given.model_copy(update=fixed) == stored.model_copy(
         update={"training": fixed_training(stored.training)}

@@ -6,6 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
+from functools import cached_property
 from operator import add
 from pathlib import Path
 from typing import Any, ClassVar
@@ -194,6 +195,15 @@ class Method(ABC):
     @abstractmethod
     def __init__(self, backbone: Backbone, config: Any) -> None:
         """Freezes the backbone and installs what the method adds to it."""
+
+    @cached_property
+    def notices(self) -> list[str]:
+        """What the user should know of the task that is learned; the learner reports and clears it.
+
+        A method does not end a run because of what it has drawn at random. It goes on without, and
+        adds a notice.
+        """
+        return []
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:
         """Estimates the bytes that a task will need; here those of its stored test examples."""

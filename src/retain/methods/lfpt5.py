@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -13,7 +14,6 @@ from torch import Tensor
 
 from retain.backbone import Backbone, Batch, Features
 from retain.backbone.backbone import IGNORED, cross_entropy
-from retain.errors import RetainError
 from retain.layers.soft_prompt import PromptPool
 from retain.methods.base import MethodConfig, Phase, Presets, TaskContext
 from retain.methods.shared.memory import MEMORY, MemoryConfig, read_examples
@@ -117,10 +117,7 @@ class Lfpt5(TaughtMethod):
     def choose(self, task: Task, context: TaskContext) -> list[Example]:
         """Generates pseudo-samples: inputs, and the answers that the prompt gives to them.
 
-        An input whose answer is empty is left out.
-
-        Raises:
-            RetainError: when all answers are empty.
+        An input whose answer is empty, or does not fit in the window, is left out.
         """
         written = write_inputs(
             self.backbone,
@@ -131,22 +128,33 @@ class Lfpt5(TaughtMethod):
             taught_inputs(self.backbone, self._generator_rows),
             "training.max_steps or method.writing.weight",
         )
-        inputs, self._dropped = written.texts, written.dropped
-        rows = [self.backbone.encode(Example(text, ("",)), with_answer=False) for text in inputs]
+        self._dropped = written.dropped
+        asked = [self._asked(text, task) for text in written.texts]
+        rows = [self.backbone.encode(example, with_answer=False) for example in asked]
         limit = self.backbone.prompt.max_answer_tokens
+        fits = [self.backbone.room_after(len(row["input_ids"])) >= limit + 1 for row in rows]
+        asked, rows = list(compress(asked, fits)), list(compress(rows, fits))
         answers: list[str] = []
         for start in range(0, len(rows), BATCH):
             batch = self.backbone.collate(rows[start : start + BATCH])
             self.route(batch)
             answers += self.backbone.generate(batch, limit)
-        pairs = zip(inputs, answers, strict=True)
-        samples = [Example(text, (answer,)) for text, answer in pairs if answer]
-        if not samples:
-            raise RetainError(
-                f"task '{task.name}': the prompt answers none of the {len(inputs)} inputs that it "
-                "wrote; start again in another --output with a higher training.max_steps"
+        pairs = zip(asked, answers, strict=True)
+        samples = [replace(example, references=(answer,)) for example, answer in pairs if answer]
+        if written.notice:
+            self.notices.append(written.notice)
+        elif not samples:
+            self.notices.append(
+                f"warning: no pseudo-samples, because the prompt answers none of the "
+                f"{len(written.texts)} inputs that it wrote; this task is not replayed, which a "
+                "higher training.max_steps would change"
             )
         return samples
+
+    def _asked(self, text: str, task: Task) -> Example:
+        """Returns a generated input as an example without answer, written as the task's are."""
+        turns = ({"role": "user", "content": text},) if task.is_conversations else ()
+        return Example(text, ("",), turns)
 
     def finish(self, task: Task, context: TaskContext) -> None:
         """Keeps pseudo-samples and the model's logits on them, and measures their quality."""

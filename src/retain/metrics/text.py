@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import string
+import unicodedata
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -12,6 +14,15 @@ from retain.metrics import trace
 
 Metric = Callable[[str, Sequence[str], str], float]
 """A function of prediction, references and prompt that returns a score from 0 to 1."""
+
+
+def canonical(text: str) -> str:
+    """Returns a text as answers are compared: NFC, line ends `\\n`, no white space around.
+
+    A model reads and writes an answer without the white space around it, and many tokenizers
+    compose characters. So both sides are brought into this form before any metric sees them.
+    """
+    return unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n")).strip()
 
 
 def normalise(text: str) -> str:
@@ -32,10 +43,26 @@ def rouge_l(prediction: str, references: Sequence[str], prompt: str) -> float:
     """F-measure of the longest common subsequence of stemmed words, best over the references.
 
     A word is a run of the letters a to z and digits, after lower-casing. Any other letter, such as
-    one with an accent, separates words, and an answer in a non-Latin script scores 0.
+    one with an accent, separates words, and an answer in a non-Latin script scores 0; that is the
+    published metric. `rouge_l_unicode` reads every script.
     """
+    return _best_rouge_l(prediction, references, any_script=False)
+
+
+def rouge_l_unicode(prediction: str, references: Sequence[str], prompt: str) -> float:
+    """`rouge_l` over words of any script, best over the references.
+
+    A word is a run of letters, marks and digits of Unicode, case-folded and not stemmed. Scripts
+    that put no spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) count by
+    character. A symbol, such as an emoji, is a word, and punctuation is none.
+    """
+    return _best_rouge_l(prediction, references, any_script=True)
+
+
+def _best_rouge_l(prediction: str, references: Sequence[str], any_script: bool) -> float:
+    scorer = _scorer(any_script)
     return max(
-        _scorer().score(prediction=prediction, target=reference)["rougeL"].fmeasure
+        scorer.score(prediction=prediction, target=reference)["rougeL"].fmeasure
         for reference in references
     )
 
@@ -48,6 +75,7 @@ def is_empty_reference(metric: str, reference: str) -> bool:
 METRICS: dict[str, Metric] = {
     "exact_match": exact_match,
     "rouge_l": rouge_l,
+    "rouge_l_unicode": rouge_l_unicode,
     "first_letter": trace.first_letter,
     "exact_answer": trace.exact_answer,
     "rouge_l_union": trace.rouge_l_union,
@@ -70,14 +98,46 @@ def score(
     references: Sequence[Sequence[str]],
     prompts: Sequence[str],
 ) -> float:
-    """Returns the mean of a metric over examples, 0 to 100."""
-    examples = zip(predictions, references, prompts, strict=True)
-    values = [METRICS[metric](*example) for example in examples]
+    """Returns the mean of a metric over examples, 0 to 100, of texts in `canonical` form."""
+    values = [
+        METRICS[metric](canonical(prediction), [canonical(text) for text in right], prompt)
+        for prediction, right, prompt in zip(predictions, references, prompts, strict=True)
+    ]
     return 100.0 * sum(values) / len(values)
 
 
 @cache
-def _scorer() -> Any:
+def _scorer(any_script: bool) -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    return RougeScorer(["rougeL"], use_stemmer=True, tokenizer=_Words() if any_script else None)
+
+
+UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf"
+    "\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+"""A letter of a script without spaces between words."""
+
+
+class _Words:
+    """The words of a text in any script, for rouge_score's scorer."""
+
+    def tokenize(self, text: str) -> list[str]:
+        words: list[str] = []
+        grows = adjoins = False  # whether the last word takes a letter, or a mark
+        for character in unicodedata.normalize("NFKC", text.casefold()):
+            kind = unicodedata.category(character)[0]
+            if kind == "M":  # such as a vowel sign
+                if adjoins:
+                    words[-1] += character
+            elif kind in "LNS":
+                alone = kind == "S" or UNSPACED.match(character) is not None
+                if grows and not alone:
+                    words[-1] += character
+                else:
+                    words.append(character)
+                grows, adjoins = not alone, True
+            else:
+                grows = adjoins = False
+        return words

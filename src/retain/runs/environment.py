@@ -19,12 +19,13 @@ from retain.runs.records import ENVIRONMENT
 LIBRARIES = ("retain", "torch", "transformers", "peft", "accelerate", "tokenizers")
 SAMPLED = 1024
 """Numbers of each tensor that the fingerprint reads; all of a large model would take minutes."""
+TEMPLATE = "backbone_chat_template"
 PARTS = {
     "backbone": "weights",
     "backbone_config": "settings (config.json)",
     "backbone_tokenizer": "tokenizer",
     "backbone_special_tokens": "special tokens",
-    "backbone_chat_template": "chat template",
+    TEMPLATE: "chat template",
 }
 """Parts of a backbone in words, by the key of their fingerprint in `environment.json`."""
 INCIDENTAL = ("transformers_version", "architectures", "dtype", "torch_dtype", "use_cache")
@@ -53,10 +54,10 @@ def fingerprint(model: nn.Module) -> str:
 def fingerprints(backbone: Backbone) -> dict[str, str]:
     """Fingerprints, by the keys of `PARTS`, of a backbone as it was loaded.
 
-    The chat template has one only where prompts are written with it.
+    That of the chat template is stored with each task that is written with it.
     """
     tokenizer, config = backbone.tokenizer, backbone.model.config.to_dict()
-    prints = {
+    return {
         "backbone": fingerprint(backbone.model),
         "backbone_config": _sha256(
             {key: value for key, value in config.items() if key[0] != "_" and key not in INCIDENTAL}
@@ -66,9 +67,11 @@ def fingerprints(backbone: Backbone) -> dict[str, str]:
             [tokenizer.special_tokens_map, backbone.pad_id, backbone.end_ids]
         ),
     }
-    if backbone.prompt.chat_template:
-        prints["backbone_chat_template"] = _sha256(tokenizer.chat_template)
-    return prints
+
+
+def template_of(backbone: Backbone) -> str:
+    """Returns a sha256 of the chat template."""
+    return _sha256(backbone.tokenizer.chat_template)
 
 
 def _tokenization(tokenizer: Any) -> Any:

@@ -60,12 +60,16 @@ class Counts(Record):
 
 
 class TaskRecord(Record):
-    """`task.json`: what was learned; `training` and `max_new_tokens` are the task's own."""
+    """`task.json`: what was learned; `training` and `max_new_tokens` are the task's own.
+
+    `chat_template` is the sha256 of the template that its prompts were written with, or None.
+    """
 
     name: str
     metric: str
     training: dict[str, Any]
     max_new_tokens: PositiveInt | None
+    chat_template: str | None
     examples: Counts
     fingerprints: Fingerprints
 

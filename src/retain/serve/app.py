@@ -201,7 +201,7 @@ async def _job(chat: ChatRequest, learner: Learner, encoder: Encoder, model: str
         raise HTTPException(400, message)
     example = chat.example()
     limit = min(learner.answer_limit, chat.limit or learner.answer_limit)
-    encoded = await encoder.encode(example, limit)
+    encoded = await encoder.encode(example, limit, learner.templated(task))
     return Job(example, encoded, task, limit, chat.stream or bool(chat.stop))
 
 

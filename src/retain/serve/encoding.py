@@ -46,14 +46,18 @@ class Encoder:
         # A tokenizer keeps settings of a call, so that two threads cannot share it.
         other = copy.copy(backbone)
         other.tokenizer = copy.deepcopy(backbone.tokenizer)
+        other.texts = backbone.texts.with_tokenizer(other.tokenizer)
         self._long = _Lane(other)
 
-    async def encode(self, example: Example, answer_tokens: int) -> Features:
+    async def encode(
+        self, example: Example, answer_tokens: int, templated: bool | None
+    ) -> Features:
         """Encodes a prompt as in training.
 
         Args:
             example: the prompt.
             answer_tokens: maximum number of tokens of its answer.
+            templated: whether the chat template is used; None leaves it to the prompt.
 
         Raises:
             RetainError: if it has too many characters, its template refuses it, it has no tokens,
@@ -69,7 +73,7 @@ class Encoder:
         lane = self._short if characters <= SHORT else self._long
         if lane.pending >= self._queue_size:
             raise QueueFullError
-        features = await lane.encode(example)
+        features = await lane.encode(example, templated)
         self._measure(len(features["input_ids"]), answer_tokens)
         return features
 
@@ -103,17 +107,17 @@ class _Lane:
         self._thread = ThreadPoolExecutor(1, "encode")
         self.pending = 0
 
-    async def encode(self, example: Example) -> Features:
+    async def encode(self, example: Example, templated: bool | None) -> Features:
         self.pending += 1
         try:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._thread, self._encode, example)
+            return await loop.run_in_executor(self._thread, self._encode, example, templated)
         finally:
             self.pending -= 1
 
-    def _encode(self, example: Example) -> Features:
+    def _encode(self, example: Example, templated: bool | None) -> Features:
         try:
-            return self._backbone.encode(example, with_answer=False)
+            return self._backbone.encode(example, with_answer=False, templated=templated)
         except RetainError:
             raise
         except (

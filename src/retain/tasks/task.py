@@ -180,6 +180,11 @@ class Task:
             seed=seed,
         )
 
+    @property
+    def is_conversations(self) -> bool:
+        """Whether its examples are chats of `messages`, as the first one."""
+        return bool((*self.train[:1], *self.test[:1])[0].messages)
+
     def fingerprints(self) -> dict[str, str]:
         """Returns a sha256 of each split's examples, which shows whether two runs saw the same."""
         sums = {}

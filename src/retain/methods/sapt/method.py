@@ -193,6 +193,7 @@ class Attentive(RoutedPool):
                 "method.generator.max_steps",
             )
             self._pseudo = written.texts
+            self.notices += [written.notice] if written.notice else []
             write_quality(context.folder, self.backbone, written.texts, written.dropped, taught)
         path = context.folder / PSEUDO
         write_jsonl(path, [{"prompt": text} for text in self._pseudo])
@@ -204,7 +205,7 @@ class Attentive(RoutedPool):
         e = self.router.embed([example.prompt for example in task.dev])
         with torch.no_grad():
             self._attention = self.router.attention(e).mean(0)
-        if self.options.reflection.weight:
+        if self.options.reflection.weight and self._pseudo:
             self.reflection.add(self.router.embed(self._pseudo), self._attention)
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:
@@ -248,7 +249,8 @@ class Attentive(RoutedPool):
         if self.options.reflection.weight:
             pseudo = [row["prompt"] for row in read_jsonl(context.folder / PSEUDO)]
             attention = state["attention"].to(self.router.centre)
-            self.reflection.add(self.router.embed(pseudo), attention)
+            if pseudo:
+                self.reflection.add(self.router.embed(pseudo), attention)
 
 
 class Sapt(Attentive):

@@ -13,7 +13,6 @@ from pydantic import PositiveInt
 
 from retain.backbone import Backbone, Features
 from retain.backbone.backbone import IGNORED
-from retain.errors import RetainError
 from retain.methods.base import Options
 from retain.metrics import generated
 from retain.runs.records import Record
@@ -55,15 +54,22 @@ class Written:
     Attributes:
         texts: the generated inputs; none is empty.
         dropped: the number of discarded copies of training inputs.
+        notice: what the user should know when texts are missing; empty if there are enough.
     """
 
     texts: list[str]
     dropped: int
+    notice: str = ""
 
 
 def generator_rows(backbone: Backbone, examples: Sequence[Example], trigger: str) -> list[Features]:
-    """Encodes examples that train the generator: the trigger as prompt, an input as answer."""
-    longest = backbone.prompt.max_prompt_tokens
+    """Encodes examples that train the generator: the trigger as prompt, an input as answer.
+
+    An input is cut where it does not fit in the window after the trigger.
+    """
+    row = backbone.encode(Example(trigger, ("",)), with_answer=False)
+    room = backbone.room_after(len(row["input_ids"])) - 1
+    longest = max(1, min(backbone.prompt.max_prompt_tokens, room))
     pairs = [Example(trigger, (example.prompt,)) for example in examples]
     return [backbone.encode(pair, answer_limit=longest) for pair in pairs]
 
@@ -74,9 +80,7 @@ def taught_inputs(backbone: Backbone, rows: Sequence[Features]) -> list[str]:
     Pseudo-samples are compared with these instead of the original texts. What the tokenizer cannot
     represent (T5 has no line break) would otherwise distinguish every pseudo-sample.
     """
-    ids = [[i for i in row["labels"] if i != IGNORED] for row in rows]
-    texts = backbone.tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return [text.strip() for text in texts]
+    return [backbone.decode([i for i in row["labels"] if i != IGNORED]) for row in rows]
 
 
 def write_inputs(
@@ -88,7 +92,10 @@ def write_inputs(
     taught: Sequence[str],
     remedy: str,
 ) -> Written:
-    """Generates `count` pseudo-samples, or fewer if copies are dropped and few others come.
+    """Generates `count` pseudo-samples, or fewer if too many come out empty or as copies.
+
+    What is drawn at random never ends a run that is hours old: it goes on with fewer texts, or
+    none, and a notice.
 
     Args:
         backbone: the trained generator.
@@ -97,10 +104,7 @@ def write_inputs(
         count: the number of pseudo-samples.
         options: how they are sampled.
         taught: the training inputs, as `taught_inputs` returns them.
-        remedy: the name of an option whose higher value improves the generator, for the error.
-
-    Raises:
-        RetainError: when too many texts are empty, or all others are copies.
+        remedy: the name of an option whose higher value improves the generator, for the notice.
     """
     row = backbone.encode(Example(trigger, ("",)), with_answer=False)
     originals = generated.Originals(taught if options.drop_copies else ())
@@ -109,26 +113,24 @@ def write_inputs(
     for _ in range(ROUNDS * -(-count // BATCH)):
         batch = backbone.collate([row] * min(BATCH, count - len(texts)))
         switch_on(len(batch["input_ids"]))
-        drawn = backbone.generate(
-            batch, options.max_new_tokens, do_sample=True, top_k=options.top_k
-        )
+        longest = min(options.max_new_tokens, backbone.room_after(len(row["input_ids"])))
+        drawn = backbone.generate(batch, longest, do_sample=True, top_k=options.top_k)
         written = [text for text in drawn if text]
         new = [text for text in written if not originals.has(text)]
         dropped += len(written) - len(new)
         texts += new
         if len(texts) == count:
             break
-    if len(texts) == count or (texts and dropped):
-        return Written(texts, dropped)
-    if dropped:
-        raise RetainError(
-            "the generator writes only copies of training inputs; start again in another "
-            "--output with drop_copies: false, or with more training examples"
+    notice = ""
+    if len(texts) < count and not (texts and dropped):
+        cause, advice = "empty texts", f"a higher {remedy}"
+        if dropped:
+            cause, advice = "copies of training inputs", "drop_copies: false or more examples"
+        notice = (
+            f"warning: {len(texts)} pseudo-samples instead of {count}, because the generator "
+            f"writes {cause}; older tasks are protected less, which {advice} would change"
         )
-    raise RetainError(
-        f"the generator writes empty pseudo-samples ({len(texts)} of {count} have text); "
-        f"start again in another --output with a higher {remedy}"
-    )
+    return Written(texts, dropped, notice)
 
 
 def write_quality(
@@ -140,7 +142,7 @@ def write_quality(
     """
     originals = generated.Originals(taught)
     ids = _token_ids(backbone, texts)
-    real = _token_ids(backbone, generated.spread(taught, len(texts)))
+    real = _token_ids(backbone, generated.spread(taught, len(texts)) if texts else [])
     measures = {
         "count": len(texts),
         "auc": generated.separability(texts, taught),
@@ -154,4 +156,4 @@ def write_quality(
 
 
 def _token_ids(backbone: Backbone, texts: Sequence[str]) -> list[list[int]]:
-    return [backbone.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    return [backbone.texts.plain_ids(text) for text in texts]

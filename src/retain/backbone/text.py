@@ -1,0 +1,207 @@
+"""Texts as tokens and back: a prompt, the answer that continues it, and an answer that is read.
+
+What is learned, asked, read back and scored is one text. So a prompt has the same tokens with and
+without its answer, a special token that a user's text spells is text, and an answer that is decoded
+from its own labels is the reference (`learner.check_examples` checks that before training).
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from functools import cached_property
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, PositiveInt
+from transformers import PreTrainedTokenizerBase
+
+from retain.backbone.chat import ChatTemplate, Rendered
+from retain.errors import RetainError
+from retain.tasks import Example
+
+SPELLED = "\ue0f1{}\ue0f2"
+"""Marks a special token that a user's text spells, through the rendering of a template."""
+MARKED = re.compile(SPELLED.format("(.*?)"), re.DOTALL)
+
+
+class PromptConfig(BaseModel):
+    """How a prompt becomes tokens. A prompt that is too long loses its middle.
+
+    With `chat_template: auto` examples of `messages` are written with the tokenizer's chat template
+    if it has one, and examples of a `prompt` as they are. `true` takes the template for all, with
+    the prompt as a user's turn; `false` for none, and a conversation is joined by line breaks.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    chat_template: bool | Literal["auto"] = "auto"
+    max_prompt_tokens: PositiveInt = 512
+    max_answer_tokens: PositiveInt = 128
+
+
+class Texts:
+    """Turns examples into token ids and ids into answers.
+
+    Args:
+        tokenizer: of the backbone.
+        name: the backbone's, for errors.
+        continues: whether an answer continues its prompt in one sequence (a decoder-only model), or
+            is a sequence of its own (an encoder-decoder).
+        end_ids: the ids that end an answer.
+        first_id: the id that an answer has to begin with, if there is one.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str,
+        continues: bool,
+        end_ids: list[int],
+        first_id: int | None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self._continues = continues
+        self._end_ids = end_ids
+        self._first = [] if first_id is None else [first_id]
+        self._name = name
+        self._chat = ChatTemplate(tokenizer, name)
+        # Reading a special token as text changes a setting of the tokenizer for a moment.
+        self._lock = threading.RLock()
+
+    def with_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> Texts:
+        """Returns the same with a copy of the tokenizer, for another thread."""
+        first_id = self._first[0] if self._first else None
+        return Texts(tokenizer, self._name, self._continues, self._end_ids, first_id)
+
+    def prompt_and_answer(
+        self, example: Example, templated: bool, with_answer: bool = True
+    ) -> tuple[list[int], list[int]]:
+        """Tokenizes an example's prompt and, if `with_answer`, its first reference.
+
+        Returns:
+            The ids of the prompt, and those of the answer with its end token, which are empty
+            without `with_answer`.
+
+        Raises:
+            RetainError: when the chat template refuses the conversation.
+        """
+        answer = example.references[0].strip() if with_answer else ""
+        written = self._rendered(example, self._mark(answer), templated)
+        with self._lock:
+            # A template writes the special tokens itself.
+            prompt = self._ids(written.prompt, special=not templated)
+            if not with_answer:
+                return prompt, []
+            ids = self._answer(prompt, written, special=not templated)
+            return prompt, [*self._first, *ids, self._end(written.end)]
+
+    def plain_ids(self, text: str, special: bool = False) -> list[int]:
+        """Tokenizes a text, in which special tokens are text; with those around it if `special`."""
+        with self._lock:
+            return self._ids(self._mark(text), special)
+
+    def decode(self, ids: list[int]) -> str:
+        """Decodes an answer's ids, without special tokens and surrounding white space."""
+        if ids[:1] == self._first:
+            ids = ids[1:]
+        with self._lock:
+            text = self.tokenizer.decode(
+                ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        return str(text).strip()
+
+    def spells(self, text: str) -> str | None:
+        """Returns the first special token that a text spells; None without one."""
+        match = self._special.search(text)
+        return None if match is None else match.group()
+
+    # -- text
+
+    def _rendered(self, example: Example, answer: str, templated: bool) -> Rendered:
+        """Writes an example as the model reads it; `answer` is marked."""
+        turns = [{**turn, "content": self._mark(turn["content"])} for turn in example.messages]
+        if templated:
+            alone = [{"role": "user", "content": self._mark(example.prompt)}]
+            return self._chat.render(turns or alone, answer)
+        prompt = "\n".join(turn["content"] for turn in turns) or self._mark(example.prompt)
+        space = " " if self._continues and not prompt[-1:].isspace() else ""
+        return Rendered(prompt, space + answer, "")
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        """Matches the special tokens of the tokenizer, longer ones first."""
+        tokens = [t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special]
+        longest = sorted(filter(None, tokens), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest)) or "(?!)")
+
+    def _mark(self, text: str) -> str:
+        """Marks the special tokens that a user's text spells."""
+        return self._special.sub(lambda match: SPELLED.format(match.group()), text)
+
+    # -- ids
+
+    def _ids(self, text: str, special: bool = False) -> list[int]:
+        """Tokenizes a marked text; with the tokenizer's own special tokens if `special`."""
+        pieces = MARKED.split(text)  # text, token, text, token, …, text
+        ids = self._plain(pieces[0])
+        for number, piece in enumerate(pieces[1:], start=1):
+            ids += self._as_text(piece) if number % 2 else self._inside(piece)
+        if not special:
+            return ids
+        before, after = self._around
+        return [*before, *ids, *(() if self._continues else after)]
+
+    def _answer(self, prompt: list[int], written: Rendered, special: bool) -> list[int]:
+        """Tokenizes an answer as it continues its prompt."""
+        if not self._continues:
+            return self._ids(written.answer)
+        both = self._ids(written.prompt + written.answer, special)
+        if both[: len(prompt)] == prompt:
+            return both[len(prompt) :]
+        # A token would span both. The prompt comes first, because it is what is asked.
+        return self._ids(written.answer)
+
+    def _end(self, text: str) -> int:
+        """Returns the token that ends an answer, where a template writes `text` after it."""
+        ids = self._plain(text.lstrip())[:1]
+        return ids[0] if ids and ids[0] in self._end_ids else int(self.tokenizer.eos_token_id)
+
+    def _plain(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    def _inside(self, text: str) -> list[int]:
+        """Tokenizes a text from the middle of another: without a space that begins a text."""
+        line_break = self._plain("\n")
+        ids = self._plain(f"\n{text}")
+        if not text or not line_break or ids[: len(line_break)] != line_break:
+            return self._plain(text)
+        return ids[len(line_break) :]
+
+    def _as_text(self, token: str) -> list[int]:
+        """Tokenizes the letters of a special token."""
+        known = self.tokenizer.convert_tokens_to_ids(token)
+        options = {"add_special_tokens": False, "split_special_tokens": True}
+        line_break = self._plain("\n")
+        ids: list[int] = self.tokenizer(f"\n{token}", **options)["input_ids"]
+        start = len(line_break) if line_break and ids[: len(line_break)] == line_break else 0
+        if not start:
+            ids = self.tokenizer(token, **options)["input_ids"]
+        if known in ids:  # the vocabulary has it as a piece of text too
+            ids, start = [i for part in (token[:1], token[1:]) for i in self._inside(part)], 0
+        if known in ids:
+            raise RetainError(
+                f"backbone '{self._name}': its tokenizer cannot read {token!r} as text; remove it "
+                "from the prompts and answers"
+            )
+        return ids[start:]
+
+    @cached_property
+    def _around(self) -> tuple[list[int], list[int]]:
+        """The special tokens that the tokenizer writes before and after a text."""
+        text = self._plain("a")
+        ids: list[int] = self.tokenizer("a")["input_ids"]
+        for start in range(len(ids) - len(text) + 1):
+            if ids[start : start + len(text)] == text:
+                return ids[:start], ids[start + len(text) :]
+        return [], []

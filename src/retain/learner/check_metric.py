@@ -1,0 +1,122 @@
+"""Checks that a task's metric can judge its answers."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+
+from retain.backbone.chat import EXCERPT
+from retain.errors import RetainError
+from retain.metrics.text import METRICS, canonical, is_empty_reference, normalise
+from retain.tasks import Example
+
+COMPARED = 50
+"""How many different answers, the most frequent ones, are compared with each other."""
+FULL = 0.999
+"""The score from which an answer counts as right; `rouge_l_union` gives at most 1 − 10⁻⁸."""
+CHOICE = re.compile(r"\w\b(?![+#])")
+"""The letter of a choice that stands alone, before its text."""
+OTHER = {
+    "exact_match": "exact_answer",
+    "rouge_l": "rouge_l_unicode",
+    "rouge_l_union": "rouge_l_unicode",
+}
+"""The metric to take instead, where one cannot judge; `exact_answer` for others."""
+
+
+def check_metric(
+    name: str, metric: str, train: Sequence[Example], test: Sequence[Example]
+) -> list[str]:
+    """Checks that a right answer scores 100, and that a wrong one does not.
+
+    Args:
+        name: the task's.
+        metric: a name of METRICS.
+        train: the examples that are learned.
+        test: the examples that are scored.
+
+    Returns:
+        A notice for each kind of answer that the metric cannot judge.
+
+    Raises:
+        RetainError: when an answer is empty to `exact_match`, or no test answer scores 100 against
+            itself.
+    """
+    for example in test:
+        for right in example.references:
+            if is_empty_reference(metric, right):
+                raise RetainError(
+                    f"task '{name}': the test answer {right!r} to {example.prompt[:EXCERPT]!r} "
+                    f"is empty to {metric}, which leaves punctuation out; correct it, or take the "
+                    "metric exact_answer"
+                )
+    return [
+        *_unscored(name, metric, test),
+        *_same(metric, train, test),
+        *_never_learned(train, test),
+    ]
+
+
+def _unscored(name: str, metric: str, test: Sequence[Example]) -> Iterator[str]:
+    """Yields a notice on answers that score under 100 although they are right."""
+    if metric == "sari":  # it compares with the prompt and with all references together
+        return
+    low = []
+    for example in test:
+        rights = [canonical(right) for right in example.references]
+        best = max(METRICS[metric](right, rights, example.prompt) for right in rights)
+        if best < FULL:
+            low.append((example.references[0], best))
+    if not low:
+        return
+    right, best = low[0]
+    advice = f"take the metric {OTHER.get(metric, 'exact_answer')}"
+    says = f"score under 100 by {metric} although they are right, such as {right[:EXCERPT]!r}"
+    if len(low) == len(test):
+        raise RetainError(f"task '{name}': all test answers {says} ({100 * best:.0f}); {advice}")
+    yield f"{len(low)} of {len(test)} test answers {says} ({100 * best:.0f}); {advice}"
+
+
+def _same(metric: str, train: Sequence[Example], test: Sequence[Example]) -> Iterator[str]:
+    """Yields a notice on different answers of which the metric takes one for the other."""
+    if metric == "sari":
+        return
+    counts = Counter(canonical(e.references[0]) for e in (*train, *test))
+    together = {frozenset(map(canonical, e.references)) for e in test if len(e.references) > 1}
+    groups: dict[str, list[str]] = {}
+    if metric == "exact_match":  # the only one whose form is at hand for any number of answers
+        for right in counts:
+            groups.setdefault(normalise(right), []).append(right)
+    else:
+        groups[""] = [right for right, _ in counts.most_common(COMPARED)]
+    pairs = [
+        (one, other)
+        for group in groups.values()
+        for one, other in combinations(group[:COMPARED], 2)
+        if max(METRICS[metric](one, [other], ""), METRICS[metric](other, [one], "")) >= FULL
+        if not any({one, other} <= references for references in together)
+        if not (metric == "first_letter" and CHOICE.match(one) and CHOICE.match(other))
+    ]
+    if pairs:
+        one, other = (repr(right[:EXCERPT]) for right in pairs[0])
+        more = f" (and {len(pairs) - 1} more pairs)" if len(pairs) > 1 else ""
+        yield (
+            f"{metric} cannot tell the answers {one} and {other}{more} apart; if they are "
+            "different answers, take the metric exact_answer"
+        )
+
+
+def _never_learned(train: Sequence[Example], test: Sequence[Example]) -> Iterator[str]:
+    """Yields a notice when the task has few answers, and none of them is a test answer."""
+    learned = {canonical(example.references[0]).casefold() for example in train}
+    asked = {canonical(right).casefold() for example in test for right in example.references}
+    is_labels = 2 * len(learned) <= len(train) or (len(asked) == 1 and len(test) > 1)
+    if is_labels and not asked & learned:
+        answers = [example.references[0] for example in (*train[:1], *test[:1])]
+        learns, asks = (repr(right[:EXCERPT]) for right in answers)
+        yield (
+            f"no test answer (such as {asks}) is ever a training answer (such as {learns}); "
+            "are the test labels held back?"
+        )
