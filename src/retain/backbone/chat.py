@@ -22,8 +22,11 @@ from retain.errors import RetainError, first_line
 Turn = Mapping[str, str]
 """A turn of a conversation: `role` and `content`."""
 
-ANSWER = "\ue0f0answer\ue0f0"
-"""Stands for the answer where its place in a finished conversation is looked for."""
+ANSWER = "\udfe0answer\udfe0"
+"""Stands for the answer where its place in a finished conversation is looked for.
+
+Half a character (a lone surrogate) is in no text, so that no text can be taken for a mark.
+"""
 EXCERPT = 40
 """Number of characters of a text that an error message shows."""
 SECONDS = 10.0

@@ -15,13 +15,21 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from transformers import PreTrainedTokenizerBase
 
-from retain.backbone.chat import ChatTemplate, Rendered
+from retain.backbone.chat import EXCERPT, ChatTemplate, Rendered
 from retain.errors import RetainError
 from retain.tasks import Example
 
-SPELLED = "\ue0f1{}\ue0f2"
-"""Marks a special token that a user's text spells, through the rendering of a template."""
+SPELLED = "\udfe1{}\udfe2"
+"""Marks a special token that a user's text spells, through the rendering of a template.
+
+Half a character (a lone surrogate) is in no text, so that no text can be taken for a mark.
+"""
+HALF = re.compile("[\ud800-\udfff]")
 MARKED = re.compile(SPELLED.format("(.*?)"), re.DOTALL)
+
+
+ANCHORS = ("\n", "a", ".")
+"""Texts before another, to find its tokens where it does not begin a text."""
 
 
 class PromptConfig(BaseModel):
@@ -136,6 +144,8 @@ class Texts:
 
     def _mark(self, text: str) -> str:
         """Marks the special tokens that a user's text spells."""
+        if HALF.search(text):
+            raise RetainError(f"text {text[:EXCERPT]!a}: half a character (a lone surrogate)")
         return self._special.sub(lambda match: SPELLED.format(match.group()), text)
 
     # -- ids
@@ -166,35 +176,34 @@ class Texts:
         ids = self._plain(text.lstrip())[:1]
         return ids[0] if ids and ids[0] in self._end_ids else int(self.tokenizer.eos_token_id)
 
-    def _plain(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    def _plain(self, text: str, as_text: bool = False) -> list[int]:
+        """Tokenizes a text, in which special tokens are text if `as_text`."""
+        options = {"split_special_tokens": True} if as_text else {}
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False, **options)[
+            "input_ids"
+        ]
         return ids
 
-    def _inside(self, text: str) -> list[int]:
+    def _inside(self, text: str, as_text: bool = False) -> list[int]:
         """Tokenizes a text from the middle of another: without a space that begins a text."""
-        line_break = self._plain("\n")
-        ids = self._plain(f"\n{text}")
-        if not text or not line_break or ids[: len(line_break)] != line_break:
-            return self._plain(text)
-        return ids[len(line_break) :]
+        for before in ANCHORS if text else ():
+            start, ids = self._plain(before), self._plain(before + text, as_text)
+            if start and ids[: len(start)] == start:
+                return ids[len(start) :]
+        return self._plain(text, as_text)
 
     def _as_text(self, token: str) -> list[int]:
         """Tokenizes the letters of a special token."""
         known = self.tokenizer.convert_tokens_to_ids(token)
-        options = {"add_special_tokens": False, "split_special_tokens": True}
-        line_break = self._plain("\n")
-        ids: list[int] = self.tokenizer(f"\n{token}", **options)["input_ids"]
-        start = len(line_break) if line_break and ids[: len(line_break)] == line_break else 0
-        if not start:
-            ids = self.tokenizer(token, **options)["input_ids"]
+        ids = self._inside(token, as_text=True)
         if known in ids:  # the vocabulary has it as a piece of text too
-            ids, start = [i for part in (token[:1], token[1:]) for i in self._inside(part)], 0
+            ids = [i for part in (token[:1], token[1:]) for i in self._inside(part, as_text=True)]
         if known in ids:
             raise RetainError(
                 f"backbone '{self._name}': its tokenizer cannot read {token!r} as text; remove it "
                 "from the prompts and answers"
             )
-        return ids[start:]
+        return ids
 
     @cached_property
     def _around(self) -> tuple[list[int], list[int]]:
