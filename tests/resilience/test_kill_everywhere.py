@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from retain.learner.upkeep import verify
-from retain.runs.directory import LOCK, MANIFEST, TEMPORARY
+from retain.runs.directory import LOCK, TEMPORARY
+from retain.runs.manifest import MANIFEST
 from retain.runs.results import open_run
 from retain.testing.tiny import OPTIONS, read_files
 from tests.command import Called, call, settings, snapshot, write_settings, write_tasks

@@ -13,6 +13,7 @@ import pytest
 
 from retain.errors import RetainError
 from retain.runs import directory as store
+from retain.runs import manifest
 from retain.runs.directory import RunDirectory
 from retain.system import files
 from retain.testing.tiny import read_files
@@ -33,15 +34,15 @@ def make_run(path: Path, **texts: str) -> RunDirectory:
 
 def test_manifest_lists_checksums_and_its_own(tmp_path: Path) -> None:
     make_run(tmp_path, **{"a.txt": "one", "tasks__01-x__b": "two"})
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert set(manifest) == {"format", "files", "sha256"}
-    assert manifest["files"] == {
+    values = json.loads((tmp_path / "manifest.json").read_text())
+    assert set(values) == {"format", "files", "sha256"}
+    assert values["files"] == {
         "a.txt": "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed",
         "tasks/01-x/b": "3fc4ccfe745870e2c0d99f71f30ff0656c8dedd41cc1d7d3d376b0dbe685e2f3",
     }
     run = RunDirectory(tmp_path)
     run.load_manifest()
-    assert run.files == manifest["files"]
+    assert run.files == values["files"]
     assert run.damaged() == []
 
 
@@ -66,7 +67,7 @@ def test_edited_manifest_is_refused(tmp_path: Path, old: str, new: str) -> None:
 def test_manifest_of_another_format_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "FORMAT", 99)
+    monkeypatch.setattr(manifest, "FORMAT", 99)
     make_run(tmp_path, **{"a.txt": "one"})
     monkeypatch.undo()
     with pytest.raises(RetainError, match=r"manifest.json: format 99, .* use the version"):
@@ -161,9 +162,9 @@ def test_damage_to_a_file_that_was_to_change_is_named(tmp_path: Path) -> None:
 def test_a_manifest_changes_nothing_else(tmp_path: Path, changing: Any) -> None:
     run = make_run(tmp_path / "run", **{"a.txt": "one"})
     files.write_text(tmp_path / "outside", "mine")
-    manifest = {"format": store.FORMAT, "files": run.files, "changing": changing}
-    manifest["sha256"] = store._self_checksum(manifest)
-    files.write_json(run.path / store.MANIFEST, manifest)
+    values = {"format": manifest.FORMAT, "files": run.files, "changing": changing}
+    values["sha256"] = manifest._own_checksum(values)
+    files.write_json(run.path / manifest.MANIFEST, values)
     before = read_files(tmp_path)
     with pytest.raises(RetainError, match=r"manifest\.json: (names a file outs|lists no files)"):
         RunDirectory(run.path).load_manifest()
@@ -285,7 +286,10 @@ def test_tasks_are_found_in_the_order_they_were_learned(tmp_path: Path) -> None:
 # -- runs from elsewhere, whose manifest is in order
 
 
-@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "tasks/../../outside"])
+@pytest.mark.parametrize(
+    "name",
+    ["../outside", "/etc/hostname", "tasks/../../outside", f"tasks/{'1' * 5000}-x/task.json"],
+)
 def test_a_manifest_names_no_file_outside_of_the_run(tmp_path: Path, name: str) -> None:
     (tmp_path / "outside").write_text("x")
     run = make_run(tmp_path / "run", a="x")

@@ -33,7 +33,7 @@ from retain.experiment.files import Settings, read_file
 from retain.experiment.merge import leaves, merge
 from retain.experiment.validation import check, set_field
 from retain.methods import is_loaded, load_plugins
-from retain.runs.directory import MANIFEST
+from retain.runs.manifest import MANIFEST
 from retain.system.files import parse_yaml
 
 

@@ -8,42 +8,32 @@ or deleted the manifest says so, under `changing`, so that a kill at any moment 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
-from types import UnionType
-from typing import Any, TypeGuard
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from retain.errors import RetainError
+from retain.runs.manifest import MANIFEST, NAME, Manifest, read_manifest, write_manifest
 from retain.runs.records import CONFIG, ENVIRONMENT, SCORES, SINGLE
 from retain.system import processes
 from retain.system.files import (
     checksum,
-    read_json,
     sync,
     write_bytes,
-    write_json,
     writing,
 )
 
-FORMAT = 1
-MANIFEST = "manifest.json"
 LOCK = ".lock"
 BEFORE_MANIFEST = re.compile(
     r"\.lock|environment\.json|\.(environment\.json|config\.yaml|manifest\.json)\.\d+\.tmp"
 )
 """Files that a kill before the first commit leaves; beside the environment, the settings too."""
-NAME = re.compile(r"(tasks/\d+-|(?!tasks/))[\w.-]{1,60}(/[\w.-]{1,60})*")
-"""Names of a run's files; a manifest that names any other is refused."""
 TASK_FOLDER = re.compile(r"\d+-.+")
-REMOVABLE = re.compile(rf"{re.escape(SINGLE)}|tasks/\d+-[\w.-]{{1,60}}(/[\w.-]{{1,60}})*")
-"""Names of what a manifest may say is being deleted."""
 TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 """Names under which a file is written, or a folder deleted, with the process's number."""
 REMEDIES = {
@@ -64,9 +54,7 @@ class RunDirectory:
 
     Attributes:
         path: its folder.
-        files: by the name of each committed file its sha256.
-        changing: by the name of a committed file its next sha256, which is as good until the change
-            is complete; None for a file or folder that is being deleted.
+        files, changing: as in `Manifest`; empty before the first commit or `load_manifest`.
 
     Raises:
         RetainError: when the path is a file, when another process writes to the run, or when a
@@ -164,23 +152,7 @@ class RunDirectory:
         if not path.exists():
             raise RetainError(f"{self.path}: not a run (it has no {MANIFEST}); check the path")
         self._refuse_links()
-        manifest = read_json(path)
-        if not isinstance(manifest, dict) or manifest.get("sha256") != _self_checksum(manifest):
-            raise RetainError(f"{path}: damaged (its checksum does not match); restore it")
-        if manifest.get("format") != FORMAT:
-            raise RetainError(
-                f"{path}: format {manifest.get('format')}, but this version reads {FORMAT}; "
-                "use the version of retain that wrote it"
-            )
-        files, changing = manifest.get("files"), manifest.get("changing", {})
-        if not _are_sums(files, str) or not _are_sums(changing, str | None):
-            raise RetainError(f"{path}: lists no files with their checksums; restore it")
-        removed = [name for name, sum_ in changing.items() if sum_ is None]
-        for name in (*files, *changing):
-            allowed = REMOVABLE if name in removed else NAME
-            if not allowed.fullmatch(name) or ".." in PurePosixPath(name).parts:
-                raise RetainError(f"{path}: names a file outside of the run ({name!a}); restore it")
-        self.files, self.changing = files, changing
+        self.files, self.changing = read_manifest(path)
 
     def write(self, contents: Mapping[Path, bytes]) -> None:
         """Writes files and commits them; there is no other way to replace a committed file.
@@ -240,12 +212,9 @@ class RunDirectory:
         self._write_manifest({**self.files, **processes.broadcast(replaced)}, {})
 
     def _write_manifest(self, files: Mapping[str, str], changing: Mapping[str, str | None]) -> None:
-        manifest: dict[str, Any] = {"format": FORMAT, "files": dict(sorted(files.items()))}
-        if changing:
-            manifest["changing"] = dict(sorted(changing.items()))
-        manifest["sha256"] = _self_checksum(manifest)
-        write_json(self.path / MANIFEST, manifest)
-        self.files, self.changing = dict(files), dict(changing)
+        manifest = Manifest(dict(files), dict(changing))
+        write_manifest(self.path / MANIFEST, manifest)
+        self.files, self.changing = manifest
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.path).as_posix()
@@ -383,14 +352,5 @@ def _has_sum(path: Path, sum_: str) -> bool:
     return path.is_file() and checksum(path) == sum_
 
 
-def _are_sums(value: Any, kinds: type | UnionType) -> TypeGuard[dict[str, Any]]:
-    return isinstance(value, dict) and all(isinstance(sum_, kinds) for sum_ in value.values())
-
-
 def _task_number(name: str) -> int:
     return int(name.removeprefix("tasks/").partition("-")[0])
-
-
-def _self_checksum(manifest: Mapping[str, Any]) -> str:
-    rest = {key: value for key, value in manifest.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

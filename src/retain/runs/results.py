@@ -13,7 +13,8 @@ import yaml
 
 from retain.errors import RetainError
 from retain.metrics import continual
-from retain.runs.directory import MANIFEST, RunDirectory
+from retain.runs.directory import RunDirectory
+from retain.runs.manifest import MANIFEST
 from retain.runs.records import (
     CONFIG,
     COST,
