@@ -14,7 +14,7 @@ from retain.layers.pooled_linear import ADAPTER, ADAPTER_CONFIG, LoraPool
 from retain.layers.soft_prompt import PromptPool
 from retain.learner import Learner
 from retain.report import RunSummary, markdown, summarise
-from retain.system.files import remove_folders, write_text
+from retain.system.files import remove_folders, write_text, writing
 
 
 def export(learner: Learner, folder: Path, mixture: Mapping[str, float] | None) -> str:
@@ -42,18 +42,21 @@ def export(learner: Learner, folder: Path, mixture: Mapping[str, float] | None) 
     temporary = folder.with_name(f".{folder.name}.tmp")
     remove_folders(temporary)
     if weights is None:
-        description = _copy_adapters(learner, temporary)
+        with writing(folder):
+            description = _copy_adapters(learner, temporary)
         code = _load_adapter(learner, folder.name)
     else:
-        _save_merged(learner, temporary, weights)
+        with writing(folder):
+            _save_merged(learner, temporary, weights)
         description, code = "one model", _load_merged(learner, folder.name)
         if mixture is not None:
             blocks = ", ".join(f"{name} × {weight:g}" for name, weight in mixture.items())
             description += f", with blocks merged into the backbone by these weights: {blocks}"
     write_text(temporary / "README.md", _card(learner, description, code, mixture))
-    if folder.exists():
-        folder.rmdir()
-    temporary.rename(folder)
+    with writing(folder):
+        if folder.exists():
+            folder.rmdir()
+        temporary.rename(folder)
     return f"wrote {folder}: {description}"
 
 

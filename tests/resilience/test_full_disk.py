@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -39,15 +40,31 @@ def resume(folder: Path) -> Called:
     return call("run", "exp.yaml", "--output", folder, "--resume")
 
 
-@pytest.mark.parametrize("size", [0, 1000, 3000, 10_000, 30_000])
-def test_no_file_larger_than(whole: dict[str, bytes], tmp_path: Path, size: int) -> None:
-    """The system itself refuses: what libraries write ends as cleanly as what we write."""
+@contextmanager
+def no_file_larger_than(size: int) -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
-        done = resume(tmp_path / "run")
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [0, 1000, 3000, 10_000, 30_000])
+def test_no_file_larger_than(whole: dict[str, bytes], tmp_path: Path, size: int) -> None:
+    """The system itself refuses: what libraries write ends as cleanly as what we write."""
+    with no_file_larger_than(size):
+        done = resume(tmp_path / "run")
     refused(done, "cannot be written (")
     assert resume(tmp_path / "run").status == 0
     assert content(tmp_path / "run") == whole
+
+
+@pytest.mark.usefixtures("whole")
+def test_a_model_is_exported_whole_or_not_at_all(tmp_path: Path) -> None:
+    """A library writes it."""
+    export = ("export", "whole", tmp_path / "model", "--task", "copy")
+    with no_file_larger_than(3000):
+        refused(call(*export), "cannot be written (")
+    assert not (tmp_path / "model").exists()
+    assert call(*export).status == 0

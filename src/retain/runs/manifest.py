@@ -57,7 +57,9 @@ def read_manifest(path: Path) -> Manifest:
     for name in (*files, *changing):
         allowed = REMOVABLE if name in removed else NAME
         if not allowed.fullmatch(name) or ".." in PurePosixPath(name).parts:
-            raise RetainError(f"{path}: names a file outside of the run ({name[:80]!a}); restore it")
+            raise RetainError(
+                f"{path}: names a file outside of the run ({name[:80]!a}); restore it"
+            )
     return Manifest(files, changing)
 
 
