@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from tempfile import mkdtemp
 
 import torch
 
@@ -14,7 +15,9 @@ from retain.layers.pooled_linear import ADAPTER, ADAPTER_CONFIG, LoraPool
 from retain.layers.soft_prompt import PromptPool
 from retain.learner import Learner
 from retain.report import RunSummary, markdown, summarise
+from retain.runs.outputs import check_folder
 from retain.system.files import remove_folders, write_text, writing
+from retain.system.printing import escaped
 
 
 def export(learner: Learner, folder: Path, mixture: Mapping[str, float] | None) -> str:
@@ -35,29 +38,45 @@ def export(learner: Learner, folder: Path, mixture: Mapping[str, float] | None) 
         RetainError: if the folder has files, a task has no block, a weight is not finite, or the
             method keeps no block.
     """
+    if folder.name in ("", ".."):
+        raise RetainError(f"{folder}: has no name of its own; name an empty or new folder")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RetainError(f"{folder}: is not an empty folder; name another one")
+    check_folder(folder)
     learner.require_ready()
     weights = _weights(learner, mixture)
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    remove_folders(temporary)
-    if weights is None:
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        place = Path(mkdtemp(prefix=".export.", suffix=".tmp", dir=folder.parent))
+    try:
         with writing(folder):
-            description = _copy_adapters(learner, temporary)
+            description = _write(learner, place / folder.name, weights, mixture)
+            if folder.exists():
+                folder.rmdir()
+            (place / folder.name).rename(folder)
+    finally:
+        remove_folders(place)
+    return f"wrote {folder}: {description}"
+
+
+def _write(
+    learner: Learner,
+    folder: Path,
+    weights: list[float] | None,
+    mixture: Mapping[str, float] | None,
+) -> str:
+    """Writes the adapters or the model, and the card, into a new folder; returns what they are."""
+    if weights is None:
+        description = _copy_adapters(learner, folder)
         code = _load_adapter(learner, folder.name)
     else:
-        with writing(folder):
-            _save_merged(learner, temporary, weights)
+        _save_merged(learner, folder, weights)
         description, code = "one model", _load_merged(learner, folder.name)
         if mixture is not None:
             blocks = ", ".join(f"{name} × {weight:g}" for name, weight in mixture.items())
             description += f", with blocks merged into the backbone by these weights: {blocks}"
-    write_text(temporary / "README.md", _card(learner, description, code, mixture))
-    with writing(folder):
-        if folder.exists():
-            folder.rmdir()
-        temporary.rename(folder)
-    return f"wrote {folder}: {description}"
+    write_text(folder / "README.md", _card(learner, description, code, mixture))
+    return description
 
 
 def _weights(learner: Learner, mixture: Mapping[str, float] | None) -> list[float] | None:
@@ -135,7 +154,7 @@ def _card(
         )
         scores = _matrix(summary)
     subject = "" if learner.method.traits.fixed_mixture else " of the routed run"
-    return "\n".join(
+    card = "\n".join(
         [
             "---",
             f"base_model: {learner.backbone.name}",
@@ -155,6 +174,7 @@ def _card(
             scores,
         ]
     )
+    return escaped(card)
 
 
 def _matrix(summary: RunSummary) -> str:

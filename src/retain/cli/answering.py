@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from functools import partial
 from typing import Annotated
 
 import typer
@@ -13,6 +12,7 @@ from rich.text import Text
 
 from retain.cli.shared import Plugins, Run, TrustCode, app, console, progress_for, say
 from retain.errors import RetainError
+from retain.system.printing import escaped
 
 
 @app.command("eval")
@@ -50,7 +50,7 @@ def evaluate(
     scores = learner.evaluate(limit)
     table = Table("task", "score")
     for name, score in scores.items():
-        table.add_row(Text(name), f"{score:.1f}")
+        table.add_row(Text(escaped(name)), f"{score:.1f}")
     console.print(table)
 
 
@@ -77,7 +77,8 @@ def generate(
 
     try:
         if prompts == ["-"]:
-            prompts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+            lines = "".join(sys.stdin).removeprefix("\ufeff").split("\n")
+            prompts = [line for line in lines if line.strip()]
         "".join(prompts).encode()
     except UnicodeError:
         raise RetainError("generate: a prompt is not UTF-8 text; convert it") from None
@@ -87,14 +88,17 @@ def generate(
     if len(prompts) == 1 and sys.stdout.isatty() and not as_json:
         from retain.evaluation.streaming import Reply
 
-        learner.answers(prompts, task, [Reply(partial(print, end="", flush=True))])
+        learner.answers(
+            prompts, task, [Reply(lambda text: print(escaped(text), end="", flush=True))]
+        )
         print()
         return
+    shown = escaped if sys.stdout.isatty() else str
     for answer in learner.answers(prompts, task):
         if as_json:
-            print(json.dumps(vars(answer), ensure_ascii=False))
+            print(shown(json.dumps(vars(answer), ensure_ascii=False)))
         else:
-            print(answer.output)
+            print(shown(answer.output))
 
 
 @app.command()

@@ -7,14 +7,16 @@ from typing import Annotated
 
 import typer
 
-from retain.cli.shared import Plugins, Run, TrustCode, app, progress_for, say
+from retain.cli.shared import Plugins, Run, TrustCode, app, path, progress_for, say
 from retain.errors import RetainError
 
 
 @app.command()
 def export(
     run: Run,
-    folder: Annotated[Path, typer.Argument(help="An empty or new folder.", metavar="DIR")],
+    folder: Annotated[
+        Path, typer.Argument(help="An empty or new folder.", metavar="DIR", parser=path)
+    ],
     task: Annotated[str | None, typer.Option(help="Merge this task's block.")] = None,
     mixture: Annotated[
         list[str] | None,

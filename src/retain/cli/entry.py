@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+from contextlib import suppress
 
 import typer
 
@@ -16,17 +17,16 @@ from retain.cli import learning, answering, reading, changing  # noqa: F401
 # isort: on
 from retain.cli.shared import app
 from retain.errors import RetainError, StoppedError
+from retain.system.printing import escaped, flush_or_discard, open_standard_streams
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C, as in shells; typer returns it for a KeyboardInterrupt."""
 
 
-def _end_output() -> None:
-    """Discards unwritable standard output, so that the interpreter's shutdown does not raise."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _report(text: str) -> None:
+    """Prints one line on standard error, if that takes any."""
+    with suppress(OSError):
+        print(escaped(text), file=sys.stderr, flush=True)
 
 
 def main() -> None:
@@ -36,6 +36,7 @@ def main() -> None:
     130.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    open_standard_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # the terminal may lack characters
     try:
@@ -46,7 +47,7 @@ def main() -> None:
     except RetainError as error:
         text = " ".join(str(error).split())
     except BrokenPipeError:  # the reader closed the pipe
-        _end_output()
+        flush_or_discard(sys.stdout, sys.stderr)
         sys.exit(1)
     except OSError as error:
         where = error.filename or "reading or writing failed"
@@ -57,10 +58,8 @@ def main() -> None:
         text = f"not UTF-8 text ({error}); correct it"
     except (StoppedError, typer.Abort) as stop:  # the first Ctrl-C, or the second
         when = str(stop) or "at once"
-        print(
-            f"stopped {when}; to continue, give the same command (retain run with --resume)",
-            file=sys.stderr,
-        )
+        _report(f"stopped {when}; to continue, give the same command (retain run with --resume)")
+        flush_or_discard(sys.stdout, sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
         usage = getattr(error, "format_message", None)  # click's: a wrong or missing option
@@ -69,9 +68,10 @@ def main() -> None:
         command = getattr(getattr(error, "ctx", None), "command_path", "retain")
         text = f"{usage().rstrip('.')}; see {command} --help"
     else:
+        flush_or_discard(sys.stderr)
         sys.exit(status or 0)
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    _end_output()
-    print(f"error: {text}", file=sys.stderr)
+    _report(f"error: {text}")
+    flush_or_discard(sys.stdout, sys.stderr)
     sys.exit(2)

@@ -14,6 +14,7 @@ from retain.cli.shared import (
     TrustCode,
     app,
     console,
+    path,
     print_scores,
     progress_for,
     say,
@@ -27,7 +28,9 @@ from retain.errors import RetainError
 def run(
     files: Annotated[
         list[Path],
-        typer.Argument(help="Experiment files, merged from left to right.", metavar="FILE…"),
+        typer.Argument(
+            help="Experiment files, merged from left to right.", metavar="FILE…", parser=path
+        ),
     ],
     method: Annotated[str | None, typer.Option(help="Method, instead of the files'.")] = None,
     backbone: Annotated[
@@ -38,7 +41,9 @@ def run(
         str | None,
         typer.Option(help="Order of the tasks: a name of the stream's, 2,1,3, or reversed."),
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Run folder, instead of the files'.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Run folder, instead of the files'.", parser=path)
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Continue an interrupted run, or start a new one."),
@@ -80,11 +85,12 @@ def run(
 def learn(
     run: Run,
     task: Annotated[
-        Path, typer.Argument(help="File of prompts and answers.", metavar="TASK.jsonl")
+        Path,
+        typer.Argument(help="File of prompts and answers.", metavar="TASK.jsonl", parser=path),
     ],
     name: Annotated[str | None, typer.Option(help="The task's name; default: the file's.")] = None,
     test: Annotated[
-        Path | None, typer.Option(help="Test file; default: a fifth of the examples.")
+        Path | None, typer.Option(help="Test file; default: a fifth of the examples.", parser=path)
     ] = None,
     metric: Annotated[
         str, typer.Option(help="Metric: exact_match, rouge_l, exact_answer, ….")
@@ -141,7 +147,9 @@ class _SeveralValues(TyperCommand):
 def sweep(
     files: Annotated[
         list[Path],
-        typer.Argument(help="Experiment files, merged from left to right.", metavar="FILE…"),
+        typer.Argument(
+            help="Experiment files, merged from left to right.", metavar="FILE…", parser=path
+        ),
     ],
     variants: Annotated[
         list[str],
@@ -169,21 +177,23 @@ def sweep(
     table_only: Annotated[
         bool, typer.Option("--table-only", help="Show what there is; run nothing.")
     ] = False,
-    output: Annotated[Path, typer.Option(help="Folder of the runs.", metavar="DIR")] = Path(
-        "runs/sweep"
-    ),
+    output: Annotated[
+        Path, typer.Option(help="Folder of the runs.", metavar="DIR", parser=path)
+    ] = Path("runs/sweep"),
     changes: Annotated[
         list[str] | None,
         typer.Option("--set", help="Change a field for all variants.", metavar="A.B=C"),
     ] = None,
     result: Annotated[
-        Path | None, typer.Option("--json", help="Also write the result there.", metavar="FILE")
+        Path | None,
+        typer.Option("--json", help="Also write the result there.", metavar="FILE", parser=path),
     ] = None,
     as_markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the table as Markdown.")
     ] = False,
     rows: Annotated[
-        Path | None, typer.Option("--csv", help="Also write a row per run.", metavar="FILE")
+        Path | None,
+        typer.Option("--csv", help="Also write a row per run.", metavar="FILE", parser=path),
     ] = None,
     plugins: Plugins = None,
 ) -> None:
@@ -192,12 +202,14 @@ def sweep(
     The same command continues where it was interrupted. DIR holds the runs, and the result as
     sweep.json, in a folder named after the first file.
     """
+    from retain.runs import outputs
     from retain.sweep import table
     from retain.sweep.measure import Collector
     from retain.sweep.plan import Experiment, plan_sweep
     from retain.sweep.run import learn_sweep
     from retain.system.files import write_json, write_text
 
+    outputs.check_outputs((result, outputs.SWEEP_JSON), (rows, outputs.SWEEP_CSV))
     experiment = Experiment(files, changes or (), backbone, order)
     plan = plan_sweep(experiment, variants, seeds, output, dev)
     for line in plan.warnings:

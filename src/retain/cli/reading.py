@@ -9,7 +9,18 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from retain.cli.shared import Plugins, Run, Single, app, console, print_scores, say, warn, widened
+from retain.cli.shared import (
+    Plugins,
+    Run,
+    Single,
+    app,
+    console,
+    path,
+    print_scores,
+    say,
+    warn,
+    widened,
+)
 from retain.errors import RetainError
 
 NEEDS = "task name: needed at inference; old data: training reads examples of earlier tasks again"
@@ -17,13 +28,16 @@ NEEDS = "task name: needed at inference; old data: training reads examples of ea
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="One run, or several to compare.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="One run, or several to compare.", parser=path)
+    ],
     single: Single = None,
     output: Annotated[
-        Path | None, typer.Option(help="The page to write; for one run RUN/report.html.")
+        Path | None,
+        typer.Option(help="The page to write; for one run RUN/report.html.", parser=path),
     ] = None,
     picture: Annotated[
-        Path | None, typer.Option(help="Also write the score matrices as a PNG.")
+        Path | None, typer.Option(help="Also write the score matrices as a PNG.", parser=path)
     ] = None,
     as_markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the tables as Markdown.")
@@ -32,19 +46,19 @@ def report(
 ) -> None:
     """Print a run's scores and write one self-contained HTML page about it."""
     from retain.report import markdown, matrices_png, render, summarise
-    from retain.runs import results
+    from retain.runs import outputs, results
     from retain.system.files import write_text
 
-    for path in runs:
-        run = results.open_run(path)
-        if single is not None:
-            given = results.single_scores(run, single)
-            with run.locked():
-                results.write_scores(run, given)
+    opened = [results.open_run(folder) for folder in runs]
     if output is None and len(runs) > 1:
         raise RetainError("report: several runs need --output FILE for their one page")
     page = output or runs[0] / "report.html"
-    summaries = [summarise(path) for path in runs]
+    outputs.check_outputs((page, outputs.PAGE), (picture, outputs.PICTURE))
+    for run in opened if single is not None else ():
+        given = results.single_scores(run, single)
+        with run.locked():
+            results.write_scores(run, given)
+    summaries = [summarise(folder) for folder in runs]
     write_text(page, render(summaries))
     if picture is not None:
         matrices_png(summaries, picture)
@@ -58,7 +72,9 @@ def report(
 @app.command()
 def inspect(
     run: Run,
-    picture: Annotated[Path | None, typer.Option(help="Also write the pictures as a PNG.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Also write the pictures as a PNG.", parser=path)
+    ] = None,
     task: Annotated[
         str | None,
         typer.Option(help="Task to show in detail (AM-LoRA: by layer); default: the newest."),
@@ -67,8 +83,10 @@ def inspect(
 ) -> None:
     """Show what the run's method attends to, such as blocks or heads, and its pseudo-samples."""
     from retain.report.draw_sections import require_sections, section_tables, write_png
+    from retain.runs import outputs
     from retain.runs.results import open_run
 
+    outputs.check_outputs((picture, outputs.PICTURE))
     sections = require_sections(open_run(run), task)
     if picture is not None:
         write_png(sections, picture)
@@ -84,28 +102,33 @@ def inspect(
 @app.command()
 def compare(
     runs: Annotated[
-        list[Path], typer.Argument(help="Finished runs; the first run's method is the base.")
+        list[Path],
+        typer.Argument(help="Finished runs; the first run's method is the base.", parser=path),
     ],
     table: Annotated[
-        Path | None, typer.Option("--csv", help="Also write a CSV with one row per run.")
+        Path | None,
+        typer.Option("--csv", help="Also write a CSV with one row per run.", parser=path),
     ] = None,
     page: Annotated[
-        Path | None, typer.Option("--html", help="Also write the tables as an HTML page.")
+        Path | None,
+        typer.Option("--html", help="Also write the tables as an HTML page.", parser=path),
     ] = None,
     plugins: Plugins = None,
 ) -> None:
     """Compare methods across seeds and task orders, with paired confidence intervals."""
     from retain.report import compare as comparison
+    from retain.runs import outputs
     from retain.system.files import write_text
 
-    entries = [comparison.read_entry(path) for path in dict.fromkeys(runs)]
+    outputs.check_outputs((table, outputs.COMPARE_CSV), (page, outputs.PAGE))
+    entries = [comparison.read_entry(folder) for folder in dict.fromkeys(runs)]
     for line in comparison.warnings(entries):
         warn(line)
     console.print(comparison.tables(entries))
-    for path, render in ((table, comparison.as_csv), (page, comparison.as_html)):
-        if path is not None:
-            write_text(path, render(entries))
-            say(f"wrote {path}")
+    for target, render in ((table, comparison.as_csv), (page, comparison.as_html)):
+        if target is not None:
+            write_text(target, render(entries))
+            say(f"wrote {target}")
 
 
 @app.command()

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from retain.system import processes
+from retain.system.paths import expanded
+from retain.system.printing import ErrorConsole, PlainConsole, escaped
 
 WIDE = 240
 """Columns of a table that is read by other programs."""
@@ -20,9 +21,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Teach a language model one task after another, without forgetting the earlier ones.",
 )
-console = Console(emoji=False, quiet=not processes.is_first())
+console = PlainConsole(quiet=not processes.is_first())
 
-Run = Annotated[Path, typer.Argument(help="The run's folder.", metavar="RUN")]
+
+def path(text: str) -> Path:
+    """Reads an argument or option that is a path; its name stands in `--help`."""
+    try:
+        return expanded(str(text))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+Run = Annotated[Path, typer.Argument(help="The run's folder.", metavar="RUN", parser=path)]
 TrustCode = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="Allow the backbone's own Python code to run."),
@@ -50,7 +60,11 @@ Plugins = Annotated[
 ]
 Single = Annotated[
     Path | None,
-    typer.Option("--single", help="A pertask run on the same test data, for forward transfer."),
+    typer.Option(
+        "--single",
+        help="A pertask run on the same test data, for forward transfer.",
+        parser=path,
+    ),
 ]
 
 
@@ -79,29 +93,27 @@ def print_scores(folders: list[Path]) -> None:
 
 
 def say(text: str) -> None:
-    """Prints one line as it is."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    """Prints one line as it is, with control characters escaped."""
+    console.print(escaped(text), highlight=False, markup=False, soft_wrap=True)
 
 
 def warn(text: str, kind: str = "warning") -> None:
     """One line on standard error."""
-    line = f"{kind}: {' '.join(text.split())}"
-    errors = Console(stderr=True, emoji=False, quiet=not processes.is_first())
+    line = escaped(f"{kind}: {' '.join(text.split())}")
+    errors = ErrorConsole(quiet=not processes.is_first())
     errors.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def widened(console: Console) -> Console:
+def widened(console: PlainConsole) -> PlainConsole:
     """The console; where it is no terminal, one whose width cuts no line of a table."""
-    return console if console.is_terminal else Console(width=WIDE, emoji=False, quiet=console.quiet)
+    return console if console.is_terminal else PlainConsole(width=WIDE, quiet=console.quiet)
 
 
 def progress_for(prefix: str) -> Any:
     """A progress bar on standard error; the first Ctrl-C ends the work after the current step."""
     from retain.system.progress import ConsoleProgress
 
-    progress = ConsoleProgress(
-        Console(stderr=True, emoji=False, quiet=not processes.is_first()), prefix
-    )
+    progress = ConsoleProgress(ErrorConsole(quiet=not processes.is_first()), prefix)
 
     def stop(*_: object) -> None:
         progress.message("stops after this step; Ctrl-C again stops at once")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
@@ -14,7 +13,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.text import Text
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from retain.report.reader import flat
 from retain.report.summary import METRIC_LABELS, NO_FORWARD_TRANSFER
 from retain.runs import results
 from retain.runs.records import CONFIG, Prediction, read_records
+from retain.system.printing import PlainConsole, csv_text
 
 PARTS = ("training", "backbone", "prompt", "evaluation")
 """Parts of the experiment, beside the method, whose settings runs should share."""
@@ -312,7 +312,7 @@ def _spread(group: Sequence[Entry], key: str) -> str:
 
 def as_html(entries: Sequence[Entry]) -> str:
     """Warnings and tables as one HTML page."""
-    page = Console(record=True, file=io.StringIO(), width=110, emoji=False)
+    page = PlainConsole(record=True, file=io.StringIO(), width=110)
     for line in warnings(entries):
         page.print(Text(f"warning: {line}"))
     page.print(tables(entries))
@@ -321,12 +321,10 @@ def as_html(entries: Sequence[Entry]) -> str:
 
 def as_csv(entries: Sequence[Entry]) -> str:
     """CSV with one row per run: folder, method, seed, order, metrics."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["run", "method", "seed", "order", *METRIC_LABELS])
+    rows: list[list[Any]] = [["run", "method", "seed", "order", *METRIC_LABELS]]
     for label, group in grouped(entries).items():
         for entry in group:
             order = " > ".join(test[0] for test in entry.tests)
             values = (entry.metrics[key] for key in METRIC_LABELS)
-            writer.writerow([entry.folder, label, entry.seed, order, *values])
-    return text.getvalue()
+            rows.append([entry.folder, label, entry.seed, order, *values])
+    return csv_text(rows)

@@ -26,6 +26,7 @@ from retain.report.tables import (
     standings_table,
 )
 from retain.runs.sections import Section
+from retain.system.printing import escaped
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def render(summaries: Sequence[RunSummary]) -> str:
     environment.filters["cells"] = _cells
     environment.filters["picture"] = Markup
     template = files("retain.report").joinpath("template.html").read_text(encoding="utf-8")
-    return environment.from_string(template).render(
+    page = environment.from_string(template).render(
         metrics=metrics_table(summaries),
         notes=metrics_notes(summaries),
         runs=[
@@ -58,6 +59,7 @@ def render(summaries: Sequence[RunSummary]) -> str:
             for run in summaries
         ],
     )
+    return escaped(page)
 
 
 def _cells(table: Table) -> tuple[list[str], list[list[str]], bool]:

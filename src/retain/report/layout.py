@@ -8,6 +8,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from retain.system.printing import escaped
+
 TASKS_PER_TABLE = 6
 """Most tasks side by side in one terminal table, so that numbers fit in 80 columns."""
 
@@ -20,8 +22,8 @@ def cuts(count: int, most: int = TASKS_PER_TABLE) -> list[range]:
 def new_table(title: str, columns: Sequence[str]) -> Table:
     """Returns an empty table with a column of row labels before the others."""
     # Text, not str: rich would read "[...]" in a name as markup.
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title=Text(escaped(title), style="bold"), title_justify="left", box=SIMPLE_HEAD)
     table.add_column("", overflow="fold")
     for name in columns:
-        table.add_column(Text(name), justify="right", overflow="fold", min_width=5)
+        table.add_column(Text(escaped(name)), justify="right", overflow="fold", min_width=5)
     return table

@@ -21,6 +21,7 @@ from rich.cells import cell_len
 
 from retain.runs.labels import short
 from retain.system.files import write_bytes
+from retain.system.printing import escaped
 
 # Lengths in inches. Room for labels follows from their length in characters, not from measured
 # glyphs, because the font that shows an SVG is chosen by the reader's browser.
@@ -273,7 +274,7 @@ def new_panel(
 ) -> Panel:
     """A heat map in inches, ready to be drawn; ValueError for labels that do not fit."""
     rows, columns = [short(label) for label in row_labels], [short(c) for c in column_labels]
-    return Panel(matrix, rows, columns, " ".join(title.split()), vmax)
+    return Panel(matrix, rows, columns, escaped(" ".join(title.split())), vmax)
 
 
 def _figure(panels: Sequence[Drawing]) -> Figure:

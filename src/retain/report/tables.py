@@ -21,6 +21,7 @@ from retain.report.summary import (
 )
 from retain.runs.labels import change_text, score_text, short
 from retain.runs.results import TaskCost
+from retain.system.printing import escaped
 
 
 def score_table(summary: RunSummary, columns: range | None = None) -> Table:
@@ -129,7 +130,7 @@ def markdown(summaries: Sequence[RunSummary]) -> str:
     if rows := _metric_rows(summaries):
         parts += ["### Metrics", _markdown_table(labels, rows)]
         parts += map(_escape, metrics_notes(summaries))
-    return "\n\n".join(parts) + "\n"
+    return escaped("\n\n".join(parts) + "\n")
 
 
 def matrices_png(summaries: Sequence[RunSummary], path: Path) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from rich.cells import cell_len, set_cell_size
 
+from retain.system.printing import escaped
+
 LABEL_CELLS = 24
 """The longest label, in terminal cells (a CJK character takes two)."""
 
 
 def short(label: str) -> str:
-    """Returns a label on one line, cut to `LABEL_CELLS`."""
-    label = " ".join(label.split())
+    """Returns a label on one line, control characters escaped, cut to `LABEL_CELLS`."""
+    label = escaped(" ".join(label.split()))
     if cell_len(label) <= LABEL_CELLS:
         return label
     return set_cell_size(label, LABEL_CELLS - 1).rstrip() + "…"

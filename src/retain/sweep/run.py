@@ -10,6 +10,7 @@ from dataclasses import replace
 from retain.errors import RetainError, StoppedError
 from retain.experiment.read_tasks import load_stream
 from retain.learner.stream import learn_stream, refuse_other_data
+from retain.runs.outputs import check_folder
 from retain.sweep.measure import Collector, finished
 from retain.sweep.plan import Plan, PlannedRun
 from retain.sweep.result import SWEEP, Sweep
@@ -31,6 +32,7 @@ def learn_sweep(plan: Plan, progress: Progress) -> Sweep:
         RetainError: when the data cannot be read, before anything is learned or written.
         StoppedError: when the user asked to stop; the same sweep continues.
     """
+    check_folder(plan.folder)
     streams = read_data(plan)
     collector = Collector(plan)
     sweep = _write(plan, collector)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Group
 from rich.text import Text
 
 from retain.report.layout import new_table
 from retain.sweep.result import Sweep, SweepRun
+from retain.system.printing import csv_text, escaped
 
 SCORES = {
     "average_performance": "AP",
@@ -78,18 +77,16 @@ def as_markdown(sweep: Sweep) -> str:
     rows = [[f"`{line.variant}`", line.seed, *line.cells] for line in lines(sweep)]
     texts = ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in [head, *rows]]
     texts.insert(1, "| --- |" + " ---: |" * (len(head) - 1))
-    return "\n".join(texts) + "\n"
+    return escaped("\n".join(texts) + "\n")
 
 
 def as_csv(sweep: Sweep) -> str:
     """A row per run: where it is, its status, and its measures in full precision."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["run", "variant", "seed", "status", *COLUMNS])
+    rows: list[list[Any]] = [["run", "variant", "seed", "status", *COLUMNS]]
     for run in sweep.runs:
         values = (value for (value,) in _values([run]).values())
-        writer.writerow([run.path, run.variant, run.seed, run.status, *values])
-    return text.getvalue()
+        rows.append([run.path, run.variant, run.seed, run.status, *values])
+    return csv_text(rows)
 
 
 def _values(runs: Sequence[SweepRun]) -> dict[str, list[float | None]]:

@@ -22,6 +22,7 @@ import yaml
 
 from retain.errors import RetainError, first_line
 from retain.system import processes
+from retain.system.paths import refuse_special, refuse_special_target
 
 
 @contextmanager
@@ -47,6 +48,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         RetainError: as in `writing`.
     """
+    refuse_special_target(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with writing(path):
@@ -135,6 +137,7 @@ def read_text(path: Path) -> str:
     Raises:
         RetainError: if the file cannot be read or a line is not UTF-8; it names file and line.
     """
+    refuse_special(path)
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from retain.system.printing import escaped
+
 
 class Progress:
     """Receiver of a run's events; this base class prints nothing.
@@ -61,7 +63,7 @@ class ConsoleProgress(Progress):
 
     def start(self, label: str, total: int, unit: str) -> None:
         """Shows an empty bar."""
-        self._label, self._total, self._unit = f"{self.prefix}{label}", total, unit
+        self._label, self._total, self._unit = escaped(f"{self.prefix}{label}"), total, unit
         self._started = self._printed = time.monotonic()
         self._first: int | None = None  # units that an interrupted run had already done
         self._line = ""
@@ -102,4 +104,4 @@ class ConsoleProgress(Progress):
             self._print(self._line)
 
     def _print(self, line: str) -> None:
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(escaped(line), highlight=False, markup=False, soft_wrap=True)
