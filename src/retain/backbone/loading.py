@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -17,6 +16,7 @@ from transformers import (
 )
 
 from retain.backbone.backbone import Backbone, BackboneConfig
+from retain.backbone.place import path_of
 from retain.backbone.text import PromptConfig
 from retain.errors import RetainError, first_line
 from retain.system import processes
@@ -33,10 +33,10 @@ def load_backbone(config: BackboneConfig, prompt: PromptConfig | None = None) ->
         raise RetainError(
             "backbone: its name is empty; name a hub id, a model folder or a GGUF file"
         )
-    path = Path(config.name).expanduser()
+    path = path_of(config.name)
     source: str
     options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise RetainError(f"backbone {path}: no such file; check the path")
         source, options["gguf_file"] = str(path.parent), path.name
@@ -64,7 +64,7 @@ def load_backbone(config: BackboneConfig, prompt: PromptConfig | None = None) ->
             source,
             dtype=getattr(torch, config.dtype),
             attn_implementation=config.attention,
-            use_safetensors=path.suffix != ".gguf",  # nothing is unpickled
+            use_safetensors="gguf_file" not in options,  # nothing is unpickled
             output_loading_info=True,
             **options,
         )

@@ -36,6 +36,7 @@ from retain.methods import (
 from retain.metrics.text import METRICS
 from retain.runs.environment import PLUGIN
 from retain.runs.records import ENVIRONMENT, read_record
+from retain.system.paths import expanded
 from retain.training.config import FREE as FREE_TRAINING
 from retain.training.config import TrainingConfig
 
@@ -70,6 +71,13 @@ class TaskConfig(BaseModel):
             if getattr(self, field) and self.reader not in readers:
                 raise ValueError(f"the reader '{self.reader}' does not take '{field}'; remove it")
         return self
+
+    @field_validator("path", "test")
+    @classmethod
+    def _expanded(cls, value: str | None) -> str | None:
+        """Keeps a text as it is, but for `~`; a hub's id has none."""
+        home = value is not None and value.startswith("~")
+        return str(expanded(value or "")) if home or value == "" else value
 
     @field_serializer("training")
     def _own(self, value: TrainingConfig | None) -> dict[str, Any] | None:
@@ -121,7 +129,7 @@ class ExperimentConfig(BaseModel):
     def _a_path(cls, value: str | None) -> str | None:
         if value is not None and "\0" in value:
             raise ValueError("Input should be a path, which has no null character")
-        return value
+        return str(expanded(value)) if value is not None and value.startswith("~") else value
 
     @field_validator("order", mode="wrap")
     @classmethod

@@ -10,6 +10,7 @@ from typing import Any
 from retain.errors import RetainError
 from retain.experiment.config import FREE, ExperimentConfig, TaskConfig, resolved
 from retain.experiment.read_tasks import with_defaults
+from retain.runs.backbone_path import found_from, is_same
 
 
 def refuse_changes(
@@ -19,17 +20,20 @@ def refuse_changes(
 
     The tasks after the first `learned` may be others; so may what is `FREE`.
     """
-    differences = _differences(_settings(stored), _settings(given))
+    before, now = _settings(stored), _settings(given)
+    if is_same(found_from(folder, stored.backbone.name), given.backbone.name):
+        now["backbone"]["name"] = before["backbone"]["name"]
+    differences = _differences(before, now)
     tasks = zip_longest(stored.tasks[:learned], given.tasks[:learned])
-    for number, (before, now) in enumerate(tasks, start=1):
-        if before is None:
-            differences.append(f"task {number} ({with_defaults(now).name}) is not in the run")
-        elif now is None:
-            differences.append(f"task {number} ({with_defaults(before).name}) is now missing")
+    for number, (old, new) in enumerate(tasks, start=1):
+        if old is None:
+            differences.append(f"task {number} ({with_defaults(new).name}) is not in the run")
+        elif new is None:
+            differences.append(f"task {number} ({with_defaults(old).name}) is now missing")
         else:
             differences += [
-                f"task {number} ({with_defaults(before).name}): {difference}"
-                for difference in _differences(_meaning(before), _meaning(now))
+                f"task {number} ({with_defaults(old).name}): {difference}"
+                for difference in _differences(_meaning(old), _meaning(new))
             ]
     if differences:
         raise RetainError(
@@ -43,7 +47,6 @@ def _settings(experiment: ExperimentConfig) -> dict[str, Any]:
     values = resolved(experiment).model_dump(mode="json", exclude={"tasks", "output", "plugins"})
     for part, field in FREE:
         del values[part][field]
-    values["backbone"]["name"] = os.path.normpath(values["backbone"]["name"])
     return values
 
 

@@ -64,8 +64,9 @@ def general_ability(
         return lm_eval.evaluate(model, tasks, limit=limit, bootstrap_iters=0)
 
     now = evaluated(learner.backbone, learner.method.route, "general ability of the run")
+    source = learner.backbone.source
     del learner  # frees its memory before the backbone is loaded again
-    plain = load_backbone(experiment.backbone, experiment.prompt)
+    plain = load_backbone(source, experiment.prompt)
     before = evaluated(plain, lambda batch: None, "general ability of the backbone")
     return list(_compared(before, now))
 

@@ -38,6 +38,7 @@ from retain.learner.task_files import (
 from retain.methods import find
 from retain.methods.base import TaskContext
 from retain.runs import results
+from retain.runs.backbone_path import found_from, stored_name
 from retain.runs.checkpoints import take_up
 from retain.runs.directory import RunDirectory
 from retain.runs.environment import (
@@ -47,6 +48,7 @@ from retain.runs.environment import (
     refuse_other_backbone,
     template_of,
 )
+from retain.runs.outputs import check_folder
 from retain.runs.records import (
     CONFIG,
     UNFINISHED,
@@ -189,7 +191,11 @@ class Learner(LearnedModel):
                 "Python), or name another folder with --output"
             )
         run.refuse_foreign()
+        check_folder(run.path)
         self._set_up(experiment, run, progress, backbone, callbacks)
+        name = stored_name(experiment.backbone.name, run.path)
+        source = experiment.backbone.model_copy(update={"name": name})
+        self.experiment = self.experiment.model_copy(update={"backbone": source})
 
     def _set_up(
         self,
@@ -208,7 +214,10 @@ class Learner(LearnedModel):
         self._checked: list[Task] = []
         self._notices: dict[str, list[str]] = {}  # by task; those about all tasks under ""
         self._interrupted = False
-        self.backbone = backbone or load_backbone(experiment.backbone, experiment.prompt)
+        source = experiment.backbone
+        if run.exists:
+            source = source.model_copy(update={"name": found_from(run.path, source.name)})
+        self.backbone = backbone or load_backbone(source, experiment.prompt)
         processes.connect(self.backbone.device.type == "cpu")
         self._fingerprints = fingerprints(self.backbone)
         if run.exists:

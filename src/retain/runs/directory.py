@@ -27,6 +27,7 @@ from retain.system.files import (
     write_bytes,
     writing,
 )
+from retain.system.paths import is_special
 
 LOCK = ".lock"
 BEFORE_MANIFEST = re.compile(
@@ -117,9 +118,12 @@ class RunDirectory:
             )
 
     def _refuse_links(self) -> None:
-        """Raises RetainError for a link: it would lead reads, writes and deletes elsewhere."""
+        """Raises RetainError for a link, which would lead reads, writes and deletes elsewhere, and
+        for a pipe or a device, which might never end."""
         for folder, folders, names in os.walk(self.path):
             for path in (Path(folder, name) for name in (*folders, *names)):
+                if is_special(path.lstat().st_mode):
+                    raise RetainError(f"{path}: is no file, which a run may not contain; remove it")
                 if path.is_symlink():
                     raise RetainError(
                         f"{path}: is a link, which a run may not contain; replace it by the file "

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from retain.errors import RetainError
-from retain.runs.directory import LOCK, MANIFEST
+from retain.runs.directory import LOCK
+from retain.runs.manifest import MANIFEST
 from retain.runs.records import CONFIG, ENVIRONMENT, SCORES, SINGLE
 from retain.system.paths import refuse_special_target
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from retain.errors import RetainError
+from retain.errors import RetainError, first_line
 from retain.metrics import continual
 from retain.runs.directory import RunDirectory
 from retain.runs.manifest import MANIFEST
@@ -40,6 +40,9 @@ from retain.runs.records import (
 )
 from retain.system.files import as_json, parse_yaml, read_text
 from retain.tasks import Task
+
+MOST_VALUES = 100_000
+"""Values of a run's settings, its aliases written out."""
 
 RECORDS = {EVALUATION, ZERO_SHOT, COST, TASK, TEST, TRAINING, PREDICTIONS}
 """Files and folders of a task that the learner writes; the others are the method's."""
@@ -149,9 +152,10 @@ def _config(run: RunDirectory) -> Any:
     path = run.path / CONFIG
     require(run, path)
     try:
-        return parse_yaml(read_text(path))
-    except yaml.YAMLError:
-        raise RetainError(f"{path}: not valid YAML; restore it from a copy") from None
+        return parse_yaml(read_text(path), MOST_VALUES)
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or first_line(error)
+        raise RetainError(f"{path}: not valid YAML ({problem}); restore it from a copy") from None
 
 
 def environment(run: RunDirectory) -> dict[str, str]:

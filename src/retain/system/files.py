@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,10 @@ def read_json(path: Path) -> Any:
     Raises:
         RetainError: if the file is missing or not JSON; it names the file.
     """
+    refuse_special(path)
     try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise ValueError(f"it has more than {LARGEST_JSON // 2**20} MB")
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise RetainError(f"{path}: no such file; is this a finished run?") from None
@@ -149,6 +153,12 @@ def read_text(path: Path) -> str:
         raise RetainError(f"{path}: cannot be read ({error.strerror}); check the path") from None
 
 
+LONGEST_YAML = 1_000_000
+"""Characters of a YAML file; PyYAML reads some 100,000 in a second."""
+LARGEST_JSON = 64 * 2**20
+"""Bytes of a JSON file of one value; the largest of a run have a few megabytes."""
+
+
 class _Loader(yaml.SafeLoader):
     """Refuses what PyYAML lets pass: a key that is there twice, and a value inside itself.
 
@@ -156,9 +166,11 @@ class _Loader(yaml.SafeLoader):
     as `1` may be written as either.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, most: int | None) -> None:
         super().__init__(text)
+        self._most = most
         self._open: list[Any] = []  # the anchors around; None where a value has none
+        self._sizes: dict[int, int] = {}  # by the node's id
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -167,6 +179,23 @@ class _Loader(yaml.SafeLoader):
                 problem = f"'*{event.anchor}' stands inside '&{event.anchor}'"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         return super().compose_node(parent, index)
+
+    def get_single_node(self) -> yaml.Node | None:
+        """Composes the document, which aliases may not make larger than `most`."""
+        document = super().get_single_node()
+        if document is not None and self._most is not None and self._size(document) > self._most:
+            problem = f"its aliases stand for more than {self._most:,} values"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=document.start_mark)
+        return document
+
+    def _size(self, node: yaml.Node) -> int:
+        """How many values a node stands for, when each of its aliases is written out."""
+        if id(node) not in self._sizes:
+            inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+            pairs = isinstance(node, yaml.MappingNode)
+            parts = (part for item in inner for part in (item if pairs else (item,)))
+            self._sizes[id(node)] = 1 + sum(map(self._size, parts))
+        return self._sizes[id(node)]
 
     def compose_sequence_node(self, anchor: Any) -> yaml.SequenceNode:
         self._open.append(anchor)
@@ -190,13 +219,20 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def parse_yaml(text: str) -> Any:
+def parse_yaml(text: str, most: int | None = None) -> Any:
     """Parses one YAML value; every failure is raised as a YAMLError.
 
     A key that is there twice in a mapping is a failure, and so is a value inside itself.
+
+    Args:
+        text: of at most `LONGEST_YAML` characters.
+        most: how many values there may be when aliases are written out. None leaves it to a caller
+            who never walks through all of them: a few aliases can stand for billions.
     """
+    if len(text) > LONGEST_YAML:
+        raise yaml.YAMLError(f"it has more than {LONGEST_YAML:,} characters")
     try:
-        return yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=partial(_Loader, most=most))  # type: ignore[arg-type]
     except yaml.YAMLError:
         raise
     except Exception as error:  # PyYAML leaks others, such as ValueError for the date 2020-13-45

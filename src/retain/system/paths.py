@@ -22,11 +22,12 @@ def expanded(text: str) -> Path:
         raise ValueError("the path is empty; name a file or folder")
     if "\0" in text:
         raise ValueError("a path has no null character; correct it")
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:
+    full = os.path.expanduser(text)
+    if full.startswith("~"):
         user = text.partition("/")[0]
-        raise ValueError(f"'{user}' is nobody's home; write ./{user} for such a name") from None
+        raise ValueError(f"'{user}' is nobody's home; write ./{user} for such a name")
+    path = Path(full)
+    return Path(os.path.abspath(path)) if str(path).startswith("~") else path  # of ./~x
 
 
 def refuse_special(path: Path) -> None:
