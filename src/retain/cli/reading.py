@@ -54,10 +54,11 @@ def report(
         raise RetainError("report: several runs need --output FILE for their one page")
     page = output or runs[0] / "report.html"
     outputs.check_outputs((page, outputs.PAGE), (picture, outputs.PICTURE))
-    for run in opened if single is not None else ():
-        given = results.single_scores(run, single)
-        with run.locked():
-            results.write_scores(run, given)
+    if single is not None:
+        for run in opened:
+            given = results.single_scores(run, single)
+            with run.locked():
+                results.write_scores(run, given)
     summaries = [summarise(folder) for folder in runs]
     write_text(page, render(summaries))
     if picture is not None:
