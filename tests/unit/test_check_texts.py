@@ -1,0 +1,253 @@
+"""What a tokenizer or a metric cannot represent is named before anything is trained."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from retain.backbone import Backbone, PromptConfig
+from retain.errors import RetainError
+from retain.evaluation.answers import EvaluationConfig
+from retain.learner import Learner
+from retain.learner.check_examples import check_examples
+from retain.tasks import Example, Task
+from retain.testing.tiny import make_backbone, make_learner
+
+EVALUATION = EvaluationConfig(max_new_tokens=64)
+TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}|{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    """A tokenizer that knows printable ASCII and the line break."""
+    return make_backbone("llama")
+
+
+def task_of(
+    answers: Sequence[str], metric: str, train: Sequence[str] = (), prompt: str = "Is {}?"
+) -> Task:
+    """A task whose test answers are `answers`; its training answers are the same by default."""
+    learned = [Example(f"Learn {i}", (text,)) for i, text in enumerate(train or answers)]
+    tested = [Example(prompt.format(i), (text,)) for i, text in enumerate(answers)]
+    return Task("t", learned, learned[:1], tested, metric)
+
+
+def said(backbone: Backbone, task: Task) -> list[str]:
+    return check_examples(task, backbone, EVALUATION)
+
+
+# -- the tokenizer
+
+
+def test_answers_that_the_vocabulary_lacks_are_refused(backbone: Backbone) -> None:
+    says = "task 't': no test answer survives .*: 'ja ✓' is read back as 'ja'; take another back"
+    with pytest.raises(RetainError, match=says):
+        said(backbone, task_of(["ja ✓", "né"], "exact_answer"))
+
+
+def test_some_such_answers_are_counted_with_an_example(backbone: Backbone) -> None:
+    lines = said(backbone, task_of(["yes", "né", "no"], "exact_answer"))
+    assert lines == [
+        f"t: 1 of 3 {kind} answers do not survive the backbone's tokenizer, and no answer of the "
+        "model can equal them: 'né' is read back as 'n'"
+        for kind in ("test", "training")
+    ]
+
+
+def test_what_the_metric_does_not_see_is_not_told(backbone: Backbone) -> None:
+    assert said(backbone, task_of(["yes ✓", "no"], "rouge_l")) == []
+
+
+def test_prompts_that_the_vocabulary_lacks_are_told(backbone: Backbone) -> None:
+    task = task_of(["a", "b"], "exact_answer")
+    train = [replace(example, prompt="总结一下") for example in task.train]
+    (line,) = said(backbone, replace(task, train=train))
+    assert line.startswith("t: 100 % of the training prompts' tokens are unknown")
+
+
+def test_special_tokens_in_a_text_are_told(backbone: Backbone) -> None:
+    (line,) = said(backbone, task_of(["<unk>old</s>", "new", "b"], "exact_answer"))
+    assert line.startswith("t: 2 of 6 examples spell special tokens, such as '<unk>'; they are")
+
+
+def test_conversations_without_a_template_are_told() -> None:
+    turns = ({"role": "system", "content": "Be short."}, {"role": "user", "content": "Hi"})
+    task = task_of(["a", "b"], "exact_answer")
+    chats = [replace(example, messages=turns) for example in task.train]
+    task = replace(task, train=chats)
+    (line,) = said(make_backbone("llama"), task)
+    assert line.startswith("t: 2 examples are conversations; their turns are joined by line breaks")
+    templated = make_backbone("llama")
+    templated.tokenizer.chat_template = TURNS
+    assert said(templated, task) == []
+    templated.tokenizer.chat_template = TURNS + "{{ strftime_now('%d') }}"
+    (line,) = said(templated, task)
+    assert "the chat template writes the date" in line
+
+
+def test_auto_writes_conversations_with_the_template_and_prompts_without() -> None:
+    backbone = make_backbone("llama")
+    backbone.tokenizer.chat_template = TURNS
+    turns = ({"role": "system", "content": "Be short."}, {"role": "user", "content": "Hi"})
+    text = {
+        setting: [
+            backbone.tokenizer.decode(backbone.encode(example)["input_ids"])
+            for example in (Example("Hi", ("a",)), Example("Hi", ("a",), turns))
+            if not setattr(backbone, "prompt", PromptConfig(chat_template=setting))
+        ]
+        for setting in ("auto", True, False)
+    }
+    plain, alone = "Hi a</s>", "<user>Hi|<assistant>a</s>"
+    chat, joined = "<system>Be short.|<user>Hi|<assistant>a</s>", "Be short.\nHi a</s>"
+    assert text == {"auto": [plain, chat], True: [alone, chat], False: [plain, joined]}
+
+
+@pytest.mark.parametrize("kind", ["conversations", "prompts", "both"])
+def test_a_run_asks_as_it_has_learned(kind: str, tmp_path: Path) -> None:
+    """`generate` and `serve` encode by `LearnedModel.encode`."""
+
+    def backbone() -> Backbone:
+        plain = make_backbone("llama")
+        plain.tokenizer.chat_template = TURNS
+        return Backbone(plain.model, plain.tokenizer, "x")
+
+    chats = tuple({"role": "user", "content": f"Hi {i}"} for i in range(4))
+    rows = {
+        "conversations": [Example(turn["content"], ("a",), (turn,)) for turn in chats],
+        "prompts": [Example(turn["content"], ("a",)) for turn in chats],
+    }
+    learner = make_learner("seqlora", backbone(), tmp_path, max_steps=1)
+    for name, examples in rows.items():
+        if kind in (name, "both"):
+            learner.learn(Task(name, examples[:2], examples[2:3], examples[3:]))
+    loaded = Learner.load(tmp_path, backbone=backbone())
+    text = [
+        loaded.backbone.tokenizer.decode(loaded.encode(example)["input_ids"])
+        for example in (
+            Example("Hey", ("",)),
+            Example("Hey", ("",), ({**chats[0], "content": "Hey"},)),
+        )
+    ]
+    asked = "<user>Hey|<assistant>"  # which the template writes before an answer
+    assert (
+        text
+        == {"conversations": [asked, asked], "prompts": ["Hey", "Hey"], "both": ["Hey", asked]}[
+            kind
+        ]
+    )
+    assert loaded.templated("prompts") is False if kind == "both" else True
+    other = backbone()
+    other.tokenizer.chat_template += "!"
+    if kind == "prompts":
+        Learner.load(tmp_path, backbone=other)
+    else:
+        with pytest.raises(RetainError, match="learned on other chat template than backbone 'x'"):
+            Learner.load(tmp_path, backbone=other)
+
+
+# -- the metric
+
+
+@pytest.mark.parametrize("metric", ["rouge_l", "rouge_l_union"])
+def test_a_right_answer_that_scores_0_is_refused(metric: str) -> None:
+    from tests.unit.test_texts import tokenizer_of
+
+    plain = make_backbone("llama")
+    plain.model.resize_token_embeddings(1000)
+    backbone = Backbone(plain.model, tokenizer_of("byte level"), "x")
+    answers = ["是的", "不是"] if metric == "rouge_l" else ["...", "."]
+    says = rf"all test answers score under 100 by {metric} .* \(0\); take the metric rouge_l_unicod"
+    with pytest.raises(RetainError, match=says):
+        said(backbone, task_of(answers, metric))
+    if metric == "rouge_l":
+        assert said(backbone, task_of(answers, "rouge_l_unicode")) == []
+        (line,) = said(backbone, task_of([*answers, "yes"], metric))
+        assert line.startswith("t: 2 of 3 test answers score under 100 by rouge_l although")
+
+
+@pytest.mark.parametrize(
+    ("metric", "answers", "pair"),
+    [
+        ("exact_match", ["C", "C++", "C#"], "'C' and 'C++' (and 2 more pairs)"),
+        ("exact_match", ["-1", "1"], "'-1' and '1'"),
+        ("rouge_l", ["run", "runs"], "'run' and 'runs'"),
+        ("first_letter", ["positive", "possible", "no"], "'positive' and 'possible'"),
+        ("edit_similarity", ["<STR_LIT:x>", "x"], "'<STR_LIT:x>' and 'x'"),
+        ("rouge_l_unicode", ["is it", "IS, it."], "'is it' and 'IS, it.'"),
+        ("rouge_l_union", ["a b", "a b."], "'a b' and 'a b.'"),
+    ],
+)
+def test_answers_that_the_metric_cannot_tell_apart(
+    metric: str, answers: list[str], pair: str, backbone: Backbone
+) -> None:
+    (line,) = said(backbone, task_of(answers, metric))
+    assert line.startswith(f"t: {metric} cannot tell the answers {pair} apart; if they are diff")
+    assert said(backbone, task_of(answers, "exact_answer")) == []
+
+
+def test_a_choice_s_letter_and_one_example_s_references_are_no_such_pair(
+    backbone: Backbone,
+) -> None:
+    assert said(backbone, task_of(["A. cat", "A. dog", "B"], "first_letter")) == []
+    task = task_of(["yes"], "exact_match")
+    both = replace(task, test=[Example("Is it?", ("yes", "Yes."))])
+    assert said(backbone, both) == []
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "is_told"),
+    [
+        (["good", "bad"] * 4, ["-1"] * 4, True),
+        (["good", "bad"] * 4, ["Good", "-1"], False),
+        (["1", "0"] * 4, ["-1"] * 4, True),
+        ([f"text {i}" for i in range(8)], ["another", "text"], False),
+    ],
+)
+def test_labels_that_are_held_back_are_told(
+    train: list[str], test: list[str], is_told: bool, backbone: Backbone
+) -> None:
+    lines = said(backbone, task_of(test, "exact_answer", train))
+    says = (
+        f"t: no test answer (such as {test[0]!r}) is ever a training answer (such as "
+        f"{train[0]!r}); are the test labels held back?"
+    )
+    assert lines == [says] * is_told
+
+
+# -- encoder-decoders: an answer begins as generation makes it begin
+
+
+@pytest.mark.parametrize("forced", [None, 2])
+@pytest.mark.parametrize("start", [1, 0])
+def test_what_an_encoder_decoder_learns_is_what_it_is_asked(start: int, forced: int | None) -> None:
+    plain = make_backbone("bart")
+    plain.model.generation_config.decoder_start_token_id = start
+    plain.model.generation_config.forced_bos_token_id = forced
+    backbone = Backbone(plain.model, plain.tokenizer, "x")
+    example = Example("Team?", ("billing",))
+    row = backbone.encode(example)
+    assert (row["labels"][0] == forced) == (forced is not None)
+    seen: list[list[int]] = []
+    decoder = backbone.model.get_decoder()
+    hook = decoder.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["input_ids"][0].tolist()), with_kwargs=True
+    )
+    backbone.answer_loss(backbone.collate([row]))
+    learned = seen.pop()
+    backbone.generate(backbone.collate([backbone.encode(example, with_answer=False)]), 3)
+    hook.remove()
+    assert learned == [start, *row["labels"][:-1]]
+    asked = [token for ids in seen for token in ids]
+    assert asked[: 2 if forced else 1] == learned[: 2 if forced else 1]
+    assert backbone.decode(row["labels"]) == "billing"
+
+
+def test_a_decoder_without_a_start_is_refused() -> None:
+    plain = make_backbone("bart")
+    plain.model.generation_config.decoder_start_token_id = None
+    with pytest.raises(RetainError, match=re.escape("set decoder_start_token_id in generation_")):
+        Backbone(plain.model, plain.tokenizer, "x")
