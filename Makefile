@@ -1,6 +1,8 @@
 # make demo: the main job, from nothing.   make test: what CI runs.
 # make results: retain sweep on SuperNI short, or as given (see docs/guide.md), such as
 #   make results STREAM=configs/streams/demo.yaml METHODS='seqlora "sapt rank=4"' SEEDS='0 1' MORE=--table-only
+# make test-slow: the long tests, which make test leaves out: torch.compile, more processes, more of
+#   the same over options; before a release.
 # make bench: costs beside what a user would run instead (JSON=FILE also writes them there).
 # make test-browser: the pages in Chromium, which it installs (Debian); pictures in runs/browser.
 # make test-general: retain eval --general, with lm-evaluation-harness, which it installs.
@@ -14,7 +16,7 @@ STREAM = configs/streams/superni-short.yaml
 METHODS = pertask seqlora sapt
 SEEDS = 0 1
 
-.PHONY: demo results bench test chromium test-browser test-general test-wheel
+.PHONY: demo results bench test test-slow chromium test-browser test-general test-wheel
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
@@ -41,7 +43,10 @@ test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+
+test-slow: .venv/ready
+	$(BIN)/pytest -n 2 --dist loadfile -m slow
 
 chromium:
 	which chromium chromedriver || { apt-get update && apt-get install -y chromium chromium-driver; } \
