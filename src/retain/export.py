@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 import torch
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from retain.errors import RetainError
 from retain.layers.pooled_linear import ADAPTER, ADAPTER_CONFIG, LoraPool
@@ -120,6 +121,8 @@ def _save_merged(learner: Learner, folder: Path, weights: list[float]) -> None:
         if name.startswith("retain_"):  # a module of the method, such as a router
             delattr(model, name)
     model.save_pretrained(folder)
+    # The model's in memory is for scoring; the one of the backbone is what other tools expect.
+    write_text(folder / GENERATION_CONFIG_NAME, learner.backbone.generation_settings)
     learner.backbone.tokenizer.save_pretrained(folder)
 
 

@@ -22,6 +22,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from retain.backbone.chat import EXCERPT
 from retain.backbone.text import PromptConfig, Texts
+from retain.backbone.window import window_of
 from retain.errors import RetainError
 from retain.tasks import Example
 
@@ -74,6 +75,9 @@ class Backbone:
 
     Attributes:
         window: number of positions of the model; None if there is no limit (T5).
+        answer_window: that of an encoder-decoder's decoder, else the same.
+        generation_settings: the model's own generation_config.json, which exports carry on.
+        sees_padding: whether what a row gives depends on the padding before it, as in RWKV.
         virtual_tokens: number of soft-prompt tokens, with ids −1, −2, …, before each prompt.
 
     Raises:
@@ -94,8 +98,8 @@ class Backbone:
         self.name = name = self.source.name
         self.prompt = prompt or PromptConfig()
         self.is_encoder_decoder: bool = model.config.is_encoder_decoder
-        text_config = model.config.get_text_config()
-        self.window: int | None = getattr(text_config, "max_position_embeddings", None)
+        self.window, self.answer_window = window_of(model)
+        self.sees_padding = False  # until it is tried
         self.virtual_tokens = 0
         if self.prompt.chat_template is True and not tokenizer.chat_template:
             raise RetainError(
@@ -116,6 +120,7 @@ class Backbone:
             tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         )
         defaults = model.generation_config
+        self.generation_settings = defaults.to_json_string()
         ends = defaults.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
         # `generate` takes every option that a call leaves out from here. Keep only the tokens: a
@@ -216,9 +221,15 @@ class Backbone:
 
     def fits(self, prompt: int, answer: int) -> bool:
         """Returns whether so many tokens of a prompt and of its answer fit in the window."""
+        read = self._read(prompt, answer)
+        return (self.window is None or read <= self.window) and (
+            self.answer_window is None or answer <= self.answer_window
+        )
+
+    def _read(self, prompt: int, answer: int) -> int:
+        """Counts the positions that a prompt and its answer take where the prompt is read."""
         # An encoder and its decoder have a window each.
-        answer_in_sequence = 0 if self.is_encoder_decoder else answer
-        return self.window is None or max(prompt + answer_in_sequence, answer) <= self.window
+        return prompt if self.is_encoder_decoder else prompt + answer
 
     def refuse_longer(
         self, prompt: int, answer: int, where: str, limit: str = "prompt.max_answer_tokens"
@@ -233,22 +244,41 @@ class Backbone:
         """
         if self.fits(prompt, answer):
             return
-        assert self.window is not None  # else everything fits
-        answer_in_sequence = 0 if self.is_encoder_decoder else answer
-        left = self.window - answer_in_sequence - self.virtual_tokens
-        if left <= 0 and self.virtual_tokens:
-            limit = f"the length of the method's prompts, {self.virtual_tokens} in all"
-        advice = f"prompt.max_prompt_tokens to {left}" if left > 0 else limit
+        window, advice = self.answer_window, limit
+        if self.window is not None and (read := self._read(prompt, answer)) > self.window:
+            window, left = self.window, self.window - read + prompt - self.virtual_tokens
+            if left > 0:
+                advice = f"prompt.max_prompt_tokens to {left}"
+            elif self.virtual_tokens:
+                advice = f"the length of the method's prompts, {self.virtual_tokens} in all"
         raise RetainError(
             f"{where}: {prompt} prompt tokens and {answer} answer tokens do not fit in the "
-            f"{self.window} positions of the backbone; lower {advice}"
+            f"{window} positions of the backbone; lower {advice}"
         )
 
     def room_after(self, prompt: int) -> int:
         """Returns how many tokens can be generated after a prompt of so many; at least 1."""
-        if self.window is None:
+        if self.answer_window is None:
             return MOST_ROOM
-        return max(1, self.window - (0 if self.is_encoder_decoder else prompt))
+        return max(1, self.answer_window - (0 if self.is_encoder_decoder else prompt))
+
+    def batches(self, rows: Sequence[Features], size: int) -> list[list[int]]:
+        """Shares rows out into batches of similar length, so that there is little padding.
+
+        Batches of a model that sees padding have rows of one length, and no padding.
+
+        Returns:
+            The numbers of each batch's rows, longest first.
+        """
+        lengths = [len(row["input_ids"]) for row in rows]
+        order = sorted(range(len(rows)), key=lambda i: -lengths[i])
+        batches: list[list[int]] = []
+        for i in order:
+            full = not batches or len(batches[-1]) == size
+            if full or (self.sees_padding and lengths[i] != lengths[batches[-1][0]]):
+                batches.append([])
+            batches[-1].append(i)
+        return batches
 
     def collate(self, rows: Sequence[Features]) -> Batch:
         """Pads examples to a batch on the model's device; decoder-only sequences on the left."""
@@ -315,12 +345,19 @@ class Backbone:
     def _last_logits(self, batch: Batch, count: int) -> Tensor:
         """Computes a decoder-only model's logits at the last positions, (B, count, V)."""
         inputs = {key: batch[key] for key in PROMPT_KEYS}
+        keep = count
+        if self.sees_padding:
+            # Padding after a row is not seen: what a position gives depends on earlier ones only.
+            padding = (batch["attention_mask"] == 0).sum(1)  # (B,)
+            inputs = {key: _moved(tensor, padding) for key, tensor in inputs.items()}
+            keep = min(count + int(padding.max()), batch["input_ids"].shape[1])
         if self._takes_positions:
-            inputs["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+            inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
         if self._keeps_logits:
-            logits: Tensor = self.model(**inputs, logits_to_keep=count, use_cache=False).logits
-            return logits
-        logits = self.model(**inputs, use_cache=False).logits
+            inputs["logits_to_keep"] = keep
+        logits: Tensor = self.model(**inputs, use_cache=False).logits[:, -keep:]
+        if self.sees_padding:
+            logits = _moved(logits, -padding)
         return logits[:, -count:]
 
     def read(self, batch: Batch) -> None:
@@ -366,6 +403,18 @@ class Backbone:
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy of logits (B, K, V) over the targets (B, K) that are not −100."""
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
+
+
+def _moved(tensor: Tensor, by: Tensor) -> Tensor:
+    """Moves each row's columns to the left by its own number; those that fall off come last.
+
+    Args:
+        tensor: (B, S) or (B, S, V).
+        by: (B,).
+    """
+    width = tensor.shape[1]
+    index = (torch.arange(width, device=tensor.device) + by[:, None]) % width  # (B, S)
+    return tensor[torch.arange(len(tensor), device=tensor.device)[:, None], index]
 
 
 def _pad(rows: list[list[int]], filler: int, left: bool) -> Tensor:

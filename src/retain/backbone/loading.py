@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -11,23 +13,30 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from retain.backbone.backbone import Backbone, BackboneConfig
 from retain.backbone.place import path_of
+from retain.backbone.probe import try_out
 from retain.backbone.text import PromptConfig
 from retain.errors import RetainError, first_line
 from retain.system import processes
+
+NAMED = 3
+"""How many weights an error names."""
 
 
 def load_backbone(config: BackboneConfig, prompt: PromptConfig | None = None) -> Backbone:
     """Loads a model, frozen and in evaluation mode, and its tokenizer.
 
     Raises:
-        RetainError: if there is no such model, a file is damaged, or weights are missing, which
-            transformers would fill with random ones.
+        RetainError: if there is no such model, a file is damaged, weights are missing, which
+            transformers would fill with random ones, or have no place, which it would leave out, or
+            the model is of a class that retain cannot train.
     """
     if not config.name:
         raise RetainError(
@@ -59,13 +68,13 @@ def load_backbone(config: BackboneConfig, prompt: PromptConfig | None = None) ->
     try:
         model_config = AutoConfig.from_pretrained(source, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        kind = AutoModelForSeq2SeqLM if model_config.is_encoder_decoder else AutoModelForCausalLM
-        model, loaded = kind.from_pretrained(
+        model, loaded = _auto_class(model_config).from_pretrained(
             source,
             dtype=getattr(torch, config.dtype),
             attn_implementation=config.attention,
             use_safetensors="gguf_file" not in options,  # nothing is unpickled
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
             **options,
         )
     except Exception as error:  # transformers raises many types for a missing or damaged model
@@ -81,13 +90,57 @@ def load_backbone(config: BackboneConfig, prompt: PromptConfig | None = None) ->
     finally:
         transformers.logging.set_verbosity(verbosity)
         transformers.logging.enable_progress_bar()
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise RetainError(
+            f"backbone '{config.name}': has a PEFT adapter beside it (adapter_config.json); merge "
+            "it into the model with peft's merge_and_unload and save that, or move it elsewhere"
+        )
+    _refuse_other_weights(config.name, loaded)
+    _place(model, config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    backbone = Backbone(model, tokenizer, config, prompt or PromptConfig())
+    settings = cached_file(
+        source,
+        GENERATION_CONFIG_NAME,
+        revision=options.get("revision"),
+        local_files_only=True,  # it was loaded with the model
+        _raise_exceptions_for_missing_entries=False,
+    )
+    if settings is not None:
+        backbone.generation_settings = Path(settings).read_text(encoding="utf-8")
+    try_out(backbone)
+    return backbone
+
+
+def _auto_class(config: PreTrainedConfig) -> Any:
+    """Returns the auto class that loads a model of this config."""
+    kinds = [AutoModelForCausalLM, AutoModelForSeq2SeqLM]
+    if config.is_encoder_decoder:
+        kinds.reverse()
+    known = (kind for kind in kinds if type(config) in kind._model_mapping)
+    return next(known, kinds[0])  # a class from a model's own repository is in neither
+
+
+def _refuse_other_weights(name: str, loaded: Mapping[str, Any]) -> None:
+    """Raises RetainError if the files' weights are not those that the config describes."""
+    if loaded["mismatched_keys"]:
+        key, stored, expected = min(loaded["mismatched_keys"])
+        raise RetainError(
+            f"backbone '{name}': {key} has the shape {tuple(stored)} in its files and "
+            f"{tuple(expected)} by its config.json; restore its files"
+        )
     if loaded["missing_keys"]:
         raise RetainError(
-            f"backbone '{config.name}': has no weights for {min(loaded['missing_keys'])}; "
+            f"backbone '{name}': has no weights for {min(loaded['missing_keys'])}; "
             "restore its files"
         )
-    _place(model, config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return Backbone(model, tokenizer, config, prompt or PromptConfig())
+    # Without those that the class leaves out by design; transformers has taken them away.
+    if unexpected := sorted(loaded["unexpected_keys"]):
+        more = f" and {len(unexpected) - NAMED} more" if len(unexpected) > NAMED else ""
+        raise RetainError(
+            f"backbone '{name}': its config.json has no place for these weights of its files: "
+            f"{', '.join(unexpected[:NAMED])}{more}; restore the config, or save the model again "
+            "without them"
+        )
 
 
 LoadedModel = tuple[PreTrainedModel, PreTrainedTokenizerBase]
@@ -106,8 +159,8 @@ def wrap_loaded(
             (`model.name_or_path`, which may be empty) and its dtype.
 
     Raises:
-        RetainError: when this is no such pair, the model cannot generate text or has no weights, or
-            it carries layers of retain already.
+        RetainError: when this is no such pair, the model cannot generate text or has no weights,
+            carries layers of retain already, or is of a class that retain cannot train.
     """
     parts = list(loaded) if isinstance(loaded, tuple | list) else [loaded]
     if len(parts) != 2 or not (
@@ -135,7 +188,9 @@ def wrap_loaded(
     own_code = type(model).__module__.startswith("transformers_modules.")
     named = {"name": model.name_or_path, "dtype": dtype, "trust_remote_code": own_code}
     source = source or BackboneConfig.model_validate(named)
-    return Backbone(model, tokenizer, source, prompt or PromptConfig())
+    backbone = Backbone(model, tokenizer, source, prompt or PromptConfig())
+    try_out(backbone)
+    return backbone
 
 
 def _place(model: PreTrainedModel, device: str) -> None:

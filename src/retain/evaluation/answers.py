@@ -100,16 +100,14 @@ def answer(
         RetainError: if memory does not suffice or a prompt does not fit in the model's window.
         StoppedError: if the user asked to stop.
     """
-    order = sorted(range(len(features)), key=lambda i: -len(features[i]["input_ids"]))
     # Smaller batches if one process would otherwise have nothing to do.
-    size = min(config.batch_size, -(-len(order) // processes.count()) or 1)
-    starts = range(0, len(order), size)
+    size = min(config.batch_size, -(-len(features) // processes.count()) or 1)
+    batches = backbone.batches(features, size)
     answered: list[tuple[int, str, list[float] | None]] = []  # index, answer, weights (T,)
-    for start in starts[processes.rank() :: processes.count()]:
+    for chosen in batches[processes.rank() :: processes.count()]:
         # With several processes, the others would wait for this one for ever.
         if progress.stopping and processes.count() == 1:
             raise StoppedError("while it answered test examples")
-        chosen = order[start : start + size]
         batch = backbone.collate([features[i] for i in chosen])
         with torch.no_grad():
             method.route(batch, task)
@@ -123,7 +121,7 @@ def answer(
         # As lists: a pickled row of a tensor carries the storage of the full tensor.
         weights = [None] * len(chosen) if routing is None else routing.tolist()
         answered += zip(chosen, answers, weights, strict=True)
-        progress.update(min(len(order), len(answered) * processes.count()))
+        progress.update(min(len(features), len(answered) * processes.count()))
     answered = sorted(processes.gather(answered), key=lambda row: row[0])
     table = [weights for _, _, weights in answered if weights is not None]
     return [answer for _, answer, _ in answered], torch.tensor(table) if table else None

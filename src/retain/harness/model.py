@@ -22,8 +22,6 @@ Route = Callable[[Batch], None]
 
 MAX_TOKENS = 2048
 """Longest text read at once, for models with a longer window or without a stated one."""
-LIMITS = ("max_position_embeddings", "n_positions")
-"""Names under which model configs state the window."""
 
 
 class RoutedLM(TemplateLM):
@@ -51,7 +49,7 @@ class RoutedLM(TemplateLM):
         self._batch_size = batch_size
         self._progress = progress
         self._label = label
-        known = [getattr(backbone.model.config, name, None) for name in LIMITS]
+        known = (backbone.window, backbone.answer_window)
         self.max_length = min([MAX_TOKENS, *(limit for limit in known if limit)])
         self.max_length -= backbone.virtual_tokens
 
@@ -174,11 +172,12 @@ class RoutedLM(TemplateLM):
         Progress is updated after each batch.
         """
         self.backbone.model.eval()
-        order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))
         self._progress.start(self._label, len(rows), "texts")
         try:
-            for start in range(0, len(order), size):
-                yield order[start : start + size]
-                self._progress.update(min(len(order), start + size))
+            done = 0
+            for chosen in self.backbone.batches(rows, size):
+                yield chosen
+                done += len(chosen)
+                self._progress.update(done)
         finally:
             self._progress.finish()

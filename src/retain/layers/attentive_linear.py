@@ -163,10 +163,10 @@ class AttentiveLinear(PooledLinear):
         """Returns the selector's trainable tensors by name."""
         return {name: getattr(self, name) for name in self.selector_shapes(0)}
 
-    def forward(self, x: Tensor) -> Tensor:
+    def adapted(self, x: Tensor) -> Tensor:
         """Maps x (B, S, d_in) to (B, S, d_out)."""
         if self.mixture.weights is not None or not self.mixture.on:
-            return super().forward(x)
+            return super().adapted(x)
         y: Tensor = self.base(x)
         # Frozen and trainable factors stay separate, so that backward skips the frozen ones.
         pairs = [(self.old_A, self.old_B), (self.A, self.B)]

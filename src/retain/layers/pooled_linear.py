@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from retain.errors import RetainError
-from retain.layers.targets import shape, target_linears
+from retain.backbone.probe import short_forward
+from retain.errors import RetainError, first_line
+from retain.layers.targets import positions_first, shape, target_linears
 from retain.runs.records import read_record
 from retain.system.files import read_weights, write_json, write_tensors
 
@@ -65,6 +66,7 @@ class PooledLinear(nn.Module):
     Attributes:
         A, B: the trainable block, (r, d_in) and (d_out, r), or None.
         dropout: the share of the trainable block's input entries that training sets to zero.
+        positions_first: whether the backbone hands this layer (S, B, d_in), as LED does.
     """
 
     _old_A: Tensor
@@ -83,6 +85,7 @@ class PooledLinear(nn.Module):
         self.base = base
         self.rank, self.scale, self.mixture, self.dropout = rank, scale, mixture, dropout
         self.old_block_gradient = old_block_gradient
+        self.positions_first = False
         self.d_in, self.d_out = shape(base)
         self.register_buffer("_old_A", None, persistent=False)
         self.register_buffer("_old_B", None, persistent=False)
@@ -159,6 +162,12 @@ class PooledLinear(nn.Module):
         self._pushed.append((A, B))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps x (B, S, d_in) to (B, S, d_out), or (S, B, d_in) to (S, B, d_out)."""
+        if self.positions_first and x.dim() == 3:
+            return self.adapted(x.transpose(0, 1)).transpose(0, 1).contiguous()
+        return self.adapted(x)
+
+    def adapted(self, x: Tensor) -> Tensor:
         """Maps x (B, S, d_in) to (B, S, d_out); B may be a multiple of the weights' (beam search).
 
         Raises:
@@ -291,8 +300,36 @@ class LoraPool:
             layer = make_layer(
                 linear, rank, alpha / rank, self.mixture, old_block_gradient, dropout
             )
+            layer.positions_first = positions_first(model, name)
             model.set_submodule(name, layer)
             self.layers[name] = layer
+        self._refuse_uncalled()
+
+    def _refuse_uncalled(self) -> None:
+        """Raises RetainError if the model does not call its layers in this form, in training."""
+        called: set[nn.Module] = set()
+        hooks = [
+            layer.register_forward_pre_hook(lambda layer, _: called.add(layer))
+            for layer in self.layers.values()
+        ]
+        model = self._model
+        gpus = [model.device] if model.device.type == "cuda" else []
+        failure = ""
+        with torch.no_grad(), torch.random.fork_rng(gpus):
+            model.train()
+            try:
+                short_forward(model)
+            except Exception as error:  # an attribute that the class reads, say
+                failure = f" ({first_line(error)})"
+            finally:
+                model.eval()
+                for hook in hooks:
+                    hook.remove()
+        if failure or len(called) < len(self.layers):
+            raise RetainError(
+                f"method.target_modules: {type(model).__name__} does not call all of its layers "
+                f"{', '.join(self.endings)} as others do{failure}; choose others"
+            )
 
     def grow(self, name: str, seed: int) -> None:
         """Freezes the trainable block and adds a fresh one, determined by `seed`."""

@@ -18,7 +18,8 @@ from peft import PromptTuningConfig, PromptTuningInit, TaskType
 from torch import Tensor, nn
 
 from retain.backbone import Backbone
-from retain.errors import RetainError
+from retain.backbone.probe import READ, short_forward
+from retain.errors import RetainError, first_line
 from retain.layers.pooled_linear import ADAPTER, ADAPTER_CONFIG, plain
 from retain.runs.records import read_record
 from retain.system.files import read_weights, write_json, write_tensors
@@ -70,9 +71,35 @@ class PromptedEmbedding(nn.Module):
 
 
 def prompted_embedding(backbone: Backbone) -> PromptedEmbedding:
-    """Replaces a backbone's embedding by a `PromptedEmbedding` and returns that."""
-    layer = PromptedEmbedding(backbone.embedding)
-    backbone.model.set_input_embeddings(layer)
+    """Replaces a backbone's embedding by a `PromptedEmbedding` and returns that.
+
+    Other tables of tokens, such as Gemma 3n's of each layer, have virtual tokens as token 0: what
+    Gemma 3n itself takes there for an image.
+
+    Raises:
+        RetainError: if virtual tokens do not work in this class of model.
+    """
+    model, plain = backbone.model, backbone.embedding
+    layer = PromptedEmbedding(plain)
+    model.set_input_embeddings(layer)
+    for part in model.modules():
+        if isinstance(part, nn.Embedding) and part is not plain:
+            part.register_forward_pre_hook(lambda _, ids: (ids[0].clamp(min=0), *ids[1:]))
+    layer.rows = torch.zeros(1, READ, layer.embedding_dim, device=backbone.device)
+    layer.rows.requires_grad_()
+    try:
+        with torch.enable_grad():
+            logits = short_forward(model, first=-READ)
+            (gradient,) = torch.autograd.grad(logits.float().square().mean(), layer.rows)
+        failure = "" if gradient.any() else "no gradient reaches it"
+    except Exception as error:  # classes that read token ids in other ways fail in as many
+        failure = first_line(error)
+    layer.rows = None
+    if failure:
+        raise RetainError(
+            f"method: {type(model).__name__} takes no soft prompt ({failure}); take a method with "
+            "LoRA blocks"
+        )
     return layer
 
 

@@ -60,6 +60,7 @@ from retain.system.files import remove_folders, write_json
 from retain.system.progress import Progress
 from retain.tasks import Task
 from retain.training.config import TrainingConfig
+from retain.training.fit import check_class
 from retain.training.trackers import require_installed
 from retain.training.trainer import check_callbacks
 
@@ -318,12 +319,13 @@ class Learner(LearnedModel):
 
         Raises:
             RetainError: when the tasks need more disk space or memory than is free, a task's score
-                would mean nothing, its training settings are not valid, or a tracker is not
-                installed.
+                would mean nothing, its training settings are not valid or ask for what the class of
+                model lacks, or a tracker is not installed.
         """
         settings = [self._training(task) for task in tasks]
         for config in (self.experiment.training, *settings):
             require_installed(config.report_to)
+            check_class(self.backbone, config)
         notice = check_resources(self.method, list(zip(tasks, settings, strict=True)), self.run)
         self._notices = {"": [notice] if notice else []}
         for task in tasks:

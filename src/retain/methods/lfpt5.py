@@ -134,11 +134,12 @@ class Lfpt5(TaughtMethod):
         limit = self.backbone.prompt.max_answer_tokens
         fits = [self.backbone.room_after(len(row["input_ids"])) >= limit + 1 for row in rows]
         asked, rows = list(compress(asked, fits)), list(compress(rows, fits))
-        answers: list[str] = []
-        for start in range(0, len(rows), BATCH):
-            batch = self.backbone.collate(rows[start : start + BATCH])
+        answers = [""] * len(rows)
+        for chosen in self.backbone.batches(rows, BATCH):
+            batch = self.backbone.collate([rows[i] for i in chosen])
             self.route(batch)
-            answers += self.backbone.generate(batch, limit)
+            for i, text in zip(chosen, self.backbone.generate(batch, limit), strict=True):
+                answers[i] = text
         pairs = zip(asked, answers, strict=True)
         samples = [replace(example, references=(answer,)) for example, answer in pairs if answer]
         if written.notice:

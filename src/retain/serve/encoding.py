@@ -84,13 +84,15 @@ class Encoder:
             raise RetainError("request: its prompt has no tokens; give it another text")
         if backbone.fits(prompt, answer):
             return
-        assert backbone.window is not None  # else everything fits
-        left = backbone.window - (0 if backbone.is_encoder_decoder else prompt)
+        # An encoder-decoder's answer has a window of its own.
+        window = backbone.answer_window if backbone.fits(prompt, 0) else backbone.window
+        assert window is not None  # else everything fits
+        left = window - (0 if backbone.is_encoder_decoder else prompt)
         fits = left > 0 and backbone.fits(prompt, left)
         lower = f", or set max_tokens to {left} or less" if fits else ""
         raise RetainError(
             f"request: {prompt} prompt tokens and {answer} answer tokens do not fit in the "
-            f"{backbone.window} positions of the model; shorten the messages{lower}"
+            f"{window} positions of the model; shorten the messages{lower}"
         )
 
     def close(self) -> None:

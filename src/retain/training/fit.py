@@ -50,6 +50,13 @@ def batches(config: TrainingConfig, phase: Phase, seed: int) -> Batches:
     )
 
 
+def check_class(backbone: Backbone, config: TrainingConfig) -> None:
+    """Raises RetainError if the backbone's class lacks what the settings ask for."""
+    if config.gradient_checkpointing and not backbone.model.supports_gradient_checkpointing:
+        kind = type(backbone.model).__name__
+        raise RetainError(f"training.gradient_checkpointing: {kind} has none; set it to false")
+
+
 def fit(
     backbone: Backbone,
     phase: Phase,

@@ -128,6 +128,11 @@ class AmLora(Method):
             for name, layer in self.pool.layers.items()
             if isinstance(layer, AttentiveLinear)
         }
+        if backbone.sees_padding or any(layer.positions_first for layer in self.layers.values()):
+            raise RetainError(
+                f"method: {type(backbone.model).__name__} has its positions in an order in which "
+                "AM-LoRA cannot read its attention; take another method, such as sapt"
+            )
         self._readers = set(self.layers.values())  # layers that read prompts only
         self._prompt_mask = torch.zeros(0)  # 1.0 at the tokens of the latest prompts, (B, S)
         if backbone.is_encoder_decoder:

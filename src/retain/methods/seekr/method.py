@@ -21,6 +21,7 @@ from torch import Tensor
 
 from retain.backbone import Backbone, Batch, Features
 from retain.backbone.backbone import IGNORED
+from retain.errors import RetainError
 from retain.layers.attention_capture import AttentionCapture, AttentionModule, Side, Wanted
 from retain.methods.base import Footprint, Options, Phase, Presets, TaskContext
 from retain.methods.seekr.diagnostics import HEADS, seekr_diagnostics
@@ -130,6 +131,11 @@ class Seekr(TaughtMethod):
     def __init__(self, backbone: Backbone, config: SeekrConfig) -> None:
         super().__init__(backbone, config)
         self.options = config
+        if backbone.sees_padding:
+            raise RetainError(
+                f"method: {type(backbone.model).__name__} does not mask padding, so the attention "
+                "that SEEKR reads would depend on the batch; take another method, such as replay"
+            )
         self.capture = AttentionCapture(backbone.model)
         self.modules = self.capture.modules()
         self.sensitivities: list[Tensor] = []  # per task, (layers, heads)
