@@ -85,8 +85,7 @@ def prompted_embedding(backbone: Backbone) -> PromptedEmbedding:
     for part in model.modules():
         if isinstance(part, nn.Embedding) and part is not plain:
             part.register_forward_pre_hook(lambda _, ids: (ids[0].clamp(min=0), *ids[1:]))
-    layer.rows = torch.zeros(1, READ, layer.embedding_dim, device=backbone.device)
-    layer.rows.requires_grad_()
+    layer.rows = layer.words(READ, seed=0)[None].requires_grad_()
     try:
         with torch.enable_grad():
             logits = short_forward(model, first=-READ)
