@@ -22,7 +22,6 @@ import gc
 import json
 import multiprocessing
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -312,7 +311,7 @@ def build(kind: str, auto: Any, folder: Path) -> int:
     if config.is_encoder_decoder and (start is None or start >= words):
         config.decoder_start_token_id = 0
     with torch.device("meta"):
-        size = sum(p.numel() for p in auto.from_config(config).parameters())
+        size: int = sum(p.numel() for p in auto.from_config(config).parameters())
     if size > LARGEST:
         raise ValueError(f"its shrunken config still has {size:,} parameters")
     torch.manual_seed(0)
@@ -445,4 +444,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

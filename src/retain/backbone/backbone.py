@@ -258,9 +258,10 @@ class Backbone:
 
     def room_after(self, prompt: int) -> int:
         """Returns how many tokens can be generated after a prompt of so many; at least 1."""
-        if self.answer_window is None:
+        window = self.answer_window if self.is_encoder_decoder else self.window
+        if window is None:
             return MOST_ROOM
-        return max(1, self.answer_window - (0 if self.is_encoder_decoder else prompt))
+        return max(1, window - (0 if self.is_encoder_decoder else prompt))
 
     def batches(self, rows: Sequence[Features], size: int) -> list[list[int]]:
         """Shares rows out into batches of similar length, so that there is little padding.
@@ -344,7 +345,7 @@ class Backbone:
 
     def _last_logits(self, batch: Batch, count: int) -> Tensor:
         """Computes a decoder-only model's logits at the last positions, (B, count, V)."""
-        inputs = {key: batch[key] for key in PROMPT_KEYS}
+        inputs: dict[str, Any] = {key: batch[key] for key in PROMPT_KEYS}
         keep = count
         if self.sees_padding:
             # Padding after a row is not seen: what a position gives depends on earlier ones only.

@@ -146,7 +146,7 @@ def _seen(model: PreTrainedModel) -> Mapping[str, Calls]:
         if inputs and isinstance(inputs[0], Tensor):
             seen.add(tuple(inputs[0].shape))
 
-    def leave(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> Tensor | None:
+    def leave(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> Any:
         running.discard(module)
         if isinstance(module, nn.Embedding) and isinstance(output, Tensor) and output.is_leaf:
             # A copy, since some classes change it in place, which a leaf does not bear.
