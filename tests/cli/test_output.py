@@ -17,7 +17,7 @@ from retain.cli import shared
 from retain.report.layout import new_table
 from retain.runs.directory import RunDirectory
 from retain.system import files
-from tests.command import call, check
+from tests.command import call, check, refused
 
 METHODS = "import sys; sys.argv = ['retain', 'methods']"
 PRINTS = "cli.app = lambda **_: print('an answer')"
@@ -117,3 +117,48 @@ def test_every_console_prints_names_as_they_are() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Console":
                 assert "emoji" in {keyword.arg for keyword in node.keywords}, path
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-", "2>/dev/full"])
+def test_standard_streams_that_are_closed_or_full(closed: str, tmp_path: Path) -> None:
+    """No traceback; and no file gets the number of a closed stream, nor what is printed there."""
+    code = (
+        "import os, sys; from retain.cli import entry, shared; sys.argv = ['retain']\n"
+        "def command(**_):\n"
+        f"    file = open({str(tmp_path / 'file')!r}, 'w')\n"
+        "    shared.say('an answer'); shared.warn('a warning'); os.write(1, b'of a library')\n"
+        "    file.close()\n"
+        "entry.app = command; entry.main()"
+    )
+    done = subprocess.run(
+        ["bash", "-c", f'"$0" -c "$1" {closed}', sys.executable, code], capture_output=True
+    )
+    assert done.returncode == 0, done
+    assert b"Traceback" not in done.stdout + done.stderr
+    assert (tmp_path / "file").read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("option", "before"),
+    [
+        ("--output", ["report", "run"]),
+        ("--picture", ["report", "run"]),
+        ("--single", ["report", "run"]),
+        ("--csv", ["compare", "run"]),
+        ("--html", ["compare", "run"]),
+        ("--picture", ["inspect", "run"]),
+        ("--output", ["run", "exp.yaml"]),
+        ("--test", ["learn", "run", "letter.jsonl"]),
+        ("--output", ["sweep", "exp.yaml", "--variants", "seqlora"]),
+        ("--json", ["sweep", "exp.yaml", "--variants", "seqlora"]),
+        ("", ["report"]),
+        ("", ["export", "run"]),
+        ("", ["verify"]),
+        ("", ["run"]),
+    ],
+)
+@pytest.mark.parametrize("value", ["", "~nosuchuser/x"])
+@pytest.mark.usefixtures("place")
+def test_every_path_that_leads_nowhere(option: str, before: list[str], value: str) -> None:
+    given = [*before, f"{option}={value}" if option else value]
+    refused(*given, says=["nobody's home" if value else "the path is empty"])
