@@ -62,6 +62,16 @@ def test_what_the_metric_does_not_see_is_not_told(backbone: Backbone) -> None:
     assert said(backbone, task_of(["yes ✓", "no"], "rouge_l")) == []
 
 
+def test_answers_that_generation_would_cut_are_refused() -> None:
+    plain = make_backbone("llama")
+    line_break = plain.tokenizer("\n")["input_ids"]
+    plain.model.generation_config.eos_token_id = [1, *line_break]
+    backbone = Backbone(plain.model, plain.tokenizer, "x")
+    with pytest.raises(RetainError, match=r"'one\\ntwo' is read back as 'one'"):
+        said(backbone, task_of(["one\ntwo"], "exact_answer"))
+    assert said(backbone, task_of(["one two"], "exact_answer")) == []
+
+
 def test_prompts_that_the_vocabulary_lacks_are_told(backbone: Backbone) -> None:
     task = task_of(["a", "b"], "exact_answer")
     train = [replace(example, prompt="总结一下") for example in task.train]

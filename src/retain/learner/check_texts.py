@@ -23,7 +23,7 @@ class Encoded:
         prompt_length: the number of its prompt's tokens, before anything is cut.
         unknown: how many of these the vocabulary lacks.
         answer_lengths: for each reference the number of its tokens, without the end token.
-        read: each reference as it is read back from its own tokens.
+        read: each reference as it is read back from its own tokens, up to one that ends answers.
     """
 
     prompt_length: int
@@ -41,8 +41,14 @@ class Encoded:
             len(prompt),
             prompt.count(backbone.tokenizer.unk_token_id),
             [len(answer) - 1 for _, answer in pairs],
-            [backbone.decode(answer) for _, answer in pairs],
+            [backbone.decode(_generated(answer, backbone.end_ids)) for _, answer in pairs],
         )
+
+
+def _generated(answer: list[int], end_ids: list[int]) -> list[int]:
+    """Returns an answer's ids up to the first end token, after which generation writes no more."""
+    end = next(i for i, token in enumerate(answer) if token in end_ids)
+    return answer[:end]
 
 
 def check_texts(
