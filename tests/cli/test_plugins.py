@@ -14,10 +14,14 @@ from typing import Any
 
 import pytest
 import yaml
+from fastapi.testclient import TestClient
 
+from retain import Learner
+from retain import serve as retain_serve
 from retain.errors import RetainError
 from retain.methods import METHODS, find, list_methods, load_plugins, registry
 from retain.runs.environment import PLUGINS
+from retain.serve.app import create_app
 from retain.testing.runs import KilledError, Record, content
 from tests.command import (
     Called,
@@ -96,6 +100,22 @@ def test_every_command_opens_a_run_again(name: str, folder: Path) -> None:
     else:
         check(retain("inspect", name, *plugin), ["method 'projected' has nothing to inspect"])
     assert name in succeed("methods", *plugin)
+
+
+def test_serve_opens_a_run_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    succeed("run", "pulled.yaml")
+    prompt, answers = "copy this word: ant", []
+
+    def answered(run: Path, *_: object, **__: object) -> None:
+        body = {"messages": [{"role": "user", "content": prompt}]}
+        with TestClient(create_app(Learner.load(run))) as client:
+            reply = client.post("/v1/chat/completions", json=body).json()
+        answers.append(reply["choices"][0]["message"]["content"])
+
+    monkeypatch.setattr(retain_serve, "serve", answered)
+    succeed("serve", "pulled", "--plugin", "pulled")
+    assert answers == [succeed("generate", "pulled", prompt, "--plugin", "pulled").strip()]
+    check(retain("serve", "pulled"), ["--plugin pulled"])
 
 
 @pytest.mark.parametrize("name", METHOD)
