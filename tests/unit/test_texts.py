@@ -10,6 +10,7 @@ from functools import cache
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -341,6 +342,20 @@ def test_forms_and_white_space_are_the_same_on_both_sides(
 def test_rouge_reads_every_script(text: str) -> None:
     assert score("rouge_l_unicode", [text], [[text]], [""]) == 100
     assert score("rouge_l_unicode", [text[: len(text) // 2]], [[text]], [""]) < 100
+
+
+@settings(max_examples=50, deadline=None)
+@given(*[st.text("ab cd running.\n", max_size=30)] * 2)
+def test_rouge_is_that_of_the_published_scorer(prediction: str, reference: str) -> None:
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    expected = scorer.score(target=reference, prediction=prediction)["rougeL"].fmeasure
+    assert METRICS["rouge_l"](prediction, [reference], "") == expected
+
+
+def test_rouge_of_long_texts_is_quick() -> None:
+    one, other = ("".join(f"{word}{i % 97} " for i in range(20_000)) for word in "ab")
+    assert METRICS["rouge_l"](one, [other], "") == 0
+    assert METRICS["rouge_l"](one, [one], "") == 1
 
 
 def test_rouge_of_unspaced_scripts_counts_characters() -> None:
