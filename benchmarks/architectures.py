@@ -1,7 +1,7 @@
 """Tries every text-generation architecture of transformers on a tiny random model.
 
     OMP_NUM_THREADS=1 python -m benchmarks.architectures try benchmarks/architectures.json
-    python -m benchmarks.architectures table benchmarks/architectures.json docs/architectures.md
+    python -m benchmarks.architectures table benchmarks/architectures.json > docs/architectures.md
 
 `try` shrinks the default config of each architecture that AutoModelForCausalLM or
 AutoModelForSeq2SeqLM knows, saves a model of it with random weights, and lets each method learn two
@@ -217,6 +217,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "emu3": {"text_config": {"bos_token_id": 2}},
     "encoder-decoder": {"decoder": {"is_decoder": True, "add_cross_attention": True}},
     "ernie4_5_moe": {"moe_k": 2},
+    "gemma3n_text": {"activation_sparsity_pattern": [0.0, 0.0]},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "attention_layers": None},
     "granitemoehybrid": {**MAMBA, "layer_types": ["linear_attention", "full_attention"]},
     "hunyuan_v1_dense": {"head_dim": 8},
@@ -240,6 +241,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "axial_pos_embds_dim": [8, 24],
         "axial_pos_shape": [16, 16],
     },
+    "t5gemma": {"decoder": {"bos_token_id": 2}, "decoder_start_token_id": 2},
     "xmod": {"default_language": "en_XX"},
     "zamba": {
         **MAMBA,
@@ -277,8 +279,6 @@ def shrink(config: Any, words: int) -> dict[str, Any]:
             small[name] = layers
         elif name in SIZES:
             small[name] = min(value, SIZES[name])
-    if "is_decoder" in values and not config.is_encoder_decoder:
-        small["is_decoder"] = True
     if "kv_lora_rank" in small:  # each head then has keys of its own
         small["num_key_value_heads"] = SIZES["num_attention_heads"]
     return small
@@ -299,6 +299,8 @@ def build(kind: str, auto: Any, folder: Path) -> int:
     tokenizer = make_tokenizer()
     words = len(tokenizer)
     fields = shrink(AutoConfig.for_model(kind), words)
+    if hasattr(AutoConfig.for_model(kind), "is_decoder") and auto is AutoModelForCausalLM:
+        fields["is_decoder"] = True  # BERT and its kin
     for name, value in EXCEPTIONS.get(kind, {}).items():
         if value is None:
             fields.pop(name, None)
@@ -432,13 +434,69 @@ def try_all(path: Path, wanted: Sequence[str]) -> None:
         path.write_text(json.dumps(dict(sorted(rows.items())), indent=1) + "\n")
 
 
+def outcome(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns what came of an architecture in a word, and why."""
+    if "not built" in row:
+        return "not built", row["not built"]
+    results = [row[method] for method in METHODS]
+    for status in ("fault", "refused"):
+        for result in results:
+            if result["status"] == status:
+                line = result["line"].replace("backbone '/model'", "backbone")
+                return status, line
+    return "works", ""
+
+
+def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns the page of results."""
+    outcomes = {kind: outcome(row) for kind, row in rows.items()}
+    names = {
+        status: [kind for kind, (found, _) in outcomes.items() if found == status]
+        for status in ("works", "refused", "fault", "not built")
+    }
+    counts = ", ".join(f"{len(kinds)} {status}" for status, kinds in names.items() if kinds)
+    lines = [
+        "# Architectures",
+        "",
+        "Every architecture that AutoModelForCausalLM or AutoModelForSeq2SeqLM of transformers "
+        f"{transformers.__version__} knows, as a tiny random model on a CPU, over the methods "
+        f"{' and '.join(METHODS)} with their default target modules. *Works* means: both learn "
+        "and score two tasks, answers of prompts alone are those of a batch, and so are the "
+        "logits. *Refused* means that retain says so in one line, before anything is trained. "
+        "*Not built* means that no tiny model came of the config: it says nothing of retain. "
+        "What works on a tiny model has the right shapes and masks; it is not a score.",
+        "",
+        "```bash",
+        "OMP_NUM_THREADS=1 python -m benchmarks.architectures try benchmarks/architectures.json",
+        "python -m benchmarks.architectures table benchmarks/architectures.json "
+        "> docs/architectures.md",
+        "```",
+        "",
+        f"Of {len(rows)}: {counts}.",
+        "",
+        "## Works",
+        "",
+        ", ".join(names["works"]) + ".",
+    ]
+    for status, kinds in names.items():
+        if status != "works" and kinds:
+            lines += ["", f"## {status.capitalize()}", "", "| architecture | why |", "|---|---|"]
+            for kind in kinds:
+                why = outcomes[kind][1].replace("|", "\\|")
+                lines.append(f"| {kind} | {why[:300]} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("action", choices=["try"])
+    parser.add_argument("action", choices=["try", "table"])
     parser.add_argument("file", type=Path)
     parser.add_argument("architectures", nargs="*")
     options = parser.parse_args()
+    if options.action == "table":
+        print(table(json.loads(options.file.read_text())), end="")
+        return
     torch.set_num_threads(1)
     try_all(options.file, options.architectures)
 

@@ -24,6 +24,7 @@ USUAL = (
     ("c_attn",),
     ("Wqkv",),
     ("q_a_proj", "q_b_proj"),
+    ("kv_proj",),
     ("in_proj",),
     ("o_proj",),
 )
