@@ -462,7 +462,7 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         f"{transformers.__version__} knows, as a tiny random model on a CPU, over the methods "
         f"{' and '.join(METHODS)} with their default target modules. *Works* means: both learn "
         "and score two tasks, answers of prompts alone are those of a batch, and so are the "
-        "logits. *Refused* means that retain says so in one line, before anything is trained. "
+        "logits. *Refused* means that retain says why not in one line. "
         "*Not built* means that no tiny model came of the config: it says nothing of retain. "
         "What works on a tiny model has the right shapes and masks; it is not a score.",
         "",
@@ -472,7 +472,7 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         "> docs/architectures.md",
         "```",
         "",
-        f"Of {len(rows)}: {counts}.",
+        f"Of {len(rows)} architectures: {counts}.",
         "",
         "## Works",
         "",
