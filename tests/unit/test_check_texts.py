@@ -49,6 +49,15 @@ def test_answers_that_the_vocabulary_lacks_are_refused(backbone: Backbone) -> No
         said(backbone, task_of(["ja ✓", "né"], "exact_answer"))
 
 
+def test_answers_of_which_a_part_can_be_scored_are_told(backbone: Backbone) -> None:
+    """They are not refused: under such a metric the model still gets points."""
+    lines = said(backbone, task_of(["yes é x", "né a"], "edit_similarity"))
+    assert [line[: line.index(" do")] for line in lines] == [
+        "t: 2 of 2 test answers",
+        "t: 2 of 2 training answers",
+    ]
+
+
 def test_some_such_answers_are_counted_with_an_example(backbone: Backbone) -> None:
     lines = said(backbone, task_of(["yes", "né", "no"], "exact_answer"))
     assert lines == [
@@ -97,6 +106,23 @@ def test_conversations_without_a_template_are_told() -> None:
     templated.tokenizer.chat_template = TURNS + "{{ strftime_now('%d') }}"
     (line,) = said(templated, task)
     assert "the chat template writes the date" in line
+
+
+def test_turns_that_a_template_leaves_out_are_told() -> None:
+    backbone = make_backbone("llama")
+    backbone.tokenizer.chat_template = (
+        "{% for m in messages if m.role == 'user' %}[{{ m.content | upper }}]{% endfor %}"
+    )
+    turns = ({"role": "system", "content": "Be short."}, {"role": "user", "content": "Hi"})
+    task = task_of(["a", "b"], "exact_answer")
+    task = replace(task, train=[replace(example, messages=turns) for example in task.train])
+    (line,) = said(backbone, task)
+    assert line == (
+        "t: the chat template leaves out turns of 2 conversations (role system), such as "
+        "'Be short.'; the model does not read them"
+    )
+    backbone.tokenizer.chat_template = TURNS
+    assert said(backbone, task) == []
 
 
 def test_auto_writes_conversations_with_the_template_and_prompts_without() -> None:
@@ -170,7 +196,8 @@ def test_a_right_answer_that_scores_0_is_refused(metric: str) -> None:
     plain.model.resize_token_embeddings(1000)
     backbone = Backbone(plain.model, tokenizer_of("byte level"), "x")
     answers = ["是的", "不是"] if metric == "rouge_l" else ["...", "."]
-    says = rf"all test answers score under 100 by {metric} .* \(0\); take the metric rouge_l_unicod"
+    other = "rouge_l_unicode" if metric == "rouge_l" else "exact_answer"
+    says = rf"all test answers score under 100 by {metric} .* \(0\); take the metric {other}"
     with pytest.raises(RetainError, match=says):
         said(backbone, task_of(answers, metric))
     if metric == "rouge_l":
@@ -189,6 +216,8 @@ def test_a_right_answer_that_scores_0_is_refused(metric: str) -> None:
         ("edit_similarity", ["<STR_LIT:x>", "x"], "'<STR_LIT:x>' and 'x'"),
         ("rouge_l_unicode", ["is it", "IS, it."], "'is it' and 'IS, it.'"),
         ("rouge_l_union", ["a b", "a b."], "'a b' and 'a b.'"),
+        ("sari", ["Tom &amp; Al", "tom & al"], "'Tom &amp; Al' and 'tom & al'"),
+        ("first_letter", [*map(chr, range(65, 123)), "zebra"], "'z' and 'zebra'"),
     ],
 )
 def test_answers_that_the_metric_cannot_tell_apart(
@@ -197,6 +226,18 @@ def test_answers_that_the_metric_cannot_tell_apart(
     (line,) = said(backbone, task_of(answers, metric))
     assert line.startswith(f"t: {metric} cannot tell the answers {pair} apart; if they are diff")
     assert said(backbone, task_of(answers, "exact_answer")) == []
+
+
+def test_case_and_stops_are_no_difference_among_many_texts(backbone: Backbone) -> None:
+    texts = [f"text {chr(97 + i % 26)}{i}" for i in range(60)]
+    assert said(backbone, task_of([*texts, "You are welcome.", "you are welcome"], "rouge_l")) == []
+    (line,) = said(backbone, task_of([*texts, "it's 3.14", "its 314"], "exact_match"))
+    assert "cannot tell the answers \"it's 3.14\" and 'its 314' apart" in line
+
+
+def test_a_few_answers_that_score_0_may_be_mistakes(backbone: Backbone) -> None:
+    (line,) = said(backbone, task_of(["a", "b", "c", "**"], "rouge_l"))
+    assert line.endswith("such as '**' (0); correct them, or take the metric exact_answer")
 
 
 def test_a_choice_s_letter_and_one_example_s_references_are_no_such_pair(

@@ -265,6 +265,94 @@ def test_what_a_template_writes_around_the_answer(template: str) -> None:
     assert tuple(map(texts.tokenizer.decode, ids)) == PLACES[template]
 
 
+CUTS = {
+    "history without reasoning": "m.content.split('</s>')[-1]",
+    "the first letters": "m.content[:5]",
+    "the first letters, up to a mark": "m.content[:7]",
+    "capitals": "m.content | upper",
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_template_may_cut_a_text_at_a_special_token(cut: str) -> None:
+    """What is left of a mark is no text, and what is left of the token stays text."""
+    tokenizer = tokenizer_of("byte level", "nothing", "chatml")
+    texts = Texts(tokenizer, "x", True, [tokenizer.eos_token_id], None)
+    template = CHATML.replace("m.content", CUTS[cut])
+    texts._chat._tokenizer = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer)
+    texts._chat._tokenizer.chat_template = template
+    prompt, labels = texts.prompt_and_answer(Example("ab</s>\ncd</s>ef", ("yes",)), True)
+    content = {
+        "history without reasoning": "ef",
+        "the first letters": "ab</",
+        "the first letters, up to a mark": "ab</s>",
+        "capitals": "AB</S>\nCD</S>EF",
+    }[cut]
+    text = tokenizer.decode(prompt)
+    assert text == f"<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.eos_token_id not in prompt
+    assert texts.decode(labels) == "yes"
+
+
+PARTS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% for part in m.content %}{{ part.text }}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+ECHO = "{% if messages[-1].role == 'assistant' %}({{ messages[-1].content }}){% endif %}" + CHATML
+
+
+@pytest.mark.parametrize("template", [PARTS, PARTS.replace("part.text", "part['te' + 'xt']"), ECHO])
+def test_templates_of_parts_and_of_answers_that_are_repeated(
+    template: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = tokenizer_of("byte level", "nothing", "chatml")
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    ids = texts_of(tokenizer).prompt_and_answer(Example("cow?", ("yes",)), True)
+    assert tuple(map(tokenizer.decode, ids)) == PLACES["chatml"]
+
+
+def test_a_template_s_error_shows_no_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tokenizer_of("byte level")
+    fails = "{{ raise_exception('not ' + messages[0].content) }}"
+    monkeypatch.setattr(tokenizer, "chat_template", fails)
+    with pytest.raises(RetainError) as error:
+        texts_of(tokenizer).prompt_and_answer(Example("a </s>", ("yes",)), True)
+    assert "starts with 'a </s>' (not a </s>)" in str(error.value)
+
+
+def test_an_end_token_that_is_not_special_ends_what_is_read() -> None:
+    tokenizer = tokenizer_of("byte level")
+    ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("</think>")]
+    texts = Texts(tokenizer, "x", True, ends, None)
+    ids = tokenizer("yes", add_special_tokens=False)["input_ids"]
+    assert texts.decode([*ids, ends[1], *ids]) == "yes"
+
+
+def test_the_unknown_token_may_be_spelled_where_its_letters_are_unknown() -> None:
+    """As T5 does not know `<`: whichever way `<unk>` is read, it is the unknown token."""
+    backend = _unigram()
+    pieces = [("<pad>", 0.0), (END, 0.0), ("<unk>", 0.0), ("▁", -2.0), ("u", -3.0), ("n", -3.0)]
+    backend.model = models.Unigram([*pieces, ("k", -3.0), ("a", -3.0)], unk_id=2)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token=END, pad_token="<pad>", unk_token="<unk>"
+    )
+    ids, _ = texts_of(tokenizer, False).prompt_and_answer(Example("a <unk> a", ("a",)), False)
+    assert tokenizer.unk_token_id in ids
+
+
+def test_a_tokenizer_of_bytes_reads_special_tokens_as_text() -> None:
+    """One that is not of the library `tokenizers`, and does not list its special tokens."""
+    from transformers import ByT5Tokenizer
+
+    tokenizer = ByT5Tokenizer()
+    texts = Texts(tokenizer, "x", False, [tokenizer.eos_token_id], None)
+    answer = "a <pad> or </s> é"
+    prompt, labels = texts.prompt_and_answer(Example("is </s> it?", (answer,)), False)
+    assert prompt.count(tokenizer.eos_token_id) == labels.count(tokenizer.eos_token_id) == 1
+    assert texts.decode(labels) == answer
+
+
 def test_prompt_and_answer_are_one_text() -> None:
     """No space of a text's beginning stands between the two, and no token spans both."""
     for name in ("sentencepiece", "sentencepiece, first", "byte level"):

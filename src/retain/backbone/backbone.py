@@ -123,15 +123,15 @@ class Backbone:
         self.generation_settings = defaults.to_json_string()
         ends = defaults.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
+        forced = defaults.forced_bos_token_id if self.is_encoder_decoder else None
         # `generate` takes every option that a call leaves out from here. Keep only the tokens: a
         # model card's penalties and temperatures would change every score and sample.
         model.generation_config = GenerationConfig(
             pad_token_id=self.pad_id,
             eos_token_id=sorted({*ends, tokenizer.eos_token_id} - {None}),
             decoder_start_token_id=self._decoder_start(defaults),
-            forced_bos_token_id=defaults.forced_bos_token_id,
+            forced_bos_token_id=forced,
         )
-        forced = defaults.forced_bos_token_id if self.is_encoder_decoder else None
         self.texts = Texts(tokenizer, name, not self.is_encoder_decoder, self.end_ids, forced)
         # Not every decoder can compute the vocabulary projection at some positions only.
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters

@@ -7,6 +7,7 @@ gets bounded time. Its first rendering also gets bounded memory.
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 import threading
 import time
@@ -22,11 +23,13 @@ from retain.errors import RetainError, first_line
 Turn = Mapping[str, str]
 """A turn of a conversation: `role` and `content`."""
 
-ANSWER = "\udfe0answer\udfe0"
+ANSWER = "\udfe0"
 """Stands for the answer where its place in a finished conversation is looked for.
 
-Half a character (a lone surrogate) is in no text, so that no text can be taken for a mark.
+Half a character (a lone surrogate) is in no text, so that no text can be taken for a mark, and a
+template that changes case leaves it as it is.
 """
+HALF = re.compile("[\ud800-\udfff]")
 EXCERPT = 40
 """Number of characters of a text that an error message shows."""
 SECONDS = 10.0
@@ -62,6 +65,7 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._name = name
         self._is_tried = False
+        self._takes_parts: bool | None = None  # not known before the first rendering
 
     def render(self, turns: Sequence[Turn], answer: str = "") -> Rendered:
         """Renders a conversation that ends before the assistant's answer.
@@ -75,7 +79,7 @@ class ChatTemplate:
         """
         opened = self._write(turns, add_generation_prompt=True)
         finished = self._write([*turns, {"role": "assistant", "content": ANSWER}], answer=True)
-        before, marker, after = finished.partition(ANSWER)
+        before, marker, after = finished.rpartition(ANSWER)
         if not marker:  # the template leaves answers out
             space = "" if opened[-1:].isspace() else " "
             return Rendered(opened, space + answer, "")
@@ -85,15 +89,22 @@ class ChatTemplate:
         prompt = opened + before[len(opened) :].rstrip(" ")
         return Rendered(prompt, before[len(prompt) :] + answer, after)
 
+    def left_out(self, turns: Sequence[Turn]) -> list[Turn]:
+        """Returns the turns of a conversation whose content the template does not write."""
+        marks = [f"{ANSWER}{number}{ANSWER}" for number in range(len(turns))]
+        marked = [{**turn, "content": mark} for turn, mark in zip(turns, marks, strict=True)]
+        text = self._write(marked, add_generation_prompt=True)
+        return [turn for turn, mark in zip(turns, marks, strict=True) if mark not in text]
+
     def _write(self, turns: Sequence[Turn], answer: bool = False, **options: Any) -> str:
-        start = turns[0]["content"][:EXCERPT]
+        start = HALF.sub("", turns[0]["content"])[:EXCERPT]
         says = f"the chat template of backbone '{self._name}'"
         advice = "change the conversation, or set prompt.chat_template: false"
         try:
             with _limited_time(SECONDS), _limited_memory(None if self._is_tried else MEMORY):
-                text = self._tokenizer.apply_chat_template(
-                    [dict(turn) for turn in turns], tokenize=False, **options
-                )
+                if self._takes_parts is None:
+                    self._takes_parts = self._writes_parts_only()
+                text = self._apply(turns, self._takes_parts, **options)
             self._is_tried = True
         except _TooLongError:
             raise RetainError(
@@ -105,11 +116,34 @@ class ChatTemplate:
                 return ""
             reason = "out of memory" if isinstance(error, MemoryError) else first_line(error)
             raise RetainError(
-                f"{says} rejects the conversation that starts with {start!r} ({reason}); {advice}"
+                f"{says} rejects the conversation that starts with {start!r} "
+                f"({HALF.sub('', reason)}); {advice}"
             ) from None
         if not isinstance(text, str) or not (text.strip() or answer):
             raise RetainError(f"{says} writes nothing of the conversation {start!r}; {advice}")
         return text
+
+    def _writes_parts_only(self) -> bool:
+        """Whether the template writes a user's text only if it comes as a list of parts.
+
+        Templates of models that also read images may go through the parts of a content, and write
+        nothing of a content that is one text.
+        """
+        turn = {"role": "user", "content": ANSWER}
+        writes = []
+        for parts in (False, True):
+            try:
+                writes.append(ANSWER in self._apply([turn], parts, add_generation_prompt=True))
+            except Exception:  # whatever the code in a template raises
+                writes.append(False)
+        return writes == [False, True]
+
+    def _apply(self, turns: Sequence[Turn], parts: bool, **options: Any) -> Any:
+        conversation: list[dict[str, Any]] = [dict(turn) for turn in turns]
+        if parts:
+            for turn in conversation:
+                turn["content"] = [{"type": "text", "text": turn["content"]}]
+        return self._tokenizer.apply_chat_template(conversation, tokenize=False, **options)
 
 
 class _TooLongError(BaseException):

@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from transformers import PreTrainedTokenizerBase
 
-from retain.backbone.chat import EXCERPT, ChatTemplate, Rendered
+from retain.backbone.chat import EXCERPT, HALF, ChatTemplate, Rendered, Turn
 from retain.errors import RetainError
 from retain.tasks import Example
 
@@ -24,9 +24,6 @@ SPELLED = "\udfe1{}\udfe2"
 
 Half a character (a lone surrogate) is in no text, so that no text can be taken for a mark.
 """
-HALF = re.compile("[\ud800-\udfff]")
-MARKED = re.compile(SPELLED.format("(.*?)"), re.DOTALL)
-
 
 ANCHORS = ("\n", "a", ".")
 """Texts before another, to find its tokens where it does not begin a text."""
@@ -112,6 +109,9 @@ class Texts:
         """Decodes an answer's ids, without special tokens and surrounding white space."""
         if ids[:1] == self._first:
             ids = ids[1:]
+        # Not every token that ends an answer is one of the tokenizer's special tokens.
+        end = next((place for place, i in enumerate(ids) if i in self._end_ids), len(ids))
+        ids = ids[:end]
         with self._lock:
             text = self.tokenizer.decode(
                 ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -122,6 +122,10 @@ class Texts:
         """Returns the first special token that a text spells; None without one."""
         match = self._special.search(text)
         return None if match is None else match.group()
+
+    def left_out(self, example: Example) -> list[Turn]:
+        """Returns the turns of an example that the chat template does not write."""
+        return self._chat.left_out(example.messages)
 
     # -- text
 
@@ -138,9 +142,16 @@ class Texts:
     @cached_property
     def _special(self) -> re.Pattern[str]:
         """Matches the special tokens of the tokenizer, longer ones first."""
-        tokens = [t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special]
+        added = self.tokenizer.added_tokens_decoder.values()
+        tokens = {t.content for t in added if t.special} | {*self.tokenizer.all_special_tokens}
         longest = sorted(filter(None, tokens), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest)) or "(?!)")
+
+    @cached_property
+    def _marked(self) -> re.Pattern[str]:
+        """Matches a marked special token, also if a template has cut the mark's end off."""
+        begin, end = SPELLED.format(" ").split()
+        return re.compile(f"{begin}({self._special.pattern}){end}?")
 
     def _mark(self, text: str) -> str:
         """Marks the special tokens that a user's text spells."""
@@ -152,7 +163,8 @@ class Texts:
 
     def _ids(self, text: str, special: bool = False) -> list[int]:
         """Tokenizes a marked text; with the tokenizer's own special tokens if `special`."""
-        pieces = MARKED.split(text)  # text, token, text, token, …, text
+        # Text, token, text, token, …, text. Of a mark that a template has cut, a half is left.
+        pieces = [HALF.sub("", piece) for piece in self._marked.split(text)]
         ids = self._plain(pieces[0])
         for number, piece in enumerate(pieces[1:], start=1):
             ids += self._as_text(piece) if number % 2 else self._inside(piece)
@@ -173,7 +185,7 @@ class Texts:
 
     def _end(self, text: str) -> int:
         """Returns the token that ends an answer, where a template writes `text` after it."""
-        ids = self._plain(text.lstrip())[:1]
+        ids = self._plain(HALF.sub("", text).lstrip())[:1]
         return ids[0] if ids and ids[0] in self._end_ids else int(self.tokenizer.eos_token_id)
 
     def _plain(self, text: str, as_text: bool = False) -> list[int]:
@@ -188,7 +200,9 @@ class Texts:
         """Tokenizes a text from the middle of another: without a space that begins a text."""
         for before in ANCHORS if text else ():
             start, ids = self._plain(before), self._plain(before + text, as_text)
-            if start and ids[: len(start)] == start:
+            # Two unknown characters in a row may be one token.
+            is_known = start and self.tokenizer.unk_token_id not in start
+            if is_known and ids[: len(start)] == start:
                 return ids[len(start) :]
         return self._plain(text, as_text)
 
@@ -198,7 +212,7 @@ class Texts:
         ids = self._inside(token, as_text=True)
         if known in ids:  # the vocabulary has it as a piece of text too
             ids = [i for part in (token[:1], token[1:]) for i in self._inside(part, as_text=True)]
-        if known in ids:
+        if known in ids and known != self.tokenizer.unk_token_id:  # which stands for any letters
             raise RetainError(
                 f"backbone '{self._name}': its tokenizer cannot read {token!r} as text; remove it "
                 "from the prompts and answers"

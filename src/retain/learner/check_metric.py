@@ -9,15 +9,20 @@ from itertools import combinations
 
 from retain.backbone.chat import EXCERPT
 from retain.errors import RetainError
-from retain.metrics.text import METRICS, canonical, is_empty_reference, normalise
+from retain.metrics.text import FORMS, METRICS, canonical, is_empty_reference
 from retain.tasks import Example
 
 COMPARED = 50
-"""How many different answers, the most frequent ones, are compared with each other."""
+"""How many different answers, the most frequent ones, are compared with each other.
+
+A metric of `FORMS` compares those of one form, among any number of answers.
+"""
 FULL = 0.999
 """The score from which an answer counts as right; `rouge_l_union` gives at most 1 − 10⁻⁸."""
 CHOICE = re.compile(r"\w\b(?![+#])")
 """The letter of a choice that stands alone, before its text."""
+MARKS = ".,;:!?\"'`()[]“”‘’"
+"""Marks around words that seldom make another answer of them."""
 OTHER = {
     "exact_match": "exact_answer",
     "rouge_l": "rouge_l_unicode",
@@ -72,23 +77,30 @@ def _unscored(name: str, metric: str, test: Sequence[Example]) -> Iterator[str]:
     if not low:
         return
     right, best = low[0]
-    advice = f"take the metric {OTHER.get(metric, 'exact_answer')}"
+    others = [OTHER.get(metric, "exact_answer"), "exact_answer"]
+    other = next((name for name in others if _is_full(name, right)), "exact_answer")
+    advice = f"take the metric {other}"
+    if 2 * len(low) < len(test):
+        advice = f"correct them, or {advice}"
     says = f"score under 100 by {metric} although they are right, such as {right[:EXCERPT]!r}"
     if len(low) == len(test):
         raise RetainError(f"task '{name}': all test answers {says} ({100 * best:.0f}); {advice}")
     yield f"{len(low)} of {len(test)} test answers {says} ({100 * best:.0f}); {advice}"
 
 
+def _is_full(metric: str, right: str) -> bool:
+    right = canonical(right)
+    return METRICS[metric](right, [right], "") >= FULL
+
+
 def _same(metric: str, train: Sequence[Example], test: Sequence[Example]) -> Iterator[str]:
     """Yields a notice on different answers of which the metric takes one for the other."""
-    if metric == "sari":
-        return
-    counts = Counter(canonical(e.references[0]) for e in (*train, *test))
+    counts = Counter(canonical(example.references[0]) for example in (*test, *train))
     together = {frozenset(map(canonical, e.references)) for e in test if len(e.references) > 1}
     groups: dict[str, list[str]] = {}
-    if metric == "exact_match":  # the only one whose form is at hand for any number of answers
+    if form := FORMS.get(metric):
         for right in counts:
-            groups.setdefault(normalise(right), []).append(right)
+            groups.setdefault(form(right), []).append(right)
     else:
         groups[""] = [right for right, _ in counts.most_common(COMPARED)]
     pairs = [
@@ -98,6 +110,8 @@ def _same(metric: str, train: Sequence[Example], test: Sequence[Example]) -> Ite
         if max(METRICS[metric](one, [other], ""), METRICS[metric](other, [one], "")) >= FULL
         if not any({one, other} <= references for references in together)
         if not (metric == "first_letter" and CHOICE.match(one) and CHOICE.match(other))
+        # Among many texts a difference of case or of a full stop is not one of meaning.
+        if len(counts) <= COMPARED or _words(one) != _words(other)
     ]
     if pairs:
         one, other = (repr(right[:EXCERPT]) for right in pairs[0])
@@ -106,6 +120,11 @@ def _same(metric: str, train: Sequence[Example], test: Sequence[Example]) -> Ite
             f"{metric} cannot tell the answers {one} and {other}{more} apart; if they are "
             "different answers, take the metric exact_answer"
         )
+
+
+def _words(text: str) -> list[str]:
+    """The words of a text, without case and the marks around them."""
+    return [word.strip(MARKS) for word in text.casefold().split()]
 
 
 def _never_learned(train: Sequence[Example], test: Sequence[Example]) -> Iterator[str]:

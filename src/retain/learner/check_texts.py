@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from retain.backbone import Backbone
@@ -13,6 +14,8 @@ from retain.tasks import Example, Task
 
 UNKNOWN_LIMIT = 0.1
 """The share of unknown tokens in a task's prompts from which they are reported."""
+BINARY = ("exact_match", "exact_answer", "first_letter")
+"""Metrics under which an answer is right or wrong; others count what is right of it."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +44,8 @@ class Encoded:
             len(prompt),
             prompt.count(backbone.tokenizer.unk_token_id),
             [len(answer) - 1 for _, answer in pairs],
-            [backbone.decode(_generated(answer, backbone.end_ids)) for _, answer in pairs],
+            [backbone.decode(answer) for _, answer in pairs],
         )
-
-
-def _generated(answer: list[int], end_ids: list[int]) -> list[int]:
-    """Returns an answer's ids up to the first end token, after which generation writes no more."""
-    end = next(i for i, token in enumerate(answer) if token in end_ids)
-    return answer[:end]
 
 
 def check_texts(
@@ -71,10 +68,11 @@ def check_texts(
         A notice for each kind of text that is read otherwise than it is written.
 
     Raises:
-        RetainError: when no test answer is read back as it is written.
+        RetainError: when no test answer is read back as it is written, and the metric is one under
+            which an answer is right or wrong.
     """
     lost = list(_lost(task.metric, test, encoded_test))
-    if len(lost) == len(test):
+    if len(lost) == len(test) and task.metric in BINARY:
         raise RetainError(
             f"task '{task.name}': no test answer survives the backbone's tokenizer: {lost[0]}; "
             "take another backbone, or rewrite the answers"
@@ -125,16 +123,35 @@ def _told(task: Task, test: Sequence[Example], backbone: Backbone) -> Iterator[s
             f"{len(spelled)} of {len(examples)} examples spell special tokens, such as "
             f"{spelled[0]!r}; they are read as text (conversations belong in 'messages')"
         )
-    conversations = sum(bool(example.messages) for example in examples)
-    if conversations and backbone.prompt.chat_template == "auto":
-        template = backbone.tokenizer.chat_template
-        if not template:
-            yield (
-                f"{conversations} examples are conversations; their turns are joined by line "
-                "breaks, because the backbone's tokenizer has no chat template"
-            )
-        elif "strftime_now" in template:
-            yield "the chat template writes the date, so prompts differ from one day to another"
+    conversations = [example for example in examples if example.messages]
+    template = backbone.tokenizer.chat_template
+    if conversations and not template and backbone.prompt.chat_template == "auto":
+        yield (
+            f"{len(conversations)} examples are conversations; their turns are joined by line "
+            "breaks, because the backbone's tokenizer has no chat template"
+        )
+    if template and "strftime_now" in str(template) and any(map(backbone.is_templated, examples)):
+        yield "the chat template writes the date, so prompts differ from one day to another"
+    yield from _left_out(filter(backbone.is_templated, conversations), backbone)
+
+
+def _left_out(conversations: Iterable[Example], backbone: Backbone) -> Iterator[str]:
+    """Yields a notice on turns that the chat template does not write, such as a system's."""
+    alike: dict[tuple[str, ...], list[Example]] = {}  # by the roles of their turns
+    for example in conversations:
+        alike.setdefault(tuple(turn["role"] for turn in example.messages), []).append(example)
+    count, roles, shown = 0, set(), ""
+    for examples in alike.values():
+        with suppress(RetainError):  # a template may refuse turns without their texts
+            if left_out := backbone.texts.left_out(examples[0]):
+                count += len(examples)
+                roles |= {turn["role"] for turn in left_out}
+                shown = shown or repr(left_out[0]["content"][:EXCERPT])
+    if count:
+        yield (
+            f"the chat template leaves out turns of {count} conversations (role "
+            f"{', '.join(sorted(roles))}), such as {shown}; the model does not read them"
+        )
 
 
 def _spelled(example: Example, backbone: Backbone) -> str | None:

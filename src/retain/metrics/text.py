@@ -93,6 +93,24 @@ METRICS: dict[str, Metric] = {
 }
 
 
+@cache
+def _published_words() -> Any:
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    return DefaultTokenizer(use_stemmer=True)
+
+
+FORMS: dict[str, Callable[[str], str]] = {
+    "exact_match": normalise,
+    "rouge_l": lambda text: " ".join(_published_words().tokenize(text)),
+    "rouge_l_unicode": lambda text: " ".join(_Words().tokenize(text)),
+    "first_letter": lambda text: text[:1],
+    "exact_answer": str,
+    "sari": lambda text: " ".join(trace.split_words(text)),
+}
+"""For some metrics the form of a text; an answer is right for another only if these are equal."""
+
+
 def check_metric(metric: str, where: str) -> None:
     """Raises RetainError for a metric name that is not in METRICS; `where` starts the message."""
     if metric not in METRICS:

@@ -67,8 +67,8 @@ def sari(prediction: str, references: Sequence[str], prompt: str) -> float:
     decide which n-grams of the prompt should be kept, added or deleted. Details follow the library
     `evaluate`.
     """
-    source, answer = _words(prompt), _words(prediction)
-    targets = [_words(reference) for reference in references]
+    source, answer = split_words(prompt), split_words(prediction)
+    targets = [split_words(reference) for reference in references]
     return sum(_sari(source, answer, targets, n) for n in range(1, 5)) / 4
 
 
@@ -118,7 +118,7 @@ MTEVAL_13A = (
 """Patterns and replacements, in order, by which NIST's mteval-v13a separates symbols from words."""
 
 
-def _words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """Splits a text into lower-case words and symbols by the rules of mteval-v13a, for SARI."""
     text = f" {text.lower()} "
     for pattern, replacement in MTEVAL_13A:
