@@ -69,12 +69,6 @@ TEMPLATES = {
         "{% else %}### Instruction:\n{{ m.content }}\n\n{% endif %}"
         f"{ASKS}### Response:\n{{% endif %}}"
     ),
-    "the user's turns alone": f"{TURNS}{{% if m.role == 'user' %}}{{{{ m.content }}}}{{% endif %}}"
-    "{% endfor %}",
-    "answers refused": (
-        f"{TURNS}{{% if m.role == 'assistant' %}}{{{{ raise_exception('no') }}}}{{% endif %}}"
-        f"[{{{{ m.content }}}}]{ASKS}=> {{% endif %}}"
-    ),
 }
 
 # -- tokenizers
@@ -253,8 +247,6 @@ PLACES = {
     "llama 2": ("<s>[INST] cow? [/INST]", " yes</s>"),
     "vicuna: text alone": ("USER: cow? ASSISTANT:", " yes</s>"),
     "alpaca: a turn ends in text": ("### Instruction:\ncow?\n\n### Response:\n", "yes</s>"),
-    "the user's turns alone": ("cow?", " yes</s>"),
-    "answers refused": ("[cow?]=> ", "yes</s>"),
 }
 
 
@@ -382,6 +374,9 @@ FAILS = {
     "{% for": "unexpected|Unexpected",
     "{{ raise_exception('no system') }}": "no system",
     "": "writes nothing",
+    f"{TURNS}{{% if m.role == 'user' %}}{{{{ m.content }}}}{{% endif %}}{{% endfor %}}": "leaves",
+    f"{TURNS}{{% if m.role == 'assistant' %}}{{{{ raise_exception('no answers') }}}}{{% endif %}}"
+    f"[{{{{ m.content }}}}]{ASKS}=> {{% endif %}}": "no answers",
     "{{ 'x' * 10**11 }}": "memory|Memory",
 }
 

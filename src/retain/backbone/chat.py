@@ -45,7 +45,7 @@ class Rendered:
     Attributes:
         prompt: the text before the answer, the same in training and in generation.
         answer: the white space that the template puts directly before the answer, and the answer.
-        end: the text that ends the answer's turn; empty if the template does not write answers.
+        end: the text that ends the answer's turn.
     """
 
     prompt: str
@@ -75,14 +75,17 @@ class ChatTemplate:
         empty reasoning block, belongs to the prompt.
 
         Raises:
-            RetainError: when the template refuses the conversation, fails, or takes too long.
+            RetainError: when the template refuses the conversation, leaves answers out, fails, or
+                takes too long.
         """
         opened = self._write(turns, add_generation_prompt=True)
-        finished = self._write([*turns, {"role": "assistant", "content": ANSWER}], answer=True)
+        finished = self._write([*turns, {"role": "assistant", "content": ANSWER}])
         before, marker, after = finished.rpartition(ANSWER)
-        if not marker:  # the template leaves answers out
-            space = "" if opened[-1:].isspace() else " "
-            return Rendered(opened, space + answer, "")
+        if not marker:
+            raise RetainError(
+                f"the chat template of backbone '{self._name}' leaves the assistant's answers out; "
+                "set prompt.chat_template: false"
+            )
         if not before.startswith(opened):  # say, a reasoning block is opened for a new answer only
             return Rendered(opened, answer, after)
         # Tokenizers join a space and the word after it, so a prompt does not end in one.
@@ -96,7 +99,7 @@ class ChatTemplate:
         text = self._write(marked, add_generation_prompt=True)
         return [turn for turn, mark in zip(turns, marks, strict=True) if mark not in text]
 
-    def _write(self, turns: Sequence[Turn], answer: bool = False, **options: Any) -> str:
+    def _write(self, turns: Sequence[Turn], **options: Any) -> str:
         start = HALF.sub("", turns[0]["content"])[:EXCERPT]
         says = f"the chat template of backbone '{self._name}'"
         advice = "change the conversation, or set prompt.chat_template: false"
@@ -112,14 +115,12 @@ class ChatTemplate:
                 f"{start!r}; {advice}"
             ) from None
         except Exception as error:  # a template raises whatever the code in it raises
-            if answer:  # a template that refuses answers can still ask
-                return ""
             reason = "out of memory" if isinstance(error, MemoryError) else first_line(error)
             raise RetainError(
                 f"{says} rejects the conversation that starts with {start!r} "
                 f"({HALF.sub('', reason)}); {advice}"
             ) from None
-        if not isinstance(text, str) or not (text.strip() or answer):
+        if not isinstance(text, str) or not text.strip():
             raise RetainError(f"{says} writes nothing of the conversation {start!r}; {advice}")
         return text
 
