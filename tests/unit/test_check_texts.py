@@ -111,7 +111,7 @@ def test_conversations_without_a_template_are_told() -> None:
 def test_turns_that_a_template_leaves_out_are_told() -> None:
     backbone = make_backbone("llama")
     backbone.tokenizer.chat_template = (
-        "{% for m in messages if m.role == 'user' %}[{{ m.content | upper }}]{% endfor %}"
+        "{% for m in messages if m.role != 'system' %}[{{ m.content | upper }}]{% endfor %}"
     )
     turns = ({"role": "system", "content": "Be short."}, {"role": "user", "content": "Hi"})
     task = task_of(["a", "b"], "exact_answer")
