@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retain.backbone import Backbone
+from retain.backbone import Backbone, PromptConfig
 from retain.learner import Learner
 from retain.methods.shared import pseudo_samples as writing
 from retain.methods.shared.pseudo_diagnostics import read_samples
@@ -255,6 +255,20 @@ def test_what_is_drawn_empty_does_not_end_the_run(
     again = Learner.load(tmp_path, backbone=make_backbone("llama"))
     assert again.scores == learner.scores
     type(again.method).diagnostics(again.run, None)
+
+
+def test_inputs_that_the_chat_template_refuses_do_not_end_the_run(tmp_path: Path) -> None:
+    """Drawn inputs are random letters, which a template may refuse where it takes the task's."""
+    backbone, progress = make_backbone("llama"), Record()
+    backbone.prompt = PromptConfig(chat_template=True)
+    backbone.tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' and m.content[:4] not in ['copy', 'Writ'] %}"
+        "{{ raise_exception('no') }}{% endif %}{{ m.content }}\n{% endfor %}"
+    )
+    learner = make_learner("lfpt5", backbone, tmp_path, progress, max_steps=1)
+    learner.learn(make_task("copy"))
+    (line,) = [line for line in progress.said if "pseudo-samples" in line]
+    assert "the prompt answers none of the 2 inputs that it wrote" in line
 
 
 @pytest.mark.parametrize("method", ["sapt", "lfpt5"])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
-from itertools import compress
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from retain.backbone import Backbone, Batch, Features
 from retain.backbone.backbone import IGNORED, cross_entropy
+from retain.errors import RetainError
 from retain.layers.soft_prompt import PromptPool
 from retain.methods.base import MethodConfig, Phase, Presets, TaskContext
 from retain.methods.shared.memory import MEMORY, MemoryConfig, read_examples
@@ -117,7 +118,8 @@ class Lfpt5(TaughtMethod):
     def choose(self, task: Task, context: TaskContext) -> list[Example]:
         """Generates pseudo-samples: inputs, and the answers that the prompt gives to them.
 
-        An input whose answer is empty, or does not fit in the window, is left out.
+        An input is left out if the chat template refuses it, or its answer is empty or does not
+        fit in the window.
         """
         written = write_inputs(
             self.backbone,
@@ -129,11 +131,15 @@ class Lfpt5(TaughtMethod):
             "training.max_steps or method.writing.weight",
         )
         self._dropped = written.dropped
-        asked = [self._asked(text, task) for text in written.texts]
-        rows = [self.backbone.encode(example, with_answer=False) for example in asked]
         limit = self.backbone.prompt.max_answer_tokens
-        fits = [self.backbone.room_after(len(row["input_ids"])) >= limit + 1 for row in rows]
-        asked, rows = list(compress(asked, fits)), list(compress(rows, fits))
+        asked, rows = [], []
+        for text in written.texts:
+            with suppress(RetainError):  # what is drawn at random ends no run
+                example = self._asked(text, task)
+                row = self.backbone.encode(example, with_answer=False)
+                if self.backbone.room_after(len(row["input_ids"])) >= limit + 1:
+                    asked.append(example)
+                    rows.append(row)
         answers = [""] * len(rows)
         for chosen in self.backbone.batches(rows, BATCH):
             batch = self.backbone.collate([rows[i] for i in chosen])

@@ -94,16 +94,16 @@ METRICS: dict[str, Metric] = {
 
 
 @cache
-def _published_words() -> Any:
+def _tokenizer(any_script: bool) -> Any:
     from rouge_score.tokenizers import DefaultTokenizer
 
-    return DefaultTokenizer(use_stemmer=True)
+    return _Words() if any_script else DefaultTokenizer(use_stemmer=True)
 
 
 FORMS: dict[str, Callable[[str], str]] = {
     "exact_match": normalise,
-    "rouge_l": lambda text: " ".join(_published_words().tokenize(text)),
-    "rouge_l_unicode": lambda text: " ".join(_Words().tokenize(text)),
+    "rouge_l": lambda text: " ".join(_tokenizer(False).tokenize(text)),
+    "rouge_l_unicode": lambda text: " ".join(_tokenizer(True).tokenize(text)),
     "first_letter": lambda text: text[:1],
     "exact_answer": str,
     "sari": lambda text: " ".join(trace.split_words(text)),
@@ -131,13 +131,6 @@ def score(
         for prediction, right, prompt in zip(predictions, references, prompts, strict=True)
     ]
     return 100.0 * sum(values) / len(values)
-
-
-@cache
-def _tokenizer(any_script: bool) -> Any:
-    from rouge_score.tokenizers import DefaultTokenizer
-
-    return _Words() if any_script else DefaultTokenizer(use_stemmer=True)
 
 
 UNSPACED = re.compile(
