@@ -10,28 +10,36 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import pydantic_core
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from retain.errors import RetainError
 from retain.experiment.validation import UnknownFieldError, check
 from retain.learner import Answer
 from retain.serve.batcher import Job
-from retain.tasks import Example, user_text
+from retain.tasks import Example
+from retain.tasks.conversation import Role, known_role, one_text, user_text
 
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
 """A stop text; its length is limited, since every piece of a stream is compared with it."""
 
 
 class Message(BaseModel):
-    """One turn of a conversation. Other fields are ignored, as in training data.
+    """One turn of a conversation, with roles and text parts as in training data.
 
-    `developer` is OpenAI's newer name for `system`. Text parts are joined with line breaks. An
-    assistant's `content` may be null or missing, which is an empty text, unless the turn has
-    something else in its place.
+    Other fields are ignored. An assistant's `content` may be null or missing, which is an empty
+    text, unless the turn has something else in its place.
     """
 
-    role: Literal["system", "user", "assistant"]
-    content: str
+    role: Annotated[Role, BeforeValidator(known_role)]
+    content: Annotated[str, BeforeValidator(one_text)]
 
     @model_validator(mode="before")
     @classmethod
@@ -44,26 +52,6 @@ class Message(BaseModel):
             if values.get(name):
                 raise ValueError(f"it has {name} instead of a text, which is not supported")
         return {**values, "content": ""}
-
-    @field_validator("role", mode="before")
-    @classmethod
-    def _known_role(cls, role: Any) -> Any:
-        return "system" if role == "developer" else role
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def _one_text(cls, content: Any) -> Any:
-        if not isinstance(content, list):
-            return content
-        for i, part in enumerate(content):
-            kind = part.get("type") if isinstance(part, dict) else None
-            if kind != "text":
-                raise ValueError(
-                    f"part {i} has type {kind!r}, but only 'text' is supported; remove it"
-                )
-            if not isinstance(part.get("text"), str):
-                raise ValueError(f"part {i} has no field 'text' with a string; add it")
-        return "\n".join(part["text"] for part in content)
 
 
 class StreamOptions(BaseModel):
