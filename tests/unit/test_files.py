@@ -106,7 +106,7 @@ def test_jsonl_errors_name_the_line_of_the_file(tmp_path: Path) -> None:
     with pytest.raises(RetainError, match=f"{path}, line 3: not UTF-8 .*save the file as UTF-8"):
         files.read_jsonl(path)
     path.write_text('\ufeff{"a": 1}\r\n\n{"b": "\u2028"}', encoding="utf-8", newline="")
-    assert files.numbered_jsonl(path) == [(1, {"a": 1}), (3, {"b": "\u2028"})]
+    assert files.read_jsonl(path) == [{"a": 1}, {"b": "\u2028"}]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

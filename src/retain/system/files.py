@@ -240,21 +240,16 @@ def parse_yaml(text: str, most: int | None = None) -> Any:
 
 
 def read_jsonl(path: Path) -> list[Any]:
-    """Reads JSON Lines (one JSON value per line).
+    """Reads JSON Lines (one JSON value per line); blank lines are skipped.
 
     Raises:
         RetainError: if the file cannot be read or a line is not JSON; it names file and line.
     """
-    return [row for _, row in numbered_jsonl(path)]
-
-
-def numbered_jsonl(path: Path) -> list[tuple[int, Any]]:
-    """Reads JSON Lines as pairs of line number (from 1) and value; blank lines are skipped."""
     rows = []
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             try:
-                rows.append((number, json.loads(line)))
+                rows.append(json.loads(line))
             except (ValueError, RecursionError) as error:
                 raise RetainError(
                     f"{path}, line {number}: not valid JSON ({error}); each line is one JSON object"
