@@ -21,7 +21,8 @@ from retain.experiment.read_tasks import read_task
 from retain.tasks import Example, Task
 from retain.tasks.conversation import known_role, one_text
 from retain.tasks.csv_text import LONGEST
-from retain.tasks.readers import read_dataset, read_hub, read_rows, read_superni, read_trace
+from retain.tasks.readers import read_hub, read_rows, read_superni, read_trace
+from retain.tasks.tables import read_dataset
 
 
 def written(path: Path, content: str | bytes) -> Path:

@@ -23,14 +23,14 @@ from retain.experiment.config import TaskConfig
 from retain.experiment.read_tasks import load_stream, read_task
 from retain.tasks import Example, Task
 from retain.tasks.readers import (
-    parse_row,
-    read_dataset,
     read_hub,
     read_long_sequence,
     read_rows,
     read_superni,
     read_trace,
 )
+from retain.tasks.rows import parse_row
+from retain.tasks.tables import read_dataset
 from retain.testing.tiny import make_backbone
 
 ROWS = [{"prompt": f"p{i}", "answer": f"a{i}"} for i in range(40)]

@@ -12,13 +12,13 @@ from retain.experiment.validation import check
 from retain.metrics import trace
 from retain.tasks import Example, Task
 from retain.tasks.readers import (
-    COLUMNS,
     read_hub,
     read_long_sequence,
     read_rows,
     read_superni,
     read_trace,
 )
+from retain.tasks.rows import COLUMNS
 
 FOLDER_READERS: dict[str, tuple[Callable[[Path, str], list[Example]], str, Mapping[str, str]]] = {
     "superni": (read_superni, "rouge_l", {}),

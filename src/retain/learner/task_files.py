@@ -28,7 +28,7 @@ from retain.runs.records import (
 )
 from retain.system.files import as_json, read_jsonl, write_json, write_jsonl
 from retain.tasks import Task
-from retain.tasks.readers import parse_row
+from retain.tasks.rows import parse_row
 from retain.training.config import FREE
 
 

@@ -21,7 +21,7 @@ class Example:
     messages: tuple[dict[str, str], ...] = ()
 
     def as_row(self) -> dict[str, object]:
-        """Returns the JSON object that `readers.parse_row` turns back into this example."""
+        """Returns the JSON object that `rows.parse_row` turns back into this example."""
         row: dict[str, object] = {"prompt": self.prompt, "answer": list(self.references)}
         if self.messages:
             row["messages"] = list(self.messages)

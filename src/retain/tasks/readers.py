@@ -14,19 +14,8 @@ from retain.errors import RetainError, first_line
 from retain.tasks.csv_text import read_csv
 from retain.tasks.example import Example
 from retain.tasks.json_text import read_lines, read_value
-from retain.tasks.rows import COLUMNS, given_row, parse_row
-from retain.tasks.tables import parse_table, read_dataset, read_parquet
-
-__all__ = [
-    "COLUMNS",
-    "parse_row",
-    "read_dataset",
-    "read_hub",
-    "read_long_sequence",
-    "read_rows",
-    "read_superni",
-    "read_trace",
-]
+from retain.tasks.rows import COLUMNS, given_row
+from retain.tasks.tables import parse_table, read_parquet
 
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip", ".7z", ".rar", ".tar", ".tgz")
 

@@ -13,7 +13,8 @@ from typing import Any
 from retain.errors import RetainError
 from retain.metrics.text import check_metric
 from retain.tasks.example import Example
-from retain.tasks.readers import read_dataset, read_rows
+from retain.tasks.readers import read_rows
+from retain.tasks.tables import read_dataset
 
 DEV_SHARE, DEV_LIMIT = 0.1, 50
 TEST_SHARE, TEST_LIMIT = 0.2, 200

@@ -30,7 +30,7 @@ from retain.methods.base import (
 from retain.methods.shared.sequential import Sequential, SequentialConfig
 from retain.system.files import read_jsonl, write_jsonl
 from retain.tasks import Example, Task
-from retain.tasks.readers import parse_row
+from retain.tasks.rows import parse_row
 
 MEMORY = "memory.jsonl"
 """File of the kept examples in a task's folder."""
