@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from retain.errors import RetainError
 from retain.metrics import continual
 from retain.metrics.published import sapt_backward_transfer, sapt_forward_transfer
-from retain.metrics.text import METRICS, check_metric, exact_match, normalise, rouge_l, score
+from retain.metrics.text import METRICS, check_metric_name, exact_match, normalise, rouge_l, score
 from retain.metrics.trace import TASK_METRICS, edit_similarity, first_letter, rouge_l_union, sari
 
 FIXTURES = Path(os.environ.get("RETAIN_FIXTURES", Path(__file__).parents[1] / "fixtures"))
@@ -91,7 +91,7 @@ def test_score_is_the_mean_in_percent() -> None:
 
 def test_score_refuses_bad_input() -> None:
     with pytest.raises(RetainError, match="'bleu' is unknown; choose one of exact_match, rouge_l"):
-        check_metric("bleu", "task 'x'")
+        check_metric_name("bleu", "task 'x'")
     with pytest.raises(ValueError, match="argument"):
         score("exact_match", ["a", "b"], [["a"]], ["p", "q"])
     with pytest.raises(ValueError, match="argument"):

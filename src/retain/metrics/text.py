@@ -111,7 +111,7 @@ FORMS: dict[str, Callable[[str], str]] = {
 """For some metrics the form of a text; an answer is right for another only if these are equal."""
 
 
-def check_metric(metric: str, where: str) -> None:
+def check_metric_name(metric: str, where: str) -> None:
     """Raises RetainError for a metric name that is not in METRICS; `where` starts the message."""
     if metric not in METRICS:
         raise RetainError(

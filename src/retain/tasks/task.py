@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from retain.errors import RetainError
-from retain.metrics.text import check_metric
+from retain.metrics.text import check_metric_name
 from retain.tasks.example import Example
 from retain.tasks.readers import read_rows
 from retain.tasks.tables import read_dataset
@@ -60,7 +60,7 @@ class Task:
             raise RetainError(
                 f"task '{self.name}': training is {self.training!r:.60}; give it a dict of settings"
             )
-        check_metric(self.metric, f"task '{self.name}'")
+        check_metric_name(self.metric, f"task '{self.name}'")
         if not self.test:
             raise RetainError(f"task '{self.name}': no test examples; give it some")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
