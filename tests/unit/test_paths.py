@@ -19,6 +19,7 @@ from retain.runs.records import ENVIRONMENT
 from retain.runs.results import open_run, settings
 from retain.system import files
 from retain.system.paths import expanded
+from retain.system.yaml_text import parse_yaml
 from retain.tasks.readers import read_rows
 
 
@@ -223,7 +224,7 @@ def test_a_bomb_in_the_settings_is_one_line(tmp_path: Path, what: str) -> None:
 
 
 def test_aliases_in_settings_are_read(tmp_path: Path) -> None:
-    assert files.parse_yaml("a: &x [1, 2]\nb: [*x, *x]", most=20)["b"] == [[1, 2], [1, 2]]
+    assert parse_yaml("a: &x [1, 2]\nb: [*x, *x]", most=20)["b"] == [[1, 2], [1, 2]]
 
 
 def test_a_json_file_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

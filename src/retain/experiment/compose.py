@@ -34,7 +34,7 @@ from retain.experiment.merge import leaves, merge
 from retain.experiment.validation import check, set_field
 from retain.methods import is_loaded, load_plugins
 from retain.runs.manifest import MANIFEST
-from retain.system.files import parse_yaml
+from retain.system.yaml_text import parse_yaml
 
 
 def read_experiment(

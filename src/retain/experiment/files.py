@@ -10,7 +10,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from retain.errors import RetainError, first_line
 from retain.experiment.validation import check, named
-from retain.system.files import parse_yaml, read_text
+from retain.system.files import read_text
+from retain.system.yaml_text import parse_yaml
 
 
 def _text(name: Any) -> Any:

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from retain.errors import RetainError, first_line
-from retain.system.files import parse_yaml
+from retain.system.yaml_text import parse_yaml
 
 Checked = TypeVar("Checked", bound=BaseModel)
 

@@ -38,7 +38,8 @@ from retain.runs.records import (
     predictions_file,
     read_record,
 )
-from retain.system.files import as_json, parse_yaml, read_text
+from retain.system.files import as_json, read_text
+from retain.system.yaml_text import parse_yaml
 from retain.tasks import Task
 
 MOST_VALUES = 100_000
