@@ -33,7 +33,7 @@ def serve(
         folder: the run directory.
         host: name or address to listen on.
         port: port to listen on; 0 takes a free one.
-        queue_size: maximum number of requests that wait for the model.
+        queue_size: as in `create_app`.
         announce: receives a line with the address once requests are accepted, and warnings.
         trust_remote_code: as in `Learner.load`.
 

@@ -122,9 +122,7 @@ class _Lane:
             return self._backbone.encode(example, with_answer=False, templated=templated)
         except RetainError:
             raise
-        except (
-            BaseException
-        ) as error:  # of a template or tokenizer; a panic in Rust is no Exception
+        except BaseException as error:  # a panic of a tokenizer in Rust is no Exception
             logger.warning("a prompt could not be encoded: %r", error)
             raise RetainError(
                 f"request: its prompt could not be encoded ({first_line(error)}); change the "

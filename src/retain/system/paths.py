@@ -8,8 +8,8 @@ from pathlib import Path
 
 from retain.errors import RetainError
 
-DEVICES = ("/dev/fd", "/proc", "/sys")
-"""Folders of the system, whose files are no files."""
+SYSTEM_FOLDERS = ("/dev/fd", "/proc", "/sys")
+"""Their entries are the kernel's, and cannot be replaced."""
 
 
 def expanded(text: str) -> Path:
@@ -50,7 +50,7 @@ def refuse_special_target(path: Path) -> None:
     A file is replaced when it is written: a device would be gone.
     """
     folder = os.path.realpath(path.parent)
-    if folder == "/dev" or any(f"{folder}/".startswith(f"{name}/") for name in DEVICES):
+    if folder == "/dev" or any(f"{folder}/".startswith(f"{name}/") for name in SYSTEM_FOLDERS):
         raise RetainError(
             f"{path}: cannot be written (its folder is of the system); choose another path"
         )
