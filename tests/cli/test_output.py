@@ -113,10 +113,15 @@ def test_a_name_is_printed_as_it_is(
 
 
 def test_every_console_prints_names_as_they_are() -> None:
-    for path in (Path(__file__).parents[2] / "src").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Console":
-                assert "emoji" in {keyword.arg for keyword in node.keywords}, path
+    consoles = [
+        (node.func.id, path.name)
+        for path in (Path(__file__).parents[2] / "src").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id.endswith("Console")
+    ]
+    assert {name for name, _ in consoles} == {"PlainConsole", "ErrorConsole"}, consoles
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-", "2>/dev/full"])

@@ -478,19 +478,13 @@ def parsed(response: bytes) -> tuple[int, str]:
     return int(head.split()[1]), content
 
 
-def with_server(learner: Learner, use: Callable[[Place], Awaitable[None]]) -> list[str]:
-    """Runs `use` over a server; returns what it has announced."""
-    announced: list[str] = []
+def with_server(learner: Learner, use: Callable[[Place], Awaitable[None]]) -> None:
+    """Runs `use` over a server."""
 
     async def run() -> None:
         with socket.create_server(("127.0.0.1", 0)) as listening:
             ready = asyncio.Event()
-
-            def announce() -> None:
-                announced.append("ready")
-                ready.set()
-
-            server = Server(create_app(learner), announce)
+            server = Server(create_app(learner), ready.set)
             serving = asyncio.create_task(server.serve([listening]))
             await ready.wait()
             place = Place(server, listening.getsockname()[1])
@@ -502,7 +496,6 @@ def with_server(learner: Learner, use: Callable[[Place], Awaitable[None]]) -> li
                 await asyncio.wait_for(serving, 60)
 
     asyncio.run(run())
-    return announced
 
 
 SILENT = {

@@ -169,13 +169,10 @@ def test_a_run_asks_as_it_has_learned(kind: str, tmp_path: Path) -> None:
         )
     ]
     asked = "<user>Hey|<assistant>"  # which the template writes before an answer
-    assert (
-        text
-        == {"conversations": [asked, asked], "prompts": ["Hey", "Hey"], "both": ["Hey", asked]}[
-            kind
-        ]
-    )
-    assert loaded.templated("prompts") is False if kind == "both" else True
+    expected = {"conversations": [asked, asked], "prompts": ["Hey", "Hey"], "both": ["Hey", asked]}
+    assert text == expected[kind]
+    if kind == "both":
+        assert loaded.templated("prompts") is False
     other = backbone()
     other.tokenizer.chat_template += "!"
     if kind == "prompts":
