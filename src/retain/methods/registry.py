@@ -20,6 +20,7 @@ from retain.errors import RetainError, first_line
 from retain.methods.base import Method, MethodConfig, Traits
 from retain.runs.environment import PLUGIN, PLUGINS
 from retain.system.files import checksum
+from retain.system.paths import expanded
 
 GROUP = "retain.methods"
 """The entry-point group; its entries look like `name = "package.module:Class"`."""
@@ -118,9 +119,9 @@ def is_loaded(plugin: str) -> bool:
 
 def _expanded(beside: Path, name: str) -> Path:
     try:
-        return beside / Path(name).expanduser()
-    except RuntimeError as error:  # no such user
-        raise RetainError(f"plugin {name}: {first_line(error)}; check the path") from None
+        return expanded(name) if name.startswith("~") else beside / name
+    except ValueError as error:
+        raise RetainError(f"plugin {name}: {error}") from None
 
 
 def _import(module: str, folder: Path, file: Path | None) -> None:
