@@ -311,6 +311,13 @@ def test_a_class_without_checkpointing(saved: Saved, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_no_layer_is_left_out_at_random(saved: Saved, tmp_path: Path) -> None:
+    """A step without any of the layers that carry blocks would have no gradient."""
+    folder = changed(saved("m2m_100"), tmp_path / "m", encoder_layerdrop=1.0, decoder_layerdrop=1.0)
+    learner = Learner(folder, "seqlora", tmp_path / "run", training=TRAINING, evaluation=EVALUATION)
+    learner.learn(TASK)
+
+
 def test_soft_prompts_beside_a_second_table(saved: Saved, tmp_path: Path) -> None:
     """Gemma 3n looks every token up in a table for each layer, too."""
     method = {"name": "sapt-prompt", "length": 2, "reflection": {"weight": 0}}

@@ -93,6 +93,10 @@ class Backbone:
         prompt: PromptConfig | None = None,
     ) -> None:
         self.model = model.requires_grad_(False).eval()
+        for part in model.modules():
+            # NLLB leaves out layers at random: in a step, all that carry blocks.
+            if hasattr(part, "layerdrop"):
+                part.layerdrop = 0.0
         self.tokenizer = tokenizer
         self.source = BackboneConfig(name=source) if isinstance(source, str) else source
         self.name = name = self.source.name
