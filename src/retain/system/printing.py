@@ -46,7 +46,11 @@ def _cell(value: Any) -> Any:
 
 
 class PlainConsole(Console):
-    """A console of rich's that prints names as they are, and their control characters escaped."""
+    """A console of rich's that prints names as they are, and their control characters escaped.
+
+    Rich removes a few of them, such as a backspace, when it makes a `Text`. So whoever makes one of
+    a name that has to be told from others calls `escaped` before.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(emoji=False, **options)
