@@ -15,8 +15,10 @@ from retain.tasks import Example
 COMPARED = 50
 """How many different answers, the most frequent ones, are compared with each other.
 
-A metric of `FORMS` compares those of one form, among any number of answers.
+A metric of `LABELS` compares those of one form, among any number of answers.
 """
+LABELS = ("exact_match", "exact_answer", "first_letter")
+"""Metrics under which an answer is right or wrong, as for labels."""
 FULL = 0.999
 """The score from which an answer counts as right; `rouge_l_union` gives at most 1 − 10⁻⁸."""
 CHOICE = re.compile(r"\w\b(?![+#])")
@@ -98,11 +100,11 @@ def _same(metric: str, train: Sequence[Example], test: Sequence[Example]) -> Ite
     counts = Counter(canonical(example.references[0]) for example in (*test, *train))
     together = {frozenset(map(canonical, e.references)) for e in test if len(e.references) > 1}
     groups: dict[str, list[str]] = {}
-    if form := FORMS.get(metric):
-        for right in counts:
-            groups.setdefault(form(right), []).append(right)
-    else:
-        groups[""] = [right for right, _ in counts.most_common(COMPARED)]
+    # A graded metric takes a word's forms for one on purpose; among rare texts that is no mistake.
+    most = None if metric in LABELS else COMPARED
+    form = FORMS.get(metric, lambda _: "")
+    for right, _ in counts.most_common(most):
+        groups.setdefault(form(right), []).append(right)
     pairs = [
         (one, other)
         for group in groups.values()

@@ -9,13 +9,12 @@ from dataclasses import dataclass, replace
 from retain.backbone import Backbone
 from retain.backbone.chat import EXCERPT
 from retain.errors import RetainError
+from retain.learner.check_metric import LABELS
 from retain.metrics import text
 from retain.tasks import Example, Task
 
 UNKNOWN_LIMIT = 0.1
 """The share of unknown tokens in a task's prompts from which they are reported."""
-BINARY = ("exact_match", "exact_answer", "first_letter")
-"""Metrics under which an answer is right or wrong; others count what is right of it."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def check_texts(
             which an answer is right or wrong.
     """
     lost = list(_lost(task.metric, test, encoded_test))
-    if len(lost) == len(test) and task.metric in BINARY:
+    if len(lost) == len(test) and task.metric in LABELS:
         raise RetainError(
             f"task '{task.name}': no test answer survives the backbone's tokenizer: {lost[0]}; "
             "take another backbone, or rewrite the answers"
