@@ -343,10 +343,12 @@ def test_a_batch_that_fails_fails_for_one_only(
     async def use(app: Any) -> None:
         first = Asked(app, body("ab", max_tokens=1))
         await asyncio.to_thread(busy.wait, 30)
-        asked = [Asked(app, body(p, stream=i % 2 == 1, **more)) for i, p in enumerate(prompts)]
-        streamed = Asked(app, body("fail", stream=True, **more))
-        while len(app.state.batcher.waiting) < 5:
-            await asyncio.sleep(0.01)
+        asked = []
+        for i, prompt in enumerate([*prompts, "fail"]):
+            asked.append(Asked(app, body(prompt, stream=i % 2 == 1 or i == 4, **more)))
+            while len(app.state.batcher.waiting) <= i:  # a batch is made in the order of arrival
+                await asyncio.sleep(0.01)
+        streamed = asked.pop()
         free.set()
         await asyncio.wait([one.done for one in (first, *asked, streamed)])
         bad = asked.pop(2)
