@@ -10,6 +10,7 @@ positions, V the vocabulary, d the width of the token embeddings.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -218,6 +219,16 @@ class Backbone:
             return {**features, "labels": answer}
         labels = [IGNORED] * len(ids) + answer
         return {**features, "input_ids": ids + answer, "labels": labels}
+
+    def for_another_thread(self) -> Backbone:
+        """Returns this backbone with a tokenizer of its own, to encode beside another thread.
+
+        A tokenizer keeps settings of a call, so that two threads cannot share it.
+        """
+        other = copy.copy(self)
+        other.tokenizer = copy.deepcopy(self.tokenizer)
+        other.texts = self.texts.with_tokenizer(other.tokenizer)
+        return other
 
     def uncut(self, example: Example) -> tuple[list[int], list[int]]:
         """Tokenizes an example's prompt, and its first reference with end token; cuts neither."""

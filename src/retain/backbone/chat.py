@@ -59,12 +59,16 @@ class ChatTemplate:
     Args:
         tokenizer: has a chat template.
         name: the backbone's, for errors.
+
+    Attributes:
+        is_tried: whether it was rendered once, with limited memory. The limit is that of the whole
+            process, so a server renders once before it begins.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         self._tokenizer = tokenizer
         self._name = name
-        self._is_tried = False
+        self.is_tried = False
         self._takes_parts: bool | None = None  # not known before the first rendering
 
     def render(self, turns: Sequence[Turn], answer: str = "") -> Rendered:
@@ -104,11 +108,11 @@ class ChatTemplate:
         says = f"the chat template of backbone '{self._name}'"
         advice = "change the conversation, or set prompt.chat_template: false"
         try:
-            with _limited_time(SECONDS), _limited_memory(None if self._is_tried else MEMORY):
+            with _limited_time(SECONDS), _limited_memory(None if self.is_tried else MEMORY):
                 if self._takes_parts is None:
                     self._takes_parts = self._writes_parts_only()
                 text = self._apply(turns, self._takes_parts, **options)
-            self._is_tried = True
+            self.is_tried = True
         except _TooLongError:
             raise RetainError(
                 f"{says} takes more than {SECONDS:g} s for the conversation that starts with "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import threading
+from contextlib import suppress
 from functools import cached_property
 from typing import Literal
 
@@ -76,7 +77,9 @@ class Texts:
     def with_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> Texts:
         """Returns the same with a copy of the tokenizer, for another thread."""
         first_id = self._first[0] if self._first else None
-        return Texts(tokenizer, self._name, self._continues, self._end_ids, first_id)
+        copied = Texts(tokenizer, self._name, self._continues, self._end_ids, first_id)
+        copied._chat.is_tried = self._chat.is_tried
+        return copied
 
     def prompt_and_answer(
         self, example: Example, templated: bool, with_answer: bool = True
@@ -117,6 +120,12 @@ class Texts:
                 ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
             )
         return str(text).strip()
+
+    def try_template(self) -> None:
+        """Renders the chat template once, with limited memory; what it refuses does not matter."""
+        if self.tokenizer.chat_template:
+            with suppress(RetainError):
+                self._chat.render([{"role": "user", "content": "a"}])
 
     def spells(self, text: str) -> str | None:
         """Returns the first special token that a text spells; None without one."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import logging
 from concurrent.futures import ThreadPoolExecutor
 
@@ -42,12 +41,8 @@ class Encoder:
         self.most_characters = max(
             MOST_CHARACTERS, CHARACTERS_PER_TOKEN * backbone.prompt.max_prompt_tokens
         )
-        self._short = _Lane(backbone)
-        # A tokenizer keeps settings of a call, so that two threads cannot share it.
-        other = copy.copy(backbone)
-        other.tokenizer = copy.deepcopy(backbone.tokenizer)
-        other.texts = backbone.texts.with_tokenizer(other.tokenizer)
-        self._long = _Lane(other)
+        backbone.texts.try_template()  # before requests come: it limits the process's memory
+        self._short, self._long = _Lane(backbone), _Lane(backbone.for_another_thread())
 
     async def encode(
         self, example: Example, answer_tokens: int, templated: bool | None
