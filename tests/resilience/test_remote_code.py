@@ -65,7 +65,7 @@ def test_code_runs_where_it_is_permitted(place: Path) -> None:
     ):
         before = snapshot(place / "out")
         done = call(*command)
-        check(done, ["out: its backbone 'own' runs code of its own", "add --trust-remote-code"])
+        check(done, ["out: its backbone './own' runs code of its own", "add --trust-remote-code"])
         assert snapshot(place / "out") == before
     assert not ran.exists()
     for command in (("generate", "out", "p"), ("eval", "out"), ("learn", "out", "letter.jsonl")):
