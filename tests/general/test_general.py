@@ -308,3 +308,18 @@ def test_a_method_that_needs_the_task(
     done = call("eval", tmp_path / "run", "--general", three[0])
     assert (done.status, done.out) == (2, "")
     assert "its method needs the task's name at inference" in done.err
+
+
+def test_a_forced_first_token_is_read_and_not_asked_for() -> None:
+    plain_bart = make_backbone("bart")
+    plain_bart.model.generation_config.forced_bos_token_id = 2
+    backbone = Backbone(plain_bart.model, plain_bart.tokenizer, "x")
+    (found, _), *_ = plain(backbone).loglikelihood(ask("loglikelihood", ("the ant is", "red")))
+    context, answer = (backbone.texts.plain_ids(text, True) for text in ("the ant is", "red"))
+    with torch.no_grad():
+        logits = backbone.model(
+            input_ids=torch.tensor([context]),
+            decoder_input_ids=torch.tensor([[1, 2, *answer[:-1]]]),
+        ).logits[0, 1:]
+    expected = log_softmax(logits, -1)[range(len(answer)), answer].sum()
+    assert found == pytest.approx(float(expected), abs=1e-4)

@@ -55,6 +55,9 @@ class Texts:
             is a sequence of its own (an encoder-decoder).
         end_ids: the ids that end an answer.
         first_id: the id that an answer has to begin with, if there is one.
+
+    Attributes:
+        first_ids: that id, or none.
     """
 
     def __init__(
@@ -68,7 +71,7 @@ class Texts:
         self.tokenizer = tokenizer
         self._continues = continues
         self._end_ids = end_ids
-        self._first = [] if first_id is None else [first_id]
+        self.first_ids = [] if first_id is None else [first_id]
         self._name = name
         self._chat = ChatTemplate(tokenizer, name)
         # Reading a special token as text changes a setting of the tokenizer for a moment.
@@ -76,7 +79,7 @@ class Texts:
 
     def with_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> Texts:
         """Returns the same with a copy of the tokenizer, for another thread."""
-        first_id = self._first[0] if self._first else None
+        first_id = self.first_ids[0] if self.first_ids else None
         copied = Texts(tokenizer, self._name, self._continues, self._end_ids, first_id)
         copied._chat.is_tried = self._chat.is_tried
         return copied
@@ -101,7 +104,7 @@ class Texts:
             if not with_answer:
                 return prompt, []
             ids = self._answer(prompt, written, special=not templated)
-            return prompt, [*self._first, *ids, self._end(written.end)]
+            return prompt, [*self.first_ids, *ids, self._end(written.end)]
 
     def plain_ids(self, text: str, special: bool = False) -> list[int]:
         """Tokenizes a text, in which special tokens are text; with those around it if `special`."""
@@ -110,7 +113,7 @@ class Texts:
 
     def decode(self, ids: list[int]) -> str:
         """Decodes an answer's ids, without special tokens and surrounding white space."""
-        if ids[:1] == self._first:
+        if ids[:1] == self.first_ids:
             ids = ids[1:]
         # Not every token that ends an answer is one of the tokenizer's special tokens.
         end = next((place for place, i in enumerate(ids) if i in self._end_ids), len(ids))

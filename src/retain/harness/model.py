@@ -136,10 +136,12 @@ class RoutedLM(TemplateLM):
             batch_size: number of pieces per batch.
         """
         rows = []
+        first = self.backbone.texts.first_ids if self.backbone.is_encoder_decoder else []
         for text, context, predicted in pieces:
             predicted = predicted[1 - self.max_length :]
             if self.backbone.is_encoder_decoder:
-                rows.append({**self._row(text, context[-self.max_length :]), "labels": predicted})
+                labels = [*first, *predicted]
+                rows.append({**self._row(text, context[-self.max_length :]), "labels": labels})
                 continue
             row = self._row(text, context[len(predicted) - self.max_length :])
             ids = row["input_ids"]
@@ -151,6 +153,9 @@ class RoutedLM(TemplateLM):
             with torch.no_grad():
                 self._route(batch)
                 logits, targets = self.backbone.answer_logits(batch)  # (B, K, V), (B, K)
+            # A token that is forced before every answer is read, and is not asked for.
+            targets = targets.clone()
+            targets[:, : len(first)] = IGNORED
             losses = F.cross_entropy(  # (B, K)
                 logits.transpose(1, 2).float(), targets, ignore_index=IGNORED, reduction="none"
             )
