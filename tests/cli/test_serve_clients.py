@@ -585,6 +585,15 @@ def test_without_descriptors_the_server_goes_on(
 # -- signals
 
 
+@pytest.fixture
+def _hears_hangups() -> Iterator[None]:
+    """SIGHUP as a terminal's program has it: under nohup it is ignored, which a server respects."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("_hears_hangups")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_answers_in_their_form(
     number: signal.Signals,
