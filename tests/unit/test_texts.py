@@ -354,6 +354,17 @@ def test_prompt_and_answer_are_one_text() -> None:
         assert [*prompt, *answer[:-1]] == whole, name
 
 
+def test_a_vocabulary_without_the_letter_a_keeps_its_begin_token() -> None:
+    backend = Tokenizer(models.WordLevel({BEGIN: 0, END: 1, "7": 2, "+": 3, " ": 4}))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    backend.post_processor = processors.TemplateProcessing(
+        single=AROUND["both"], special_tokens=[(BEGIN, 0), (END, 1)]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=BEGIN, eos_token=END)
+    texts = Texts(tokenizer, "x", True, [1], None)
+    assert texts.prompt_and_answer(Example("7+7", ("7",)), False) == ([0, 2, 3, 2], [4, 2, 1])
+
+
 def test_a_first_token_that_is_forced_is_learned_and_not_read() -> None:
     tokenizer = tokenizer_of("byte level")
     texts = Texts(tokenizer, "x", False, [tokenizer.eos_token_id], tokenizer.bos_token_id)

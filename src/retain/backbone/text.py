@@ -30,6 +30,10 @@ ANCHORS = ("\n", "a", ".")
 """Texts before another, to find its tokens where it does not begin a text."""
 
 
+PROBES = ("a", "1", ".")
+"""Texts that are tried first, to see what a tokenizer writes around a text."""
+
+
 class PromptConfig(BaseModel):
     """How a prompt becomes tokens. A prompt that is too long loses its middle.
 
@@ -234,9 +238,12 @@ class Texts:
     @cached_property
     def _around(self) -> tuple[list[int], list[int]]:
         """The special tokens that the tokenizer writes before and after a text."""
-        text = self._plain("a")
-        ids: list[int] = self.tokenizer("a")["input_ids"]
-        for start in range(len(ids) - len(text) + 1):
-            if ids[start : start + len(text)] == text:
-                return ids[:start], ids[start + len(text) :]
+        for letter in (*PROBES, *sorted(self.tokenizer.get_vocab())):
+            try:
+                text, ids = self._plain(letter), self.tokenizer(letter)["input_ids"]
+            except Exception:  # a vocabulary without this letter, and without an unknown token
+                continue
+            for start in range(len(ids) - len(text) + 1) if text else ():
+                if ids[start : start + len(text)] == text:
+                    return ids[:start], ids[start + len(text) :]
         return [], []
