@@ -106,7 +106,8 @@ class Bench:
             chosen = matrices[name][:, want.heads]
             index = want.positions[:, None, :, None].expand(-1, chosen.shape[1], -1, self.length)
             weights[name] = chosen.gather(2, index)
-        attention = attention_loss(weights, samples, self.batch, method.modules, captured)
+        scales = [1.0] * len(samples)
+        attention = attention_loss(weights, samples, self.batch, method.modules, captured, scales)
         logits, targets = output.logits[:, :-1].flatten(0, 1), self.batch["labels"][:, 1:].flatten()
         replay = torch.nn.functional.cross_entropy(logits, targets)
         return 0.5 * replay + 0.5 * soft_cross_entropy(logits, stacked(files)) + 1000 * attention

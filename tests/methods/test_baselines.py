@@ -42,15 +42,22 @@ def test_overlap_of_o_lora(rank: int, blocks: int, scale: float, seed: int) -> N
     torch.manual_seed(seed)
     old, new = torch.randn(blocks * rank, 8), torch.randn(rank, 8)
     published = sum((a * b).sum().abs() for a in old for b in new)
-    torch.testing.assert_close(overlap(old, new, normalised=False), published)
+    torch.testing.assert_close(overlap(old, new, "published"), published)
     cosines = torch.stack([F.cosine_similarity(a, b, dim=0).abs() for a in old for b in new])
-    torch.testing.assert_close(overlap(old, new, normalised=True), cosines.mean())
+    relative = cosines.mean() / (2 / (torch.pi * 8)) ** 0.5
+    torch.testing.assert_close(overlap(old, new, "relative"), relative)
     # What small rows buy in the published term, they do not buy in the other.
-    torch.testing.assert_close(overlap(old, scale * new, False), scale * published)
-    torch.testing.assert_close(overlap(old, scale * new, True), cosines.mean())
+    torch.testing.assert_close(overlap(old, scale * new, "published"), scale * published)
+    torch.testing.assert_close(overlap(old, scale * new, "relative"), relative)
     kernel = torch.linalg.svd(old)[2][len(old) :]  # what the old rows do not read
-    for normalised in (False, True):
-        assert not len(kernel) or overlap(old, kernel, normalised) < 1e-4
+    assert not len(kernel) or overlap(old, kernel, "published") < 1e-4
+    assert not len(kernel) or overlap(old, kernel, "relative") < 1e-4
+
+
+def test_random_rows_overlap_by_one_relative_to_random_rows() -> None:
+    torch.manual_seed(0)
+    old, new = torch.randn(64, 512), 0.01 * torch.randn(64, 512)
+    assert overlap(old, new, "relative").item() == pytest.approx(1, abs=0.02)
 
 
 def test_o_lora_pays_for_every_older_block() -> None:

@@ -88,7 +88,20 @@ def test_the_teacher_agrees_with_itself(tmp_path: Path) -> None:
     with torch.no_grad():
         parts = method.loss(learner.backbone.collate(method.memory))
     method.capture.off()
-    assert parts["attention"].abs() < 1e-3 * method.options.attention_weight
+    assert parts["attention"].abs() < 1e-3 * 1000
+
+
+def test_the_model_before_a_task_has_a_relative_attention_term_of_one(tmp_path: Path) -> None:
+    learner = make_learner("seekr-relative", make_backbone("llama"), tmp_path / "run")
+    before = {name: p.clone() for name, p in learner.backbone.model.state_dict().items()}
+    learner.learn(FIRST)
+    method = method_of(learner)
+    learner.backbone.model.load_state_dict(before)
+    method.capture.on()
+    with torch.no_grad():
+        parts = method.loss(learner.backbone.collate(method.memory))
+    method.capture.off()
+    assert parts["attention"].item() == pytest.approx(1, rel=0.02)  # written in half precision
 
 
 def test_checkpointing_keeps_no_weights_that_it_computed_again(learned: Learner) -> None:

@@ -289,6 +289,40 @@ def test_ewc_holds_weights_by_their_information(tmp_path: Path) -> None:
         assert phase.loss(batch)["penalty"].item() == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.parametrize("variant", ["ewc-relative", "ewc-lora-relative"])
+def test_undoing_a_task_costs_the_weight_of_ewc(variant: str, tmp_path: Path) -> None:
+    learner = make_learner(variant, make_backbone("llama"), tmp_path / "run")
+    method = learner.method
+    assert isinstance(method, Ewc)
+    next(method.phases(FIRST, context_of(FIRST, tmp_path)))  # makes a LoRA, as learning does
+    before = {name: p.detach().clone() for name, p in method.weights.named_parameters().items()}
+    learner = make_learner(variant, make_backbone("llama"), tmp_path / "run")
+    method = learner.method
+    assert isinstance(method, Ewc)
+    learner.learn(FIRST)
+    phase = next(method.phases(SECOND, context_of(SECOND, tmp_path, 1)))
+    batch = learner.backbone.collate(phase.data[:2])
+    with torch.no_grad():
+        for name, parameter in method.weights.named_parameters().items():
+            parameter.copy_(before[name])
+        assert phase.loss(batch)["penalty"].item() == pytest.approx(10, rel=1e-4)
+
+
+def test_relative_distillation_is_divided_by_the_old_models_loss(tmp_path: Path) -> None:
+    losses = []
+    for variant in ("lwf", "lwf-relative"):
+        learner = make_learner(variant, make_backbone("llama"), tmp_path / variant)
+        learner.learn(FIRST)
+        method = learner.method
+        assert isinstance(method, Lwf)
+        phase = next(method.phases(SECOND, context_of(SECOND, tmp_path / f"{variant}-2", 1)))
+        rows = [learner.backbone.collate([row]) for row in phase.data]
+        with torch.no_grad():
+            losses.append(phase.loss(rows[0])["distillation"].item())
+            own = sum(learner.backbone.answer_loss(row).item() for row in rows) / len(rows)
+    assert losses[1] == pytest.approx(losses[0] / own, rel=1e-4)
+
+
 def test_fisher_information_is_the_mean_squared_gradient(tmp_path: Path) -> None:
     learner = make_learner("ewc", make_backbone("llama"), tmp_path / "run")
     learner.learn(FIRST)

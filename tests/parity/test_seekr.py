@@ -111,17 +111,23 @@ def test_losses_and_gradients(reference: Reference) -> None:
     options = SeekrConfig(
         preset="paper",
         logit_weight=settings["logits_weight"],
-        attention_weight=settings["attention_weight"],
     )
     teacher = stacked([compressed(expected["teacher_logits"][labelled], options.teacher)])
     parts = replay_losses(
-        backbone, capture, reference.modules, reference.batch, teacher, samples, options
+        backbone,
+        capture,
+        reference.modules,
+        reference.batch,
+        teacher,
+        samples,
+        [1.0] * len(samples),
+        options,
     )
     share = settings["logits_weight"]
     close(parts["replay"] / (1 - share), expected["replay_loss"])
     close(parts["logits"] / share, expected["logits_distill_loss"])
-    attention = parts["attention"] / settings["attention_weight"]
-    close(attention, expected["attention_distill_loss"])
+    close(parts["attention"], expected["attention_distill_loss"])
+    parts["attention"] = settings["attention_weight"] * parts["attention"]
     loss = torch.stack(list(parts.values())).sum()
     close(loss, expected["loss"])
     loss.backward()

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import chain
+from typing import Literal
 
 import pytest
 from accelerate.data_loader import SeedableRandomSampler
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retain.training.batches import Batches
+from retain.training.batches import MOST_BETWEEN, Batches
 from retain.training.phase import Phase, ReplayRows
 
+Every = int | Literal["reference", "auto"]
 
-def phase_of(rows: int, replayed: int = 0, every: int | None = None) -> Phase:
+
+def phase_of(rows: int, replayed: int = 0, every: Every = "reference") -> Phase:
     row = {"input_ids": [1]}
     replay = ReplayRows([row] * replayed, every) if replayed else None
     return Phase("learn", [row] * rows, [], lambda batch: {}, replay=replay)
@@ -98,3 +101,13 @@ def test_the_seed_fixes_the_order(seed: int) -> None:
     first, again = (list(Batches(phase_of(50, 9, 2), 8, 1, 2.0, -1, seed)) for _ in range(2))
     assert first == again
     assert first != list(Batches(phase_of(50, 9, 2), 8, 1, 2.0, -1, seed + 1))
+
+
+@pytest.mark.parametrize(("rows", "replayed"), [(1000, 10), (100, 10), (8, 10), (64, 1)])
+def test_auto_is_the_published_rule_with_a_replay_step_in_every_eight(
+    rows: int, replayed: int
+) -> None:
+    published = Batches(phase_of(rows, replayed), 4, 1, 1.0, 50, seed=0).every
+    auto = Batches(phase_of(rows, replayed, "auto"), 4, 1, 1.0, 50, seed=0)
+    assert auto.every == min(published, MOST_BETWEEN)
+    assert auto.steps - 50 >= 50 // MOST_BETWEEN

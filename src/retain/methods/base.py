@@ -9,7 +9,7 @@ from dataclasses import astuple, dataclass
 from functools import cached_property
 from operator import add
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
@@ -42,6 +42,13 @@ class Options(BaseModel):
 
 Presets = Mapping[str, Mapping[str, Any]]
 """Options by the name of a preset."""
+
+Weighting = Literal["relative", "published"]
+"""What a term of the loss is measured in.
+
+`relative` divides it by a value of the same kind, so that its weight means the same for every
+backbone and task. `published` takes it as the method's authors did.
+"""
 
 
 class MethodConfig(Options):
@@ -307,4 +314,5 @@ __all__ = [
     "ReplayRows",
     "TaskContext",
     "Traits",
+    "Weighting",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -34,19 +34,29 @@ class L2pConfig(MethodConfig):
     """Size of the pool, selection, and training of prompts and keys.
 
     The pool has `pool_size` prompts of `length` vectors; `picked` of them are put before an input.
-    `weight` is λ of the key loss. `rate` is the learning rate of prompts and keys, as a multiple
-    of training.learning_rate. `preset: paper` has the published options, chosen for a vision
-    transformer, with `rate: 1`.
+    `weight` is λ of the key loss. `keys` says where keys start: `random` draws all of them once, as
+    published; `mean_query` gives each new task `picked` prompts that no task had before, while
+    there are any, with the task's mean query as their key. `rate` is the learning rate of prompts
+    and keys, as a multiple of training.learning_rate. `preset: paper` has the published options,
+    chosen for a vision transformer, with `rate: 1`.
     """
 
     presets: ClassVar[Presets] = {
-        "paper": {"pool_size": 10, "length": 5, "picked": 5, "weight": 0.5, "rate": 1.0},
+        "paper": {
+            "pool_size": 10,
+            "length": 5,
+            "picked": 5,
+            "weight": 0.5,
+            "keys": "random",
+            "rate": 1.0,
+        },
     }
 
     pool_size: PositiveInt = 10
     length: PositiveInt = 5
     picked: PositiveInt = 5
     weight: NonNegativeFloat = 0.5
+    keys: Literal["random", "mean_query"] = "random"
     rate: PositiveFloat = 30.0
 
     @model_validator(mode="after")
@@ -88,10 +98,25 @@ class L2p(Method):
 
     def phases(self, task: Task, context: TaskContext) -> Iterator[Phase]:
         """Yields one phase on prompts and keys; before the first task they are initialised."""
+        rows = self.encoded(task)
         if context.index == 0:
             self._initialise(context)
+        if self.options.keys == "mean_query":
+            self._place_keys(task, context)
         pool = ParamGroup("pool", [self.prompts, self.keys], self.options.rate)
-        yield Phase("learn", self.encoded(task), [pool], self.loss, units={"keys": "rows"})
+        yield Phase("learn", rows, [pool], self.loss, units={"keys": "rows"})
+
+    def _place_keys(self, task: Task, context: TaskContext) -> None:
+        """Sets the keys of the next `picked` prompts of the pool to the task's mean query."""
+        first = context.index * self.options.picked
+        if first >= self.options.pool_size:
+            return
+        total = torch.zeros_like(self.keys[0])
+        for example in task.train:
+            batch = self.backbone.collate([self.backbone.encode(example, with_answer=False)])
+            total += self._query(batch)[0]
+        with torch.no_grad():
+            self.keys[first : first + self.options.picked] = total / len(task.train)
 
     def _initialise(self, context: TaskContext) -> None:
         """Sets the prompts (M, n, d) to random word embeddings, the keys (M, d) to noise."""

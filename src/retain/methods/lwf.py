@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch
 from retain.backbone.backbone import IGNORED, cross_entropy
-from retain.methods.base import Footprint, Phase, TaskContext
+from retain.methods.base import Footprint, Phase, Presets, TaskContext, Weighting
 from retain.methods.shared.sequential import Sequential, SequentialConfig
 from retain.methods.shared.teacher import (
     COPIES,
@@ -28,8 +29,15 @@ from retain.tasks import Task
 
 
 class LwfConfig(SequentialConfig):
-    """Weight λ and temperature of the distillation, and how the old model's logits are stored."""
+    """Weight λ and temperature of the distillation, and how the old model's logits are stored.
 
+    With `weighting: relative` the distillation is divided by the old model's cross-entropy on the
+    task: at λ = 1, moving the answers by as much as the task has to gain costs as much.
+    """
+
+    presets: ClassVar[Presets] = {"paper": {"weighting": "published"}}
+
+    weighting: Weighting = "published"
     weight: NonNegativeFloat = 1.0
     temperature: PositiveFloat = 2.0
     teacher: TeacherConfig = Field(default_factory=TeacherConfig)
@@ -55,19 +63,22 @@ class Lwf(Sequential):
         self.options = config
         self._learned = 0  # number of tasks
         self._teacher_folder = Path()  # of the task that is being learned
+        self._scale = 1.0  # of the distillation
 
     def phases(self, task: Task, context: TaskContext) -> Iterator[Phase]:
         """Writes the old model's logits on the task's examples, then yields one phase."""
         self._teacher_folder = context.folder / TEACHER
         for phase in super().phases(task, context):
             if self._learned:
-                write_logits(
+                loss = write_logits(
                     self,
                     phase.data,
                     self._teacher_folder,
                     self.options.teacher,
                     self.options.temperature,
                 )
+                if self.options.weighting == "relative" and loss > 0:
+                    self._scale = 1 / loss
                 numbered = [{**row, "example_id": [i]} for i, row in enumerate(phase.data)]
                 phase = replace(phase, data=numbered)
             yield phase
@@ -89,7 +100,9 @@ class Lwf(Sequential):
         softened = logits[targets != IGNORED] / self.options.temperature  # (N, V)
         return {
             "task": cross_entropy(logits, targets),
-            "distillation": self.options.weight * soft_cross_entropy(softened, teacher),
+            "distillation": self.options.weight
+            * self._scale
+            * soft_cross_entropy(softened, teacher),
         }
 
     def load(self, context: TaskContext) -> None:

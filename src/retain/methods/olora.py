@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
@@ -12,7 +13,7 @@ from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch
-from retain.methods.base import Presets
+from retain.methods.base import Presets, Weighting
 from retain.methods.inclora import IncLora
 from retain.methods.shared.lora import LoraMethodConfig
 from retain.training.phase import Unit
@@ -22,17 +23,24 @@ class OLoraConfig(LoraMethodConfig):
     """Weight λ of the orthogonality term, and λ₂ (`l2_weight`) of the block's norm.
 
     The published term is a sum over layers and pairs of matrix rows. It grows with rank, depth and
-    the number of tasks, and small rows make it small without being orthogonal. With `normalised`
-    it is the mean absolute cosine of the pairs, which does not depend on their scale.
+    the number of tasks, and small rows make it small without being orthogonal. With
+    `weighting: relative` it is the mean absolute cosine of the pairs, divided by that of random
+    rows: 1 for a block that ignores the older ones, 0 for an orthogonal one.
     `preset: paper` has the options of the published scripts.
     """
 
     presets: ClassVar[Presets] = {
-        "paper": {"rank": 8, "alpha": 32.0, "dropout": 0.1, "weight": 0.5},
+        "paper": {
+            "rank": 8,
+            "alpha": 32.0,
+            "dropout": 0.1,
+            "weighting": "published",
+            "weight": 0.5,
+        },
     }
 
     weight: NonNegativeFloat = 0.5
-    normalised: bool = False
+    weighting: Weighting = "published"
     l2_weight: NonNegativeFloat = 0.0
 
 
@@ -71,16 +79,18 @@ class OLora(IncLora):
         for layer in self.pool.layers.values():
             assert layer.A is not None
             with torch.autocast(layer.A.device.type, enabled=False):
-                terms.append(overlap(layer.old_A, layer.A, self.options.normalised))
+                terms.append(overlap(layer.old_A, layer.A, self.options.weighting))
         stacked = torch.stack(terms)
-        return stacked.mean() if self.options.normalised else stacked.sum()
+        return stacked.sum() if self.options.weighting == "published" else stacked.mean()
 
 
-def overlap(old: Tensor, new: Tensor, normalised: bool) -> Tensor:
+def overlap(old: Tensor, new: Tensor, weighting: Weighting) -> Tensor:
     """Returns how much the rows of `new` (r, d) overlap with those of `old` (n, d), a scalar.
 
-    It is the sum of the absolute products, or with `normalised` the mean absolute cosine.
+    `published` is the sum of the absolute products, `relative` the mean absolute cosine, divided by
+    √(2/(πd)), its value for random directions in many dimensions d.
     """
-    if normalised:
-        return (F.normalize(old, dim=1) @ F.normalize(new, dim=1).T).abs().mean()
-    return (old @ new.T).abs().sum()
+    if weighting == "published":
+        return (old @ new.T).abs().sum()
+    cosines = F.normalize(old, dim=1) @ F.normalize(new, dim=1).T  # (n, r)
+    return cosines.abs().mean() / math.sqrt(2 / (math.pi * new.shape[1]))

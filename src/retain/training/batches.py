@@ -11,6 +11,8 @@ from torch.utils.data import Sampler
 
 from retain.training.phase import Phase
 
+MOST_BETWEEN = 8
+"""The most steps on the task between two on replayed examples, with `every: auto`."""
 REPLAY_SEED = 500
 """Added to the seed for the order of replayed examples, so that it differs from the task's."""
 
@@ -50,8 +52,10 @@ class Batches(Sampler[list[int]]):
         self._replay_size = max(1, -(-min(self._replayed, per_step) // accumulation))
         self.every = 0
         if phase.replay and self._replayed:
-            published = -(-len(phase.data) // per_step) // -(-self._replayed // per_step)
-            self.every = phase.replay.every or max(1, published)
+            published = max(1, -(-len(phase.data) // per_step) // -(-self._replayed // per_step))
+            rules = {"reference": published, "auto": min(published, MOST_BETWEEN)}
+            every = phase.replay.every
+            self.every = every if isinstance(every, int) else rules[every]
         self.steps = self._task_steps + (self._task_steps // self.every if self.every else 0)
 
     def __len__(self) -> int:

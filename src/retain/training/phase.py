@@ -49,12 +49,13 @@ class ReplayRows:
     Attributes:
         rows: the encoded examples to replay.
         every: one step on replayed examples follows every so many steps on the task, in addition to
-            the phase's number of steps. None is SEEKR's published rule, one pass over the replayed
-            examples per epoch: (steps of a task's epoch) // (steps of a pass).
+            the phase's number of steps. `reference` is SEEKR's published rule, one pass over the
+            replayed examples per epoch: (steps of a task's epoch) // (steps of a pass). `auto` is
+            the same, but at most 8.
     """
 
     rows: Sequence[Features]
-    every: int | None = None
+    every: int | Literal["reference", "auto"] = "reference"
 
 
 @dataclass(frozen=True)

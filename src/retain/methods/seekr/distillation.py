@@ -80,11 +80,12 @@ def attention_loss(
     batch: Batch,
     modules: Mapping[str, AttentionModule],
     captured: Mapping[str, Wanted],
+    scales: Sequence[float],
 ) -> Tensor:
     """Computes KL(teacher ‖ student) of attention weights over real keys, a scalar.
 
     It is the mean over queries and heads of a module, then over the modules of a sample, then over
-    samples.
+    samples, each of which is divided by its scale.
 
     Args:
         student: by module the captured weights (B, h, Q, S), with a graph.
@@ -92,6 +93,7 @@ def attention_loss(
         batch: the padded batch.
         modules: the model's attention modules.
         captured: the result of `wanted`, which `student` was captured by.
+        scales: the value that counts as 1, by sample.
     """
     terms = []
     for name, q in student.items():
@@ -107,7 +109,12 @@ def attention_loss(
             h, n, s = teacher.weights.shape
             chosen = torch.isin(heads, teacher.heads.to(heads)).nonzero()[:, 0]  # indices in heads
             p[i, chosen, :n, key_starts[i] : key_starts[i] + s] = teacher.weights.to(q)
-            share[i, chosen, :n] = 1 / (h * n * len(sample) * len(samples))
-        ratio = (p + SMALL).log() - (q + SMALL).log()  # (B, h, Q, S)
-        terms.append(((p * ratio).where(real[:, None, None].bool(), 0).sum(-1) * share).sum())
+            share[i, chosen, :n] = 1 / (h * n * len(sample) * len(samples) * scales[i])
+        terms.append((divergence(p, q, real[:, None, None].bool()) * share).sum())
     return torch.stack(terms).sum()
+
+
+def divergence(teacher: Tensor, student: Tensor, real: Tensor) -> Tensor:
+    """Computes KL(teacher ‖ student) of attention weights (…, Q, S) over the real keys, (…, Q)."""
+    ratio = (teacher + SMALL).log() - (student + SMALL).log()
+    return (teacher * ratio).where(real, 0).sum(-1)

@@ -23,9 +23,15 @@ from retain.backbone import Backbone, Batch, Features
 from retain.backbone.backbone import IGNORED
 from retain.errors import RetainError
 from retain.layers.attention_capture import AttentionCapture, AttentionModule, Side, Wanted
-from retain.methods.base import Footprint, Options, Phase, Presets, TaskContext
+from retain.methods.base import Footprint, Options, Phase, Presets, TaskContext, Weighting
 from retain.methods.seekr.diagnostics import HEADS, seekr_diagnostics
-from retain.methods.seekr.distillation import Attention, Sample, attention_loss, wanted
+from retain.methods.seekr.distillation import (
+    Attention,
+    Sample,
+    attention_loss,
+    divergence,
+    wanted,
+)
 from retain.methods.seekr.heads import (
     Measure,
     forgettability,
@@ -53,6 +59,8 @@ from retain.system.files import read_json, read_tensors, remove_folders, write_j
 from retain.tasks import Task
 from retain.training.phase import Unit
 
+SCALE = "attention.json"
+"""File of the kept examples' attention term for the model before the task."""
 BEFORE = "before"
 """Folder of the attention before a task is trained; deleted when the task is learned."""
 
@@ -79,18 +87,25 @@ class BudgetConfig(Options):
     queries: Budget = 100
 
 
+ATTENTION_WEIGHTS: Mapping[Weighting, float] = {"relative": 1.0, "published": 1000.0}
+"""λ2 where none is given. The published one is for full fine-tuning of 7B parameters."""
+
+
 class SeekrConfig(TaughtConfig):
     """Options of SEEKR. `preset: paper` has the settings of the published code.
 
-    `logit_weight` is 1 − λ1 and `attention_weight` is λ2. `gradient` and `change` set whether a
-    sample counts with its mean square or the root of it. `logit_positions` compares logits at the
-    positions that predict the answer's tokens, or at the positions of these tokens. `score` is what
-    heads are chosen by; values other than importance are for ablations. Sensitivity sums to 1 in
-    every layer, so with it all layers are taken.
+    `logit_weight` is 1 − λ1 and `attention_weight` is λ2. With `weighting: relative` the attention
+    term of an example is divided by what it was for the model before the example's task, so that
+    λ2 means the same for every backbone, with a LoRA or all weights. `gradient` and `change` set
+    whether a sample counts with its mean square or the root of it. `logit_positions` compares
+    logits at the positions that predict the answer's tokens, or at those of the tokens. `score` is
+    what heads are chosen by; values other than importance are for ablations. Sensitivity sums to 1
+    in every layer, so with it all layers are taken.
     """
 
     presets: ClassVar[Presets] = {
         "paper": {
+            "weighting": "published",
             "gradient": "squares",
             "change": "squares",
             "accumulate": "sum_of_products",
@@ -101,7 +116,8 @@ class SeekrConfig(TaughtConfig):
 
     budget: BudgetConfig = Field(default_factory=BudgetConfig)
     logit_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
-    attention_weight: NonNegativeFloat = 1000.0
+    weighting: Weighting = "published"
+    attention_weight: NonNegativeFloat | None = None
     score: Literal["importance", "sensitivity", "forgettability", "random"] = "importance"
     gradient: Measure = "norms"
     change: Measure = "norms"
@@ -140,6 +156,9 @@ class Seekr(TaughtMethod):
         self.modules = self.capture.modules()
         self.sensitivities: list[Tensor] = []  # per task, (layers, heads)
         self.forgettabilities: list[Tensor] = []  # likewise
+        self.scales: list[float] = []  # of the attention term, for each example in memory
+        weight = config.attention_weight
+        self._attention_weight = ATTENTION_WEIGHTS[config.weighting] if weight is None else weight
 
     # -- learning
 
@@ -159,9 +178,17 @@ class Seekr(TaughtMethod):
         self.route(batch)
         files = self.read_teacher_outputs(batch)
         samples = [sample_of(file, self.modules) for file in files]
-        return replay_losses(
-            self.backbone, self.capture, self.modules, batch, stacked(files), samples, self.options
+        losses = replay_losses(
+            self.backbone,
+            self.capture,
+            self.modules,
+            batch,
+            stacked(files),
+            samples,
+            [self.scales[number] for number in batch["example_id"][:, 0].tolist()],
+            self.options,
         )
+        return {**losses, "attention": self._attention_weight * losses["attention"]}
 
     def write_before(self, examples: Sequence[Features], context: TaskContext) -> None:
         """Writes the attention of all heads at the examples' queries, one file per layer."""
@@ -211,11 +238,31 @@ class Seekr(TaughtMethod):
         """Chooses heads, and writes the logits and the chosen heads' attention."""
         self.capture.on()
         heads = self._choose_heads(examples, context)
+        changes = []
         for number, example in enumerate(examples):
-            path = file_of(context.folder / TEACHER, number)
-            write_tensors(path, self._teacher_outputs(example, context.generator(number), heads))
+            tensors = self._teacher_outputs(example, context.generator(number), heads)
+            write_tensors(file_of(context.folder / TEACHER, number), tensors)
+            changes.append(self._change(tensors, number, context))
         self.capture.off()
+        change = fmean(changes)
+        write_json(context.folder / SCALE, {"before": change, "examples": len(examples)})
+        self.scales += [self._scale(change)] * len(examples)
         remove_folders(context.folder / BEFORE)
+
+    def _change(self, tensors: Mapping[str, Tensor], number: int, context: TaskContext) -> float:
+        """Computes the attention term of an example for the model before its task."""
+        per_module = []
+        for name, attention in sample_of(tensors, self.modules).items():
+            before = read_tensors(self._before(context, number, name))["weights"][0].float()
+            after = attention.weights.float().to(before)  # (h, Q, S)
+            every_key = torch.tensor(True, device=before.device)
+            student = before[attention.heads.to(before.device)]
+            per_module.append(float(divergence(after, student, every_key).mean()))
+        return fmean(per_module)
+
+    def _scale(self, change: float) -> float:
+        """Returns what the attention term is divided by; 1 if nothing changed."""
+        return change if self.options.weighting == "relative" and change > 0 else 1.0
 
     def _choose_heads(
         self, examples: Sequence[Features], context: TaskContext
@@ -315,6 +362,8 @@ class Seekr(TaughtMethod):
         stored = read_json(context.folder / HEADS)
         self.sensitivities.append(torch.tensor(stored["sensitivity"]))
         self.forgettabilities.append(torch.tensor(stored["forgettability"]))
+        scale = read_json(context.folder / SCALE)
+        self.scales += [self._scale(scale["before"])] * scale["examples"]
 
     @classmethod
     def diagnostics(cls, run: RunDirectory, task: str | None) -> list[Section]:
@@ -356,9 +405,10 @@ def replay_losses(
     batch: Batch,
     teacher: TeacherLogits,
     samples: Sequence[Sample],
+    scales: Sequence[float],
     options: SeekrConfig,
 ) -> dict[str, Tensor]:
-    """Computes the three weighted parts of the loss on a replay batch.
+    """Computes the three parts of the loss on a replay batch, the first two weighted.
 
     Args:
         backbone: the student.
@@ -367,7 +417,8 @@ def replay_losses(
         batch: the replayed examples.
         teacher: the teacher's logits at the labelled positions.
         samples: the teacher's attention, in the heads that each example's task chose.
-        options: the weights λ1 and λ2, and where logits are compared.
+        scales: what each example's attention term is divided by.
+        options: the weight λ1, and where logits are compared.
     """
     capture.clear()
     capture.consume = None
@@ -378,7 +429,7 @@ def replay_losses(
     at_predicting = options.logit_positions == "predicting"
     compared = predicting if at_predicting else _compared(logits, targets, options)[labelled]
     soft = soft_cross_entropy(compared, teacher)
-    attention = attention_loss(capture.weights, samples, batch, modules, capture.wanted)
+    attention = attention_loss(capture.weights, samples, batch, modules, capture.wanted, scales)
     capture.clear()
     # Gradient checkpointing computes the weights again in backward; do not keep these.
     capture.consume = lambda name, weights: None
@@ -386,7 +437,7 @@ def replay_losses(
     return {
         "replay": (1 - options.logit_weight) * replay,
         "logits": options.logit_weight * soft,
-        "attention": options.attention_weight * attention,
+        "attention": attention,
     }
 
 

@@ -42,10 +42,11 @@ class MemoryConfig(Options):
     `share` is the kept share of a task's examples; at least one example is kept. A step on kept
     examples follows every `every` optimizer steps on the task. `reference` is SEEKR's published
     rule (see `retain.training.phase.ReplayRows`), which rarely replays in a run of few steps.
+    `auto` is the same rule, but replays at least every eight steps.
     """
 
     share: Annotated[float, Field(gt=0, le=1)] = 0.01
-    every: PositiveInt | Literal["reference"] = "reference"
+    every: PositiveInt | Literal["reference", "auto"] = "reference"
 
     @field_validator("every", mode="wrap")
     @classmethod
@@ -54,7 +55,7 @@ class MemoryConfig(Options):
             return check(value)
         except ValidationError:
             raise ValueError(
-                "Input should be a number of steps, 1 or more, or 'reference'"
+                "Input should be a number of steps, 1 or more, or 'reference' or 'auto'"
             ) from None
 
 
@@ -83,9 +84,9 @@ class MemoryMethod(Sequential):
 
     def phases(self, task: Task, context: TaskContext) -> Iterator[Phase]:
         """Yields one phase on the task's examples, with batches of kept examples in between."""
-        every = None if self.replay.every == "reference" else self.replay.every
+        replay = ReplayRows(self.memory, self.replay.every)
         for phase in super().phases(task, context):
-            yield replace(phase, replay=ReplayRows(self.memory, every)) if self.memory else phase
+            yield replace(phase, replay=replay) if self.memory else phase
 
     def finish(self, task: Task, context: TaskContext) -> None:
         """Writes the task's kept examples and adds them to the memory."""

@@ -18,7 +18,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch, Features
-from retain.backbone.backbone import IGNORED
+from retain.backbone.backbone import IGNORED, cross_entropy
 from retain.methods.base import Footprint, MethodConfig, Options, TaskContext, Traits
 from retain.methods.shared.memory import MemoryMethod, ReplayConfig
 from retain.methods.shared.sequential import Sequential
@@ -103,7 +103,7 @@ def write_logits(
     folder: Path,
     config: TeacherConfig,
     temperature: float = 1.0,
-) -> None:
+) -> float:
     """Writes one file per example: the method's logits at the answer's positions.
 
     Args:
@@ -112,7 +112,11 @@ def write_logits(
         folder: where the files go, numbered in the order of `examples`.
         config: how logits are stored.
         temperature: the logits are divided by it.
+
+    Returns:
+        The method's cross-entropy on the examples, in nats, the mean over their answers.
     """
+    losses = []
     for start in range(0, len(examples), BATCH):
         batch = method.backbone.collate(examples[start : start + BATCH])
         method.route(batch)
@@ -120,7 +124,9 @@ def write_logits(
             batch_logits, targets = method.backbone.answer_logits(batch)  # (B, K, V), (B, K)
         for number, (logits, labels) in enumerate(zip(batch_logits, targets, strict=True), start):
             answer_logits = logits[labels != IGNORED] / temperature  # (N, V)
+            losses.append(float(cross_entropy(logits[None], labels[None])))
             write_tensors(file_of(folder, number), compressed(answer_logits, config))
+    return fmean(losses)
 
 
 def stacked(files: Sequence[Mapping[str, Tensor]]) -> TeacherLogits:
