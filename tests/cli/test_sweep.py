@@ -323,14 +323,15 @@ def test_table_only_runs_nothing(place: Path) -> None:
 @pytest.mark.usefixtures("place")
 def test_a_run_that_fails_leaves_its_line_empty() -> None:
     half = ["--set", "backbone.dtype=bfloat16", "--set", "training.max_steps=1", "--output", "o"]
-    short = "seqft training.max_steps=2 backbone.dtype=float32 evaluation.limit=1"
+    own = ["backbone.dtype=float32", "evaluation.limit=1", "tasks.*.metric=rouge_l"]
+    short = " ".join(["seqft training.max_steps=2", *own])
     done = sweep("--variants", "seqft", short, "seqlora", "--seeds", "0", *half)
     assert done.status == 2
     (error,) = done.err.splitlines()
     assert error.startswith("error: o/exp/seqft-0: ")
     assert [empty(line) for line in table(done.out).values()] == [True, False, False]
     # A variant's options for the experiment are only for it.
-    name = f"{short.replace(' ', ',')}-0"
+    name = f"{short.replace(' ', ',').replace('*', 'all')}-0"
     stored = [
         yaml.safe_load((Path("o/exp") / run / "config.yaml").read_text())
         for run in (name, "seqlora-0")
@@ -338,6 +339,8 @@ def test_a_run_that_fails_leaves_its_line_empty() -> None:
     assert [values["training"]["max_steps"] for values in stored] == [2, 1]
     assert [values["backbone"]["dtype"] for values in stored] == ["float32", "bfloat16"]
     assert [values["evaluation"]["limit"] for values in stored] == [1, None]
+    metrics = [[task.get("metric") for task in values["tasks"]] for values in stored]
+    assert {*metrics[0]} == {"rouge_l"} != {*metrics[1]}
 
 
 @pytest.mark.usefixtures("place")

@@ -15,6 +15,7 @@ from retain.errors import RetainError
 from retain.experiment.compose import as_yaml, read_experiment
 from retain.experiment.config import ExperimentConfig, resolved
 from retain.experiment.merge import merge
+from retain.tasks.prompts import OLORA_NAMES
 from tests.command import call, refused
 
 FOLDER = Path(__file__).parents[2] / "configs"
@@ -101,6 +102,15 @@ seekr/trace/llama-2-7b-chat/seekr: *seekr
 seekr/trace/vicuna-7b-v1.5/seekr: *seekr
 """
 """What the papers and their code have: copied from there, not from the recipes."""
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if not row.startswith("seekr/")])
+def test_prompts_and_references_are_the_published_ones(row: str) -> None:
+    style, references = ("sapt", "drawn") if row.startswith("sapt/") else ("olora", None)
+    tasks = compose(row).tasks
+    assert {(task.prompt_style, task.references) for task in tasks} == {(style, references)}
+    for task in tasks:
+        assert style == "sapt" or Path(task.path).name in OLORA_NAMES
 
 
 @pytest.mark.parametrize(("row", "numbers"), yaml.safe_load(PUBLISHED).items())
@@ -205,6 +215,19 @@ def test_cases_count_over_the_file_and_later_files_over_both(place: Path) -> Non
     other = read("stream.yaml", "recipe.yaml", changes=["method=seqlora", "training.max_steps=3"])
     assert (other.method, other.training.learning_rate) == ({"name": "seqlora"}, 0.5)
     assert other.training.max_steps == 3
+
+
+def test_a_star_is_every_task(place: Path) -> None:
+    write("all.yaml", "tasks: {'*': {training: {max_steps: 8, save_steps: 2}}}\n")
+    changes = ["tasks.*.metric=rouge_l", "tasks.0.training.save_steps=3"]
+    files = ("stream.yaml", "all.yaml", "recipe.yaml")  # whose case has 7 steps for b
+    tasks = read(*files, method="sapt", changes=changes).tasks
+    assert [task.metric for task in tasks] == ["rouge_l", "rouge_l"]
+    settings = [task.training for task in tasks if task.training]
+    assert [(t.max_steps, t.save_steps) for t in settings] == [(8, 3), (7, 2)]
+    write("wrong.yaml", "tasks: {'*': {prompt_stil: sapt}}\n")
+    with pytest.raises(RetainError, match=r"wrong.yaml: .*'tasks.\*.prompt_stil'"):
+        read("stream.yaml", "wrong.yaml", method="sapt")
 
 
 def test_options_beside_a_name_are_for_that_method_only(place: Path) -> None:

@@ -16,12 +16,14 @@ import pyarrow
 import pytest
 import torch
 from pyarrow import parquet
+from pydantic import ValidationError
 
 from retain.backbone import Backbone, PromptConfig
 from retain.errors import RetainError
 from retain.experiment.config import TaskConfig
 from retain.experiment.read_tasks import load_stream, read_task
 from retain.tasks import Example, Task
+from retain.tasks.prompts import OLORA_INSTRUCTIONS, OLORA_NAMES
 from retain.tasks.readers import (
     read_hub,
     read_long_sequence,
@@ -360,6 +362,115 @@ def test_long_sequence(tmp_path: Path) -> None:
     assert (task.name, task.metric) == ("mine", "exact_match")
     (folder / "labels.json").write_text("[]")
     assert read_long_sequence(folder, "test")[0].prompt == ("Say yes {or} no.\ntest {i} 0\nAnswer:")
+
+
+SENTENCES = "sentence 1: It rains.\nsentence 2: It is {wet}. "
+
+
+@pytest.mark.parametrize(
+    ("reader", "folder", "style", "definition", "prompt"),
+    [
+        (  # SAPT, src/cl_dataset.py
+            "superni",
+            "task363_sst2_polarity_classification",
+            "sapt",
+            [" Classify it as POS or {NEG}. \n"],
+            "Definition: Classify it as POS or {NEG}.\n\nNow complete the following example -\n"
+            "Input: sentence 1: It rains.\nsentence 2: It is {wet}. \nOutput: ",
+        ),
+        (
+            "long_sequence",
+            "cb",
+            "sapt",
+            ["Identify the relationship between them.\n"],
+            "Identify the relationship between them.\n"
+            "sentence 1: It rains.\nsentence 2: It is {wet}. \nOutput: ",
+        ),
+        (
+            "long_sequence",
+            "copa",
+            "sapt",
+            [],
+            "sentence 1: It rains.\nsentence 2: It is {wet}. \nOutput: ",
+        ),
+        (  # O-LoRA, src/uie_dataset_lora.py and src/uie_collator.py
+            "long_sequence",
+            "cb",
+            "olora",
+            ["Identify the relationship between them."],
+            'Task:NLI\nDataset:CB\nWhat is the logical relationship between the "sentence 1" and '
+            'the "sentence 2"? Choose one from the option.\nOption: yes, no \n'
+            "sentence 1: It rains.\nsentence 2: It is {wet}. \nAnswer:",
+        ),
+        (
+            "long_sequence",
+            "sst2",
+            "olora",
+            ["Make a judgement."],
+            "Task:SC\nDataset:SST-2\nWhat is the sentiment of the following paragraph? "
+            "Choose one from the option.\nOption: yes, no \n"
+            "sentence 1: It rains.\nsentence 2: It is {wet}. \nAnswer:",
+        ),
+        (
+            "long_sequence",
+            "copa",
+            "olora",
+            [],
+            "Task:COPA\nDataset:COPA\nsentence 1: It rains.\nsentence 2: It is {wet}. \nAnswer:",
+        ),
+    ],
+)
+def test_published_prompts(
+    tmp_path: Path, reader: str, folder: str, style: str, definition: list[str], prompt: str
+) -> None:
+    place = write_benchmark(tmp_path / folder, labels=["yes", "no"])
+    content = {
+        "Definition": definition,
+        "Instances": [{"input": SENTENCES, "output": "yes"}] * 2,
+    }
+    for split in ("train", "test"):
+        (place / f"{split}.json").write_text(json.dumps(content))
+    config = {"reader": reader, "path": str(place), "prompt_style": style}
+    task = read_task(TaskConfig.model_validate(config))
+    assert {e.prompt for e in (*task.train, *task.dev, *task.test)} == {prompt}
+
+
+def test_olora_has_names_for_the_benchmark_only(tmp_path: Path) -> None:
+    folder = write_benchmark(tmp_path / "SST-2", labels=["yes", "no"])
+    with pytest.raises(RetainError, match=r"'SST-2': O-LoRA has no prompt.* sst2,"):
+        read_long_sequence(folder, "test", "olora")
+    assert set(OLORA_INSTRUCTIONS) | {"COPA"} == {kind for kind, _ in OLORA_NAMES.values()}
+    assert len(OLORA_NAMES) == 15
+
+
+def test_one_reference_is_drawn(tmp_path: Path) -> None:
+    folder = write_benchmark(tmp_path / "x")
+    answers = [list("abcd"), ["", "e"], "f", ["g"]] * 20
+    content = {
+        "Definition": ["d"],
+        "Instances": [{"input": str(i), "output": output} for i, output in enumerate(answers)],
+    }
+    (folder / "train.json").write_text(json.dumps(content))
+    drawn = [e.references for e in read_superni(folder, "train", references="drawn")]
+    assert {len(references) for references in drawn} == {1}
+    assert {text for (text,) in drawn[::4]} == set("abcd")
+    assert drawn[1::4] + drawn[2::4] + drawn[3::4] == [("e",)] * 20 + [("f",)] * 20 + [("g",)] * 20
+    assert drawn == [e.references for e in read_superni(folder, "train", references="drawn")]
+    task = read_task(TaskConfig(reader="superni", path=str(folder), references="drawn"))
+    assert {len(e.references) for e in (*task.train, *task.dev, *task.test)} == {1}
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"reader": "trace", "prompt_style": "sapt"}, "does not take 'prompt_style'"),
+        ({"reader": "file", "references": "drawn"}, "does not take 'references'"),
+        ({"reader": "superni", "prompt_style": "olora"}, "has no prompt_style 'olora'.*of sapt"),
+    ],
+)
+def test_a_style_that_a_reader_has_not(fields: dict[str, str], problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        TaskConfig.model_validate({"path": "x", **fields})
 
 
 @pytest.mark.parametrize(

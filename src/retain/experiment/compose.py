@@ -36,6 +36,9 @@ from retain.methods import is_loaded, load_plugins
 from retain.runs.manifest import MANIFEST
 from retain.system.yaml_text import parse_yaml
 
+EVERY = "*"
+"""Among settings by task name: those for all tasks."""
+
 
 def read_experiment(
     files: Path | Iterable[Path],
@@ -187,16 +190,17 @@ def _layers(read: Files, choice: Choice) -> Iterator[tuple[Path, dict[str, Any]]
 
 
 def _with_settings(tasks: list[Any], of_tasks: Mapping[str, Any], path: Path) -> list[Any]:
-    """The tasks, with the settings that a file has for some of them."""
+    """The tasks, with the settings that a file has for some of them, or (`*`) for all."""
     names = names_of(tasks)
     for name in of_tasks:
-        if name not in names:
+        if name not in (*names, EVERY):
             raise RetainError(
                 f"{path}: field 'tasks.{name}': the stream has no such task; "
                 f"it has {', '.join(names) or 'none'}"
             )
+    every = of_tasks.get(EVERY, {})
     return [
-        merge(task, of_tasks[name]) if name in of_tasks and isinstance(task, Mapping) else task
+        merge(task, merge(every, of_tasks.get(name, {}))) if isinstance(task, Mapping) else task
         for name, task in zip(names, tasks, strict=True)
     ]
 

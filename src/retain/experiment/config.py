@@ -37,10 +37,17 @@ from retain.metrics.text import METRICS
 from retain.runs.environment import PLUGIN
 from retain.runs.records import ENVIRONMENT, read_record
 from retain.system.paths import expanded
+from retain.tasks.prompts import STYLES
 from retain.training.config import FREE as FREE_TRAINING
 from retain.training.config import TrainingConfig
 
-READS = {"test": ("file", "hub"), "columns": ("file", "hub"), "subset": ("hub",)}
+READS = {
+    "test": ("file", "hub"),
+    "columns": ("file", "hub"),
+    "subset": ("hub",),
+    "prompt_style": tuple(STYLES),
+    "references": tuple(STYLES),
+}
 """Which readers take a field."""
 
 
@@ -48,8 +55,10 @@ class TaskConfig(BaseModel):
     """Where a task comes from. Paths are relative to the working directory.
 
     `path` is a file (.jsonl, .csv, .parquet), a benchmark folder (with `reader`), or a dataset id
-    (with `reader: hub`); `test` is a file, or a split of the hub dataset. What `training` has, and
-    `max_new_tokens`, are for this task, instead of the run's.
+    (with `reader: hub`); `test` is a file, or a split of the hub dataset. `prompt_style` writes the
+    prompts of a benchmark as a paper's code does, where null is retain's way; `references: drawn`
+    keeps one of an instance's answers, drawn at random, for training and scoring. What `training`
+    has, and `max_new_tokens`, are for this task, instead of the run's.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -61,6 +70,8 @@ class TaskConfig(BaseModel):
     reader: Literal["file", "superni", "long_sequence", "trace", "hub"] = "file"
     columns: dict[Literal["prompt", "answer"], str] = Field(default_factory=dict)
     subset: str | None = None
+    prompt_style: Literal["sapt", "olora"] | None = None
+    references: Literal["drawn"] | None = None
     train_limit: PositiveInt | None = None
     training: TrainingConfig | None = None
     max_new_tokens: PositiveInt | None = None
@@ -70,6 +81,12 @@ class TaskConfig(BaseModel):
         for field, readers in READS.items():
             if getattr(self, field) and self.reader not in readers:
                 raise ValueError(f"the reader '{self.reader}' does not take '{field}'; remove it")
+        styles = STYLES.get(self.reader, ())
+        if self.prompt_style is not None and self.prompt_style not in styles:
+            raise ValueError(
+                f"the reader '{self.reader}' has no prompt_style '{self.prompt_style}'; choose one "
+                f"of {', '.join(styles)}, or remove it"
+            )
         return self
 
     @field_validator("path", "test")

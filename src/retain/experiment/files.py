@@ -43,7 +43,8 @@ class When(BaseModel):
 class Settings(BaseModel):
     """Sections of an experiment, checked for their values once all files are merged.
 
-    `tasks` is the list that a stream has, or settings by task name, for tasks of that list.
+    `tasks` is the list that a stream has, or settings by task name, for tasks of that list; those
+    under `*` are for all of them.
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -20,7 +20,7 @@ from retain.tasks.readers import (
 )
 from retain.tasks.rows import COLUMNS
 
-FOLDER_READERS: dict[str, tuple[Callable[[Path, str], list[Example]], str, Mapping[str, str]]] = {
+FOLDER_READERS: dict[str, tuple[Callable[..., list[Example]], str, Mapping[str, str]]] = {
     "superni": (read_superni, "rouge_l", {}),
     "long_sequence": (read_long_sequence, "exact_match", {}),
     "trace": (read_trace, "exact_answer", trace.TASK_METRICS),
@@ -73,7 +73,9 @@ def read_task(config: TaskConfig) -> Task:
         folder = Path(config.path)
         if not folder.is_dir():
             raise RetainError(f"{folder}: no such folder; check the path")
-        train, test = read(folder, "train"), read(folder, "test")
+        written = {"style": config.prompt_style, "references": config.references}
+        options = {key: value for key, value in written.items() if value is not None}
+        train, test = read(folder, "train", **options), read(folder, "test", **options)
     elif config.reader == "hub":
         train = read_hub(config.path, "train", config.subset, columns)
         test = read_hub(config.path, str(config.test), config.subset, columns, kept_back=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import reprlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import yaml
@@ -90,7 +90,7 @@ def _fields_at(kind: type[BaseModel], path: Iterable[int | str]) -> list[str]:
 
 
 def set_field(values: dict[str, Any], change: str) -> None:
-    """Applies one `a.b=c` change to an experiment's values.
+    """Applies one `a.b=c` change to an experiment's values; `*` stands for every entry of a list.
 
     Only `values` itself is changed. What is inside it may be of a file, or stand in several places
     by an alias of YAML, and so it is copied along the path.
@@ -108,15 +108,22 @@ def set_field(values: dict[str, Any], change: str) -> None:
         raise RetainError(
             f"--set {change}: '{text}' is not valid YAML ({problem}); correct or quote it"
         ) from None
-    *path, last = keys.split(".")
-    place: Any = values
     try:
-        for key in path:
-            if isinstance(place, list):
-                inner = place[int(key)] = copy.copy(place[int(key)])
-            else:
-                inner = place[key] = copy.copy(named(place.get(key, {})))
-            place = inner
-        place[int(last) if isinstance(place, list) else last] = value
+        _put(values, keys.split("."), value)
     except (ValueError, IndexError, AttributeError, TypeError):
         raise RetainError(f"--set {change}: no such field; check its name") from None
+
+
+def _put(place: Any, path: Sequence[str], value: Any) -> None:
+    """Sets the field that `path` leads to from `place`."""
+    first, *rest = path
+    keys: Iterable[Any] = [first]
+    if isinstance(place, list):
+        keys = range(len(place)) if first == "*" else [int(first)]
+    for key in keys:
+        if not rest:
+            place[key] = value
+            continue
+        inner = place[key] if isinstance(place, list) else named(place.get(key, {}))
+        place[key] = copy.copy(inner)
+        _put(place[key], rest, value)

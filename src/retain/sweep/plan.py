@@ -19,7 +19,7 @@ from retain.experiment.compose import read_experiment
 from retain.experiment.config import ExperimentConfig, check_method, resolved
 from retain.methods import list_methods
 
-SECTIONS = ("backbone", "training", "evaluation", "prompt")
+SECTIONS = ("backbone", "tasks", "training", "evaluation", "prompt")
 """What an option of a variant sets instead of the method's, when it begins with one of these."""
 
 OPTION_FOR = {
@@ -165,7 +165,7 @@ def _runs(
             read = experiment.read(name, [*changes, f"seed={seed}"])
         except RetainError as error:
             raise RetainError(f"variant '{variant}': {error}") from None
-        place = folder / f"{','.join(variant.split())}-{seed}".replace("/", "_")
+        place = folder / f"{','.join(variant.split())}-{seed}".replace("/", "_").replace("*", "all")
         read = read.model_copy(update={"output": str(place)})
         runs.append(PlannedRun(variant, seed, place, read))
     return runs

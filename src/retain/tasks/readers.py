@@ -6,7 +6,8 @@ An error names the file and the line. The benchmark layouts are those of their o
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import random
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from retain.errors import RetainError, first_line
 from retain.tasks.csv_text import read_csv
 from retain.tasks.example import Example
 from retain.tasks.json_text import read_lines, read_value
+from retain.tasks.prompts import long_sequence_prompt, superni_prompt
 from retain.tasks.rows import COLUMNS, given_row
 from retain.tasks.tables import parse_table, read_parquet
 
+Prompt = Callable[[str, str], str]
+"""Writes a prompt from a definition and an input."""
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip", ".7z", ".rar", ".tar", ".tgz")
 
 
@@ -50,25 +54,43 @@ def read_rows(
     return examples
 
 
-def read_superni(folder: Path, split: str) -> list[Example]:
+def read_superni(
+    folder: Path, split: str, style: str | None = None, references: str | None = None
+) -> list[Example]:
     """Reads Super-NaturalInstructions: `Definition` (a list), `Instances` of `input`, `output`.
 
     The prompt is the definition, the input, and the cue `Output:`. Empty answers are left out, and
     so are instances without any other; the benchmark has six, in task511.
+
+    Args:
+        folder: the task's.
+        split: the name of the file.
+        style: `sapt` for SAPT's prompt.
+        references: `drawn` keeps one answer of an instance that has several, as SAPT does.
     """
-    return _read_instances(folder / f"{split}.json", "{definition}\n\nInput: {input}\nOutput:")
+
+    def prompt(definition: str, text: str) -> str:
+        return superni_prompt(definition, text, style)
+
+    return _read_instances(folder / f"{split}.json", prompt, references == "drawn")
 
 
-def read_long_sequence(folder: Path, split: str) -> list[Example]:
-    """Reads the Long Sequence benchmark: as SuperNI, with the list of options in `labels.json`."""
+def read_long_sequence(
+    folder: Path, split: str, style: str | None = None, references: str | None = None
+) -> list[Example]:
+    """Reads the Long Sequence benchmark: as SuperNI, with the list of options in `labels.json`.
+
+    `style` is `sapt` or `olora` for a published prompt, `references` as in `read_superni`.
+    """
     labels = _read_json(folder / "labels.json")
     if not isinstance(labels, list):
         raise RetainError(f"{folder / 'labels.json'}: must be a list of the answers; correct it")
-    options = f"Option: {', '.join(map(str, labels))}\n" if labels else ""
-    return _read_instances(
-        folder / f"{split}.json",
-        "{definition}\n" + options.replace("{", "{{").replace("}", "}}") + "{input}\nAnswer:",
-    )
+    options = [str(label) for label in labels]
+
+    def prompt(definition: str, text: str) -> str:
+        return long_sequence_prompt(definition, options, text, folder.name, style)
+
+    return _read_instances(folder / f"{split}.json", prompt, references == "drawn")
 
 
 def read_trace(folder: Path, split: str) -> list[Example]:
@@ -113,12 +135,12 @@ def _read_json(path: Path) -> Any:
     return read_value(path)
 
 
-def _read_instances(path: Path, template: str) -> list[Example]:
+def _read_instances(path: Path, prompt: Prompt, is_drawn: bool) -> list[Example]:
     content = _read_json(path)
     try:
         lines = content["Definition"]
         definition = (lines if isinstance(lines, str) else "\n".join(lines)).strip()
-        examples = list(_answered(path, template, definition, content["Instances"]))
+        examples = list(_answered(path, prompt, is_drawn, definition, content["Instances"]))
     except (KeyError, TypeError) as error:
         raise RetainError(f"{path}: not in the benchmark's layout (missing {error})") from None
     if not examples:
@@ -126,13 +148,18 @@ def _read_instances(path: Path, template: str) -> list[Example]:
     return examples
 
 
-def _answered(path: Path, template: str, definition: str, instances: Any) -> Iterator[Example]:
+def _answered(
+    path: Path, prompt: Prompt, is_drawn: bool, definition: str, instances: Any
+) -> Iterator[Example]:
+    draw = random.Random(0)  # the same answers in every run
     for number, instance in enumerate(instances, 1):
-        text = template.format(definition=definition, input=instance["input"])
+        text = prompt(definition, instance["input"])
         given = answer = instance["output"]
         if isinstance(given, list):
             answer = [text for text in given if text != ""]
         if given == "" or (given and not answer):
             continue
-        row = {"prompt": text.strip(), "answer": answer}
+        if is_drawn and isinstance(answer, list) and answer:
+            answer = draw.choice(answer)
+        row = {"prompt": text, "answer": answer}
         yield given_row(row, f"{path}, instance {number}")
