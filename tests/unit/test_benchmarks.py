@@ -12,11 +12,12 @@ import torch
 
 from benchmarks import bench, scale
 from benchmarks.alignment import alignment
+from benchmarks.moved_heads import compare, rank_correlation
 from benchmarks.seekr_step import Bench
 from benchmarks.shift import reworded, shifted
 from retain.runs import results
 from retain.tasks import Example, Task
-from retain.testing.tiny import make_backbone, make_learner, make_task
+from retain.testing.tiny import make_backbone, make_learner, make_task, save_backbone
 
 
 def test_seekr_and_eager_attention_take_the_same_loss(tmp_path: Path) -> None:
@@ -25,6 +26,22 @@ def test_seekr_and_eager_attention_take_the_same_loss(tmp_path: Path) -> None:
     plain, seekr, eager = (bench.step(kind) for kind in ("plain", "seekr", "eager"))
     assert seekr == pytest.approx(eager, rel=1e-4)
     assert abs(seekr - plain) > 0.01
+
+
+def test_movement_of_heads_against_lost_answers(tmp_path: Path) -> None:
+    values = torch.tensor([0.1, 0.5, 0.2, 9.0])
+    assert rank_correlation(values, values**3).item() == pytest.approx(1)
+    assert rank_correlation(values, -values).item() == pytest.approx(-1)
+    backbone = save_backbone("llama", tmp_path / "backbone")
+    learner = make_learner("seekr-lora", backbone, tmp_path / "run")
+    for name in ("copy", "letter"):
+        learner.learn(make_task(name))
+    (row,) = compare(tmp_path / "run", 4)
+    assert row["task"] == "copy"
+    assert row["examples"] == 4
+    assert math.isfinite(row["lost nats"])
+    assert all(-1 <= row[key] <= 1 for key in ("all heads", "chosen by SEEKR", "moved most"))
+    assert [folder.name for folder in tmp_path.iterdir() if folder.name.startswith("tmp")] == []
 
 
 def test_alignment_is_the_divergence_of_what_evaluation_saw(tmp_path: Path) -> None:
