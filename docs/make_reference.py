@@ -25,6 +25,7 @@ from retain.experiment.read_tasks import FOLDER_READERS
 from retain.learner import Learner
 from retain.methods import METHODS, MethodConfig
 from retain.metrics import continual
+from retain.metrics.extract import EXTRACTIONS
 from retain.metrics.text import METRICS
 
 PAGE = Path(__file__).parent / "reference.md"
@@ -43,8 +44,8 @@ FILES = (
     ("tasks/NN-name/", "a folder per task, numbered from 01 in the order learned"),
     (
         "…/task.json",
-        "`name`, `metric`, `training` and `max_new_tokens` (the task's own), `examples` (how many "
-        "of each split), `fingerprints` (sha256 of each split)",
+        "`name`, `metric`, `extract`, `training` and `max_new_tokens` (the task's own), `examples` "
+        "(how many of each split), `fingerprints` (sha256 of each split)",
     ),
     ("…/test.jsonl", "the test examples: `prompt`, `answer` (a list), `messages` of a chat"),
     (
@@ -206,6 +207,17 @@ def _metrics() -> Iterator[str]:
         ]
         words = (inspect.getdoc(function) or "").replace("\n\n", " ")
         yield f"| `{name}` | {_cell(words)} | {', '.join(readers)} |"
+    yield from (
+        "",
+        "A task's `extract` chooses what the metric sees, of answers and of their references; what "
+        "a run stores and shows is the whole answer. `whole` is the default.",
+        "",
+        "| extract | |",
+        "|---|---|",
+    )
+    for name, cut in EXTRACTIONS.items():
+        words = (inspect.getdoc(cut) or "").replace("\n\n", " ")
+        yield f"| `{name}` | {_cell(words)} |"
 
 
 def _files() -> Iterator[str]:

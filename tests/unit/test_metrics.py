@@ -109,10 +109,11 @@ PUBLISHED_AS = {
 
 
 def test_trace_scores_are_the_published_scorers(recorded: dict[str, Any]) -> None:
+    """Those that TRACE and SEEKR share, and SEEKR's of C-STANCE, which takes the first letter."""
     assert recorded["trace"], "no recorded scores"
     for task, entry in recorded["trace"].items():
         references = [[reference] for reference in entry["references"]]
-        metric = TASK_METRICS[task]
+        metric = "first_letter" if task == "C-STANCE" else TASK_METRICS[task]
         pairs = list(zip(entry["predictions"], references, strict=True))
         value = 100 * sum(METRICS[metric](*pair, "") for pair in pairs) / len(pairs)
         key, percent = PUBLISHED_AS[metric]
@@ -154,6 +155,24 @@ def test_rouge_l_union_of_sentences() -> None:
     assert rouge_l_union("...", ["a."], "") == 0.0
     # the package recurses over a sentence's words, here more than Python allows by default
     assert rouge_l_union("a", ["a" + " b" * 2000], "") == pytest.approx(2 / 3)
+
+
+PACKAGE = [
+    ("a b c", "a b c", 0.999999995),
+    ("The cat sat.", "the cat sat.", 0.6666666616666668),
+    ("the, cat", "the cat", 0.4999999950000001),
+    ("a a a b", "a b", 0.999999995),
+    ("b a. c d", "a b. d c", 0.4999999950000001),
+    ("it is 3.5 km", "it is 3.5km", 0.6666666617283951),
+    ("x y  z\nw", "x z w", 0.8571428522448981),
+    ("The man was late . His car broke .", "His car broke . He was late .", 0.7692307642603551),
+]
+"""Reference, prediction, and f of `Rouge(["rouge-l"]).get_scores(reference, prediction)`."""
+
+
+@pytest.mark.parametrize(("reference", "prediction", "expected"), PACKAGE)
+def test_rouge_l_union_is_the_package_s(reference: str, prediction: str, expected: float) -> None:
+    assert rouge_l_union(prediction, [reference], "") == pytest.approx(expected, abs=1e-12)
 
 
 def test_sari_is_as_documented() -> None:

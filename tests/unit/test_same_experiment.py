@@ -35,6 +35,7 @@ TRACE = {"path": "data/Py150", "reader": "trace"}
         ({"path": "copy.jsonl"}, {"path": "copy.jsonl", "columns": {"prompt": "prompt"}}),
         (HUB, {**HUB, "test": "test", "name": "data"}),
         (TRACE, {**TRACE, "path": "data/Py150/", "metric": "edit_similarity"}),
+        ({"path": "copy.jsonl"}, {"path": "copy.jsonl", "extract": "whole"}),
     ],
 )
 def test_two_ways_to_write_a_task(one: dict[str, Any], other: dict[str, Any]) -> None:
@@ -53,6 +54,10 @@ COPY, LETTER = {"path": "copy.jsonl"}, {"path": "letter.jsonl", "name": "last"}
         (
             [{**COPY, "metric": "rouge_l"}, LETTER],
             r"\(task 1 \(copy\): metric: exact_match is now r",
+        ),
+        (
+            [{**COPY, "extract": "short_answer"}, LETTER],
+            r"\(task 1 \(copy\): extract: whole is now short_answer",
         ),
         ([{**COPY, "training": {"max_steps": 3}}, LETTER], r"training.max_steps: None is now 3\)"),
         ([{**COPY, "columns": {"answer": "a"}}, LETTER], r"columns.answer: answer is now a\)"),

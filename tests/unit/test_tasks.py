@@ -531,7 +531,7 @@ def test_trace(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("folder", "metric", "expected"),
     [
-        ("C-STANCE", None, "first_letter"),
+        ("ScienceQA", None, "first_letter"),
         ("20Minuten", None, "sari"),
         ("mine", None, "exact_answer"),
         ("C-STANCE", "exact_match", "exact_match"),

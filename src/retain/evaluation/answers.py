@@ -56,14 +56,14 @@ class Evaluation:
     routing: list[float] | None
 
     @classmethod
-    def from_rows(cls, metric: str, rows: list[dict[str, Any]]) -> Evaluation:
-        """Builds an evaluation from its rows; the rows stored in a run give the same one again."""
+    def from_rows(cls, task: Task, rows: list[dict[str, Any]]) -> Evaluation:
+        """Builds a task's evaluation from its rows; those stored in a run give the same again."""
         predictions, references, prompts = (
             [row[key] for row in rows] for key in ("prediction", "references", "prompt")
         )
         weights = [row["routing"] for row in rows if "routing" in row]  # (N, T)
         return cls(
-            text.score(metric, predictions, references, prompts),
+            text.score(task.metric, predictions, references, prompts, task.extract),
             rows,
             torch.tensor(weights).mean(0).tolist() if weights else None,
         )
@@ -145,21 +145,21 @@ def evaluate(
         features = [backbone.encode(example, with_answer=False) for example in examples]
         predictions, weights = answer(backbone, method, task.name, features, config, progress)
         rows = [
-            _row(task.metric, example, prediction)
+            _row(task, example, prediction)
             for example, prediction in zip(examples, predictions, strict=True)
         ]
         if weights is not None:
             for row, row_weights in zip(rows, weights.tolist(), strict=True):
                 row["routing"] = [round(weight, 6) for weight in row_weights]
-        evaluation = Evaluation.from_rows(task.metric, rows)
+        evaluation = Evaluation.from_rows(task, rows)
         progress.update(len(examples), {"score": evaluation.score})
     finally:
         progress.finish()
     return evaluation
 
 
-def _row(metric: str, example: Example, prediction: str) -> dict[str, Any]:
-    """Returns what a run stores of one answered test example."""
+def _row(task: Task, example: Example, prediction: str) -> dict[str, Any]:
+    """Returns what a run stores of one answered test example: the answer is whole."""
     prompt, references = example.prompt, list(example.references)
-    score = text.score(metric, [prediction], [references], [prompt])
+    score = text.score(task.metric, [prediction], [references], [prompt], task.extract)
     return {"prompt": prompt, "references": references, "prediction": prediction, "score": score}

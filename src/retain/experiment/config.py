@@ -33,6 +33,7 @@ from retain.methods import (
     list_methods,
     source_of,
 )
+from retain.metrics.extract import EXTRACTIONS
 from retain.metrics.text import METRICS
 from retain.runs.environment import PLUGIN
 from retain.runs.records import ENVIRONMENT, read_record
@@ -55,10 +56,11 @@ class TaskConfig(BaseModel):
     """Where a task comes from. Paths are relative to the working directory.
 
     `path` is a file (.jsonl, .csv, .parquet), a benchmark folder (with `reader`), or a dataset id
-    (with `reader: hub`); `test` is a file, or a split of the hub dataset. `prompt_style` writes the
-    prompts of a benchmark as a paper's code does, where null is retain's way; `references: drawn`
-    keeps one of an instance's answers, drawn at random, for training and scoring. What `training`
-    has, and `max_new_tokens`, are for this task, instead of the run's.
+    (with `reader: hub`); `test` is a file, or a split of the hub dataset. `metric` sees of answers
+    and references what `extract` leaves. `prompt_style` writes the prompts of a benchmark as a
+    paper's code does, where null is retain's way; `references: drawn` keeps one of an instance's
+    answers, drawn at random, for training and scoring. What `training` has, and `max_new_tokens`,
+    are for this task, instead of the run's.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -67,6 +69,7 @@ class TaskConfig(BaseModel):
     name: str | None = None
     test: str | None = None
     metric: str | None = None
+    extract: str | None = None
     reader: Literal["file", "superni", "long_sequence", "trace", "hub"] = "file"
     columns: dict[Literal["prompt", "answer"], str] = Field(default_factory=dict)
     subset: str | None = None
@@ -100,11 +103,12 @@ class TaskConfig(BaseModel):
     def _own(self, value: TrainingConfig | None) -> dict[str, Any] | None:
         return None if value is None else value.model_dump(exclude_unset=True)
 
-    @field_validator("metric")
+    @field_validator("metric", "extract")
     @classmethod
-    def _known(cls, value: str | None) -> str | None:
-        if value is not None and value not in METRICS:
-            raise ValueError(f"unknown; choose one of {', '.join(METRICS)}")
+    def _known(cls, value: str | None, info: ValidationInfo) -> str | None:
+        known = METRICS if info.field_name == "metric" else EXTRACTIONS
+        if value is not None and value not in known:
+            raise ValueError(f"unknown; choose one of {', '.join(known)}")
         return value
 
 

@@ -10,6 +10,7 @@ from retain.errors import RetainError
 from retain.experiment.config import TaskConfig, task_name
 from retain.experiment.validation import check
 from retain.metrics import trace
+from retain.metrics.extract import WHOLE
 from retain.tasks import Example, Task
 from retain.tasks.readers import (
     read_hub,
@@ -44,7 +45,7 @@ def load_stream(configs: Iterable[TaskConfig | Mapping[str, Any]]) -> list[Task]
 
 
 def with_defaults(config: TaskConfig) -> TaskConfig:
-    """The same with the defaults of its reader spelled out: name, metric, columns, hub split."""
+    """The same with the defaults of its reader spelled out: name, scoring, columns, hub split."""
     metric, test = "exact_match", config.test
     columns: dict[str, str] = {str(column): name for column, name in config.columns.items()}
     if config.reader in FOLDER_READERS:
@@ -57,6 +58,7 @@ def with_defaults(config: TaskConfig) -> TaskConfig:
     defaults = {
         "name": config.name or task_name(config.path, config.reader),
         "metric": config.metric or metric,
+        "extract": config.extract or WHOLE,
         "columns": columns,
         "test": test,
     }
@@ -87,6 +89,7 @@ def read_task(config: TaskConfig) -> Task:
         train,
         test,
         str(config.metric),
+        str(config.extract),
         config.train_limit,
         config.model_dump()["training"],
         config.max_new_tokens,

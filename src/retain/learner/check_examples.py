@@ -9,6 +9,8 @@ from retain.errors import RetainError
 from retain.evaluation.answers import EvaluationConfig
 from retain.learner.check_metric import check_metric
 from retain.learner.check_texts import Encoded, check_texts
+from retain.metrics.extract import WHOLE
+from retain.metrics.text import scored_part
 from retain.tasks import Example, Task
 
 SEEN_LIMIT = 0.5
@@ -55,15 +57,15 @@ def check_examples(
         f"task '{task.name}'",
         "max_new_tokens",
     )
-    if min(answers) > most_new and task.metric in EXACT:
+    if min(answers) > most_new and task.metric in EXACT and task.extract == WHOLE:
         needed = max(answers)
         raise RetainError(
             f"task '{task.name}': no test answer fits in max_new_tokens ({most_new}); set this "
             f"task's max_new_tokens to {needed} (retain learn … --set max_new_tokens={needed})"
         )
-    notices = check_metric(task.name, task.metric, task.train, test)
+    notices = check_metric(task, test)
     notices += check_texts(task, test, encoded_train, encoded_test, backbone)
-    seen = _count_seen(test, (*task.train, *task.dev))
+    seen = _count_seen(task, test, (*task.train, *task.dev))
     if seen > SEEN_LIMIT * len(test):
         raise RetainError(
             f"task '{task.name}': {seen} of {len(test)} test examples are learned from too, so "
@@ -80,15 +82,24 @@ def check_examples(
         if count := sum(length > limit for length in lengths):
             notice = f"{count} of {len(lengths)} {kind} are longer than {setting} ({limit})"
             notices.append(notice + consequence.format(max(lengths)))
-    for count, where in ((seen, "too"), (_count_seen(test, other_examples), "in other tasks")):
+    for count, where in (
+        (seen, "too"),
+        (_count_seen(task, test, other_examples), "in other tasks"),
+    ):
         if count:
             notices.append(f"{count} of {len(test)} test examples are learned from {where}")
     return [f"{task.name}: {sentence}" for sentence in notices]
 
 
-def _count_seen(test: Sequence[Example], trained_on: Iterable[Example]) -> int:
+def _count_seen(task: Task, test: Sequence[Example], trained_on: Iterable[Example]) -> int:
     """Counts test examples whose prompt is trained on with an answer that is correct for them."""
     answers: dict[str, set[str]] = {}
     for example in trained_on:
-        answers.setdefault(example.prompt, set()).add(example.references[0])
-    return sum(bool(answers.get(e.prompt, set()) & set(e.references)) for e in test)
+        answers.setdefault(example.prompt, set()).add(
+            scored_part(example.references[0], task.extract)
+        )
+    return sum(
+        any(scored_part(right, task.extract) in answers[e.prompt] for right in e.references)
+        for e in test
+        if e.prompt in answers
+    )

@@ -9,8 +9,9 @@ from itertools import combinations
 
 from retain.backbone.chat import EXCERPT
 from retain.errors import RetainError
-from retain.metrics.text import FORMS, METRICS, canonical, is_empty_reference
-from retain.tasks import Example
+from retain.metrics.extract import WHOLE
+from retain.metrics.text import FORMS, METRICS, canonical, is_empty_reference, scored_part
+from retain.tasks import Example, Task
 
 COMPARED = 50
 """How many different answers, the most frequent ones, are compared with each other.
@@ -33,49 +34,48 @@ OTHER = {
 """The metric to take instead, where one cannot judge; `exact_answer` for others."""
 
 
-def check_metric(
-    name: str, metric: str, train: Sequence[Example], test: Sequence[Example]
-) -> list[str]:
+def check_metric(task: Task, test: Sequence[Example]) -> list[str]:
     """Checks that a right answer scores 100, and that a wrong one does not.
 
     Args:
-        name: the task's.
-        metric: a name of METRICS.
-        train: the examples that are learned.
+        task: the task, with its training examples.
         test: the examples that are scored.
 
     Returns:
         A notice for each kind of answer that the metric cannot judge.
 
     Raises:
-        RetainError: when an answer is empty to `exact_match`, or no test answer scores 100 against
-            itself.
+        RetainError: when an answer is empty to `exact_match`, or nothing of it is extracted, or no
+            test answer scores 100 against itself.
     """
     for example in test:
         for right in example.references:
-            if is_empty_reference(metric, right):
+            says = f"the test answer {right[:EXCERPT]!r} to {example.prompt[:EXCERPT]!r}"
+            part = scored_part(right, task.extract)
+            if not part and task.extract != WHOLE:
                 raise RetainError(
-                    f"task '{name}': the test answer {right!r} to {example.prompt[:EXCERPT]!r} "
-                    f"is empty to {metric}, which leaves punctuation out; correct it, or take the "
-                    "metric exact_answer"
+                    f"task '{task.name}': extract {task.extract} leaves nothing of {says}; correct "
+                    f"it, or take extract {WHOLE}"
                 )
-    return [
-        *_unscored(name, metric, test),
-        *_same(metric, train, test),
-        *_never_learned(train, test),
-    ]
+            if is_empty_reference(task.metric, part):
+                raise RetainError(
+                    f"task '{task.name}': {says} is empty to {task.metric}, which leaves "
+                    "punctuation out; correct it, or take the metric exact_answer"
+                )
+    return [*_unscored(task, test), *_same(task, test), *_never_learned(task, test)]
 
 
-def _unscored(name: str, metric: str, test: Sequence[Example]) -> Iterator[str]:
+def _unscored(task: Task, test: Sequence[Example]) -> Iterator[str]:
     """Yields a notice on answers that score under 100 although they are right."""
+    metric = task.metric
     if metric == "sari":  # it compares with the prompt and with all references together
         return
     low = []
     for example in test:
-        rights = [canonical(right) for right in example.references]
+        rights = [scored_part(right, task.extract) for right in example.references]
         best = max(METRICS[metric](right, rights, example.prompt) for right in rights)
         if best < FULL:
-            low.append((example.references[0], best))
+            low.append((rights[0], best))
     if not low:
         return
     right, best = low[0]
@@ -86,7 +86,9 @@ def _unscored(name: str, metric: str, test: Sequence[Example]) -> Iterator[str]:
         advice = f"correct them, or {advice}"
     says = f"score under 100 by {metric} although they are right, such as {right[:EXCERPT]!r}"
     if len(low) == len(test):
-        raise RetainError(f"task '{name}': all test answers {says} ({100 * best:.0f}); {advice}")
+        raise RetainError(
+            f"task '{task.name}': all test answers {says} ({100 * best:.0f}); {advice}"
+        )
     yield f"{len(low)} of {len(test)} test answers {says} ({100 * best:.0f}); {advice}"
 
 
@@ -95,10 +97,15 @@ def _is_full(metric: str, right: str) -> bool:
     return METRICS[metric](right, [right], "") >= FULL
 
 
-def _same(metric: str, train: Sequence[Example], test: Sequence[Example]) -> Iterator[str]:
+def _same(task: Task, test: Sequence[Example]) -> Iterator[str]:
     """Yields a notice on different answers of which the metric takes one for the other."""
-    counts = Counter(canonical(example.references[0]) for example in (*test, *train))
-    together = {frozenset(map(canonical, e.references)) for e in test if len(e.references) > 1}
+    metric = task.metric
+    counts = Counter(scored_part(e.references[0], task.extract) for e in (*test, *task.train))
+    together = {
+        frozenset(scored_part(right, task.extract) for right in example.references)
+        for example in test
+        if len(example.references) > 1
+    }
     groups: dict[str, list[str]] = {}
     # A graded metric takes a word's forms for one on purpose; among rare texts that is no mistake.
     most = None if metric in LABELS else COMPARED
@@ -129,13 +136,13 @@ def _words(text: str) -> list[str]:
     return [word.strip(MARKS) for word in text.casefold().split()]
 
 
-def _never_learned(train: Sequence[Example], test: Sequence[Example]) -> Iterator[str]:
+def _never_learned(task: Task, test: Sequence[Example]) -> Iterator[str]:
     """Yields a notice when the task has few answers, and none of them is a test answer."""
-    learned = {canonical(example.references[0]).casefold() for example in train}
-    asked = {canonical(right).casefold() for example in test for right in example.references}
-    is_labels = 2 * len(learned) <= len(train) or (len(asked) == 1 and len(test) > 1)
+    learned = {scored_part(e.references[0], task.extract).casefold() for e in task.train}
+    asked = {scored_part(right, task.extract).casefold() for e in test for right in e.references}
+    is_labels = 2 * len(learned) <= len(task.train) or (len(asked) == 1 and len(test) > 1)
     if is_labels and not asked & learned:
-        answers = [example.references[0] for example in (*train[:1], *test[:1])]
+        answers = [example.references[0] for example in (*task.train[:1], *test[:1])]
         learns, asks = (repr(right[:EXCERPT]) for right in answers)
         yield (
             f"no test answer (such as {asks}) is ever a training answer (such as {learns}); "

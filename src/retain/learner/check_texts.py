@@ -70,7 +70,7 @@ def check_texts(
         RetainError: when no test answer is read back as it is written, and the metric is one under
             which an answer is right or wrong.
     """
-    lost = list(_lost(task.metric, test, encoded_test))
+    lost = list(_lost(task, test, encoded_test))
     if len(lost) == len(test) and task.metric in LABELS:
         raise RetainError(
             f"task '{task.name}': no test answer survives the backbone's tokenizer: {lost[0]}; "
@@ -81,7 +81,7 @@ def check_texts(
         ("test", test, encoded_test),
         ("training", task.train, encoded_train),
     ):
-        if lost := list(_lost(task.metric, examples, encoded)):
+        if lost := list(_lost(task, examples, encoded)):
             notices.append(
                 f"{len(lost)} of {len(examples)} {kind} answers do not survive the backbone's "
                 f"tokenizer, and no answer of the model can equal them: {lost[0]}"
@@ -96,20 +96,23 @@ def check_texts(
     return notices + list(_told(task, test, backbone))
 
 
-def _lost(metric: str, examples: Sequence[Example], encoded: Sequence[Encoded]) -> Iterator[str]:
+def _lost(task: Task, examples: Sequence[Example], encoded: Sequence[Encoded]) -> Iterator[str]:
     """Yields a phrase on each example none of whose references is read back as it is written."""
     for example, each in zip(examples, encoded, strict=True):
         pairs = list(zip(example.references, each.read, strict=False))
-        if not any(_is_same(metric, right, read, example.prompt) for right, read in pairs):
+        if not any(_is_same(task, right, read, example.prompt) for right, read in pairs):
             right, read = pairs[0]
             yield f"{right[:EXCERPT]!r} is read back as {read[:EXCERPT]!r}"
 
 
-def _is_same(metric: str, right: str, read: str, prompt: str) -> bool:
+def _is_same(task: Task, right: str, read: str, prompt: str) -> bool:
     """Whether an answer that reads so scores as the reference itself does."""
     if text.canonical(right) == text.canonical(read):
         return True
-    score, best = (text.score(metric, [answer], [[right]], [prompt]) for answer in (read, right))
+    score, best = (
+        text.score(task.metric, [answer], [[right]], [prompt], task.extract)
+        for answer in (read, right)
+    )
     return score >= best
 
 

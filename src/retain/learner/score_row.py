@@ -59,7 +59,7 @@ def score_row(
         else:
             path = predictions_file(folder, j)
             if results.holds(run, path):  # measured before a kill
-                cell = Evaluation.from_rows(task.metric, read_jsonl(path))
+                cell = Evaluation.from_rows(task, read_jsonl(path))
             else:
                 cell = evaluate(task)
                 write_jsonl(path, cell.rows)

@@ -69,6 +69,7 @@ def task_record(task: Task, backbone: Backbone) -> TaskRecord:
     return TaskRecord(
         name=task.name,
         metric=task.metric,
+        extract=task.extract,
         training=dict(task.training),
         max_new_tokens=task.max_new_tokens,
         chat_template=template_of(backbone) if backbone.is_templated(task.train[0]) else None,
@@ -78,7 +79,7 @@ def task_record(task: Task, backbone: Backbone) -> TaskRecord:
 
 
 def is_learned_last(run: RunDirectory, task: Task, backbone: Backbone) -> bool:
-    """Whether the newest task is this one: the same examples, metric and fixed settings."""
+    """Whether the newest task is this one: the same examples, scoring and fixed settings."""
     folders = run.learned()
     if not folders:
         return False
@@ -105,5 +106,6 @@ def stored_task(run: RunDirectory, folder: Path) -> Task:
         (),
         test,
         description.metric,
+        description.extract,
         max_new_tokens=description.max_new_tokens,
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 from retain.errors import RetainError
 from retain.metrics import trace
+from retain.metrics.extract import EXTRACTIONS, WHOLE
 
 Metric = Callable[[str, Sequence[str], str], float]
 """A function of prediction, references and prompt that returns a score from 0 to 1."""
@@ -23,6 +24,11 @@ def canonical(text: str) -> str:
     compose characters. So both sides are brought into this form before any metric sees them.
     """
     return unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n")).strip()
+
+
+def scored_part(text: str, extract: str = WHOLE) -> str:
+    """Returns what a metric sees of an answer: its extracted part, in `canonical` form."""
+    return canonical(EXTRACTIONS[extract](canonical(text)))
 
 
 def normalise(text: str) -> str:
@@ -124,10 +130,21 @@ def score(
     predictions: Sequence[str],
     references: Sequence[Sequence[str]],
     prompts: Sequence[str],
+    extract: str = WHOLE,
 ) -> float:
-    """Returns the mean of a metric over examples, 0 to 100, of texts in `canonical` form."""
+    """Returns the mean of a metric over examples, 0 to 100, of the `scored_part` of both sides.
+
+    Args:
+        metric: a name of METRICS.
+        predictions: N answers.
+        references: the right answers of each, (N, any number).
+        prompts: N prompts.
+        extract: a name of `retain.metrics.extract.EXTRACTIONS`.
+    """
     values = [
-        METRICS[metric](canonical(prediction), [canonical(text) for text in right], prompt)
+        METRICS[metric](
+            scored_part(prediction, extract), [scored_part(text, extract) for text in right], prompt
+        )
         for prediction, right, prompt in zip(predictions, references, prompts, strict=True)
     ]
     return 100.0 * sum(values) / len(values)

@@ -41,7 +41,7 @@ def summarise(folder: Path) -> RunSummary:
 def _examined(task: TaskRecord, limit: int | None) -> Examined:
     counts = task.examples
     tested = counts.test if limit is None else min(limit, counts.test)
-    return Examined(task.name, task.metric, tested, counts.train, task.fingerprints.test)
+    return Examined(task.name, task.scorer, tested, counts.train, task.fingerprints.test)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

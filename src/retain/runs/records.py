@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter, ValidationError
 
 from retain.errors import RetainError
+from retain.metrics.extract import WHOLE
 from retain.system.files import read_json, read_jsonl
 
 Shape = TypeVar("Shape")
@@ -67,11 +68,17 @@ class TaskRecord(Record):
 
     name: str
     metric: str
+    extract: str = WHOLE
     training: dict[str, Any]
     max_new_tokens: PositiveInt | None
     chat_template: str | None
     examples: Counts
     fingerprints: Fingerprints
+
+    @property
+    def scorer(self) -> str:
+        """How its answers are scored, in words: the metric, and what it sees of them."""
+        return self.metric if self.extract == WHOLE else f"{self.metric} ({self.extract})"
 
 
 class Row(Record):

@@ -347,5 +347,5 @@ def comparable_keys(run: RunDirectory) -> list[tuple[str, ...]]:
         length = task.max_new_tokens or values.evaluation.max_new_tokens
         how = [values.backbone.name, values.evaluation.limit, length, values.prompt]
         shared = json.dumps(how, sort_keys=True)
-        keys.append((task.name, task.fingerprints.test, task.metric, shared))
+        keys.append((task.name, task.fingerprints.test, task.scorer, shared))
     return keys

@@ -153,10 +153,14 @@ def _own_block(run: RunDirectory) -> float | None:
 
 def _rouge_l(run: RunDirectory) -> float | None:
     """Mean over tasks of the ROUGE-L of the newest answers."""
+    extracts = {
+        task.name: task.extract
+        for task in (results.task_record(run, folder) for folder in run.learned())
+    }
     scores: list[float | None] = []
-    for path in results.newest_predictions(run).values():
+    for name, path in results.newest_predictions(run).items():
         rows = read_records(Prediction, path)
         predictions = [row.prediction for row in rows]
         references, prompts = [row.references for row in rows], [row.prompt for row in rows]
-        scores.append(score("rouge_l", predictions, references, prompts))
+        scores.append(score("rouge_l", predictions, references, prompts, extracts[name]))
     return continual.average_performance([scores])

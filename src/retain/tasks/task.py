@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from retain.errors import RetainError
+from retain.metrics.extract import WHOLE, check_extraction_name
 from retain.metrics.text import check_metric_name
 from retain.tasks.example import Example
 from retain.tasks.readers import read_rows
@@ -30,11 +31,14 @@ class Task:
         dev: held-out examples, for methods that need such inputs.
         test: the examples that evaluation alone reads.
         metric: one of `retain.metrics.text.METRICS`.
+        extract: one of `retain.metrics.extract.EXTRACTIONS`: the part of an answer, and of its
+            references, that the metric sees.
         training: settings of this task over those of the run, by `TrainingConfig`'s names.
         max_new_tokens: how long its answers may be, in tokens; None is the run's setting.
 
     Raises:
-        RetainError: when the name, the metric, the test examples or the length are not valid.
+        RetainError: when the name, the metric, `extract`, the test examples or the length are not
+            valid.
     """
 
     name: str
@@ -42,6 +46,7 @@ class Task:
     dev: Sequence[Example]
     test: Sequence[Example]
     metric: str = "exact_match"
+    extract: str = WHOLE
     training: Mapping[str, Any] = field(default_factory=dict)
     max_new_tokens: int | None = None
 
@@ -61,6 +66,7 @@ class Task:
                 f"task '{self.name}': training is {self.training!r:.60}; give it a dict of settings"
             )
         check_metric_name(self.metric, f"task '{self.name}'")
+        check_extraction_name(self.extract, f"task '{self.name}'")
         if not self.test:
             raise RetainError(f"task '{self.name}': no test examples; give it some")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
@@ -75,6 +81,7 @@ class Task:
         train: Sequence[Example],
         test: Sequence[Example] | None = None,
         metric: str = "exact_match",
+        extract: str = WHOLE,
         train_limit: int | None = None,
         training: Mapping[str, Any] | None = None,
         max_new_tokens: int | None = None,
@@ -87,6 +94,7 @@ class Task:
             train: the examples; a tenth of them (at most 50) becomes the development split.
             test: the test examples; without them a fifth of train (at most 200), taken first.
             metric: one of `retain.metrics.text.METRICS`.
+            extract: one of `retain.metrics.extract.EXTRACTIONS`: what the metric sees of an answer.
             train_limit: how many training examples are kept after that.
             training: settings of this task over those of the run, by `TrainingConfig`'s names.
             max_new_tokens: how long its answers may be, in tokens; None is the run's setting.
@@ -106,7 +114,7 @@ class Task:
             empty = "training" if not rows else "test"
             raise RetainError(f"task '{name}': no {empty} examples; give it more lines")
         kept = rows[:train_limit]
-        return cls(name, kept, dev, list(test), metric, training or {}, max_new_tokens)
+        return cls(name, kept, dev, list(test), metric, extract, training or {}, max_new_tokens)
 
     @classmethod
     def from_jsonl(
@@ -115,6 +123,7 @@ class Task:
         name: str | None = None,
         test: str | Path | None = None,
         metric: str = "exact_match",
+        extract: str = WHOLE,
         training: Mapping[str, Any] | None = None,
         max_new_tokens: int | None = None,
         seed: int = 0,
@@ -125,7 +134,7 @@ class Task:
             path: a `.jsonl`, `.csv` or `.parquet` file.
             name: the task's; that of the file by default.
             test: a file of test examples.
-            metric, training, max_new_tokens, seed: as in `split`.
+            metric, extract, training, max_new_tokens, seed: as in `split`.
 
         Raises:
             RetainError: names the file and the line.
@@ -135,6 +144,7 @@ class Task:
             read_rows(Path(path)),
             None if test is None else read_rows(Path(test), kept_back=True),
             metric,
+            extract,
             training=training,
             max_new_tokens=max_new_tokens,
             seed=seed,
@@ -150,6 +160,7 @@ class Task:
         answer: str = "answer",
         test: Any = None,
         metric: str = "exact_match",
+        extract: str = WHOLE,
         training: Mapping[str, Any] | None = None,
         max_new_tokens: int | None = None,
         seed: int = 0,
@@ -163,7 +174,7 @@ class Task:
             answer: the column with the answer. The class numbers of a dataset's `ClassLabel`
                 become the names of the classes, also in the other split.
             test: test rows, in any of these forms.
-            metric, training, max_new_tokens, seed: as in `split`.
+            metric, extract, training, max_new_tokens, seed: as in `split`.
 
         Raises:
             RetainError: names the row and the column.
@@ -176,6 +187,7 @@ class Task:
             if test is None
             else read_dataset(test, f"task '{name}', test", columns, like=data, kept_back=True),
             metric,
+            extract,
             training=training,
             max_new_tokens=max_new_tokens,
             seed=seed,
