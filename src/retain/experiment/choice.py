@@ -13,6 +13,7 @@ from retain.experiment.files import ExperimentFile, Settings, When
 from retain.experiment.merge import merge
 from retain.experiment.validation import refuse_unknown_fields
 from retain.methods import find, is_installed, list_methods
+from retain.training.config import TrainingConfig
 
 NAMED = ("backbone", "method")
 """Sections with a name, which says what their options are for."""
@@ -211,6 +212,8 @@ def _refuse_fields(path: Path, prefix: str, settings: Settings, methods: Iterabl
         for name, of_task in tasks.items():
             refuse_unknown_fields(TaskConfig, of_task, str(path), f"{prefix}tasks.{name}.")
         del sections["tasks"]
+    first = sections.pop("first_training", {})
+    refuse_unknown_fields(TrainingConfig, first, str(path), f"{prefix}first_training.")
     refuse_unknown_fields(ExperimentConfig, sections, str(path), prefix)
     options = {key: value for key, value in (settings.method or {}).items() if key != "name"}
     for name in methods if options else ():

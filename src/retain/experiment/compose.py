@@ -75,7 +75,7 @@ def read_experiment(
     choice, places = choose(read, {**given, **names})
     refuse_unknown(read, choice)
 
-    values, sources = _merged(read, choice)
+    values, sources = _merged(read, choice, places)
     if plugins := list(dict.fromkeys(name for file in read.values() for name in file.plugins)):
         values["plugins"] = plugins
     if places is not None:
@@ -151,13 +151,18 @@ def _split(changes: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
     return names, settings
 
 
-def _merged(read: Files, choice: Choice) -> tuple[dict[str, Any], dict[str, str]]:
-    """The files' settings, and from which file each is, by field."""
+def _merged(read: Files, choice: Choice, places: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """The files' settings, and from which file each is, by field.
+
+    `places` are the numbers of the tasks in their order, `reversed`, or None for the listed order.
+    """
     tasks = listed_tasks(read)
+    first: dict[str, Any] = {}
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for path, layer in _layers(read, choice):
         of_tasks = layer.pop("tasks", {})
+        first = merge(first, layer.pop("first_training", {}))
         if isinstance(of_tasks, list):
             sources["tasks"] = str(path)
         else:
@@ -168,7 +173,9 @@ def _merged(read: Files, choice: Choice) -> tuple[dict[str, Any], dict[str, str]
         name = getattr(choice, field)
         if name is not None:
             values[field] = {**(values.get(field) or {}), "name": name}
-    return values | ({"tasks": tasks} if "tasks" in sources else {}), sources
+    if "tasks" in sources:
+        values["tasks"] = _with_first(tasks, first, places) if first else tasks
+    return values, sources
 
 
 def _layers(read: Files, choice: Choice) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -202,6 +209,19 @@ def _with_settings(tasks: list[Any], of_tasks: Mapping[str, Any], path: Path) ->
     return [
         merge(task, merge(every, of_tasks.get(name, {}))) if isinstance(task, Mapping) else task
         for name, task in zip(names, tasks, strict=True)
+    ]
+
+
+def _with_first(tasks: list[Any], training: Mapping[str, Any], places: Any) -> list[Any]:
+    """The tasks, the one that is learned first with settings of training below its own."""
+    number = places[0] if isinstance(places, list) and places else 1
+    if places == "reversed":
+        number = len(tasks)
+    return [
+        merge({"training": training}, task)
+        if place == number and isinstance(task, Mapping)
+        else task
+        for place, task in enumerate(tasks, start=1)
     ]
 
 

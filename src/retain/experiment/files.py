@@ -29,6 +29,9 @@ Names = Annotated[list[str], BeforeValidator(_several), Field(min_length=1)]
 """One name, or a list of which one has to match."""
 
 
+SECTIONS = ("backbone", "method", "training", "first_training", "evaluation", "prompt")
+
+
 class When(BaseModel):
     """Which experiments a case is for: each field that is given has to match."""
 
@@ -45,6 +48,8 @@ class Settings(BaseModel):
 
     `tasks` is the list that a stream has, or settings by task name, for tasks of that list; those
     under `*` are for all of them.
+    `first_training` is of the task that is learned first, whichever that is in the chosen order,
+    over `training`; what a file has for that task by name counts over it.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -53,11 +58,12 @@ class Settings(BaseModel):
     method: Named | None = None
     tasks: Any = None
     training: Section | None = None
+    first_training: Section | None = None
     evaluation: Section | None = None
     prompt: Section | None = None
     seed: Any = None
 
-    @field_validator("backbone", "method", "training", "evaluation", "prompt", mode="before")
+    @field_validator(*SECTIONS, mode="before")
     @classmethod
     def _not_empty(cls, value: Any) -> Any:
         if value is None:  # over an earlier file's section it would drop that
