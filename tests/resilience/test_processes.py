@@ -13,22 +13,30 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load
+from safetensors.torch import load, load_file
 
 from retain.methods.seekr import Seekr
 from retain.testing.tiny import VARIANTS, make_backbone, make_learner, make_task, read_files
 from tests.command import call, settings, write_settings, write_tasks
 
 NAMES = ("copy", "constant")
+NUMBERS = ("one", "two")
 
 
-def learn(variant: str, folder: Path, size: int) -> None:
+def learn(variant: str, folder: Path, size: int, accumulation: int = 1) -> None:
     """Learns two tasks without dropout, whose masks would be others in other batches."""
     backbone = make_backbone("llama")
     for module in backbone.model.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.0
-    learner = make_learner(variant, backbone, folder, per_device_train_batch_size=size, optim="sgd")
+    learner = make_learner(
+        variant,
+        backbone,
+        folder,
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=accumulation,
+        optim="sgd",
+    )
     if isinstance(learner.method, Seekr):  # half precision makes rounding visible
         teacher = learner.method.teacher
         learner.method.teacher = teacher.model_copy(update={"dtype": "float32", "top_k": None})
@@ -59,6 +67,21 @@ def test_two_processes_learn_what_one_learns(variant: str, tmp_path: Path) -> No
     learn(variant, tmp_path / "one", 6)
     launch("tests.resilience.test_processes", variant, str(tmp_path / "two"), "3")
     assert_same(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_two_processes_square_the_gradients_of_one_that_accumulates(tmp_path: Path) -> None:
+    """EWC's information on micro-batches: the same ones, in one process or in two."""
+    learn("ewc-trace", tmp_path / "one", 3, accumulation=2)
+    launch("tests.resilience.test_processes", "ewc-trace", str(tmp_path / "two"), "3")
+    assert_same(tmp_path / "one", tmp_path / "two")
+    one, two = (load_file(next(tmp_path.glob(f"{n}/tasks/*/fisher.safetensors"))) for n in NUMBERS)
+    assert one.keys() == two.keys()
+    for name, expected in one.items():  # small numbers, which assert_same would take for 0
+        assert expected.max() > 0
+        torch.testing.assert_close(
+            two[name], expected, rtol=1e-3, atol=1e-3 * expected.max().item()
+        )
 
 
 @pytest.mark.slow

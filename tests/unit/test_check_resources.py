@@ -65,6 +65,41 @@ def test_importance_counts_before_the_lora_is_there(tmp_path: Path) -> None:
     assert told.passing == told.trainable * 2 > 0
 
 
+def test_information_that_grows_in_training_is_in_its_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(
+        "retain.runs.checkpoints.seal",
+        lambda folder: seen.append(numbers(folder, "model.safetensors")),
+    )
+    after, during = (
+        make_learner(variant, make_backbone("llama"), tmp_path / variant)
+        for variant in ("ewc", "ewc-trace")
+    )
+    told, told_of_batches = (learner.method.footprint(FIRST, 6) for learner in (after, during))
+    weights = told.trainable
+    assert told_of_batches.passing - told.passing == 2 * weights
+    assert told_of_batches.ram - told.ram == weights
+    during.learn(FIRST)
+    assert set(seen) == {2 * weights}
+
+
+def test_logits_at_all_positions_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = make_learner("lwf-trace", make_backbone("llama"), tmp_path / "run")
+    without = make_learner("seqft", make_backbone("llama"), tmp_path / "seqft")
+    told = learner.method.footprint(FIRST, 6).passing
+    told -= without.method.footprint(FIRST, 6).passing
+    seen: list[int] = []
+    monkeypatch.setattr(
+        "retain.methods.lwf.remove_folders",
+        lambda folder: seen.append(numbers(folder, "*.safetensors")),
+    )
+    for name in ("constant", "copy"):
+        learner.learn(make_task(name))
+    assert seen == [0, told]
+
+
 def test_examples_take_the_bytes_of_their_file(tmp_path: Path) -> None:
     examples = [Example("他走了吗?", ("是",))]
     write_jsonl(tmp_path / "kept.jsonl", [example.as_row() for example in examples])

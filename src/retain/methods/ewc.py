@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import ClassVar
+from functools import partial
+from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import NonNegativeFloat, PositiveInt
-from torch import Tensor
+from pydantic import NonNegativeFloat, PositiveInt, model_validator
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from retain.backbone import Backbone, Batch
 from retain.methods.base import Footprint, Phase, Presets, TaskContext, Weighting
 from retain.methods.shared.sequential import Sequential, SequentialConfig
 from retain.methods.shared.weights import MODEL
+from retain.system import processes
 from retain.system.files import read_weights, write_tensors
 from retain.tasks import Task
 from retain.training.phase import Unit
@@ -24,21 +27,40 @@ FISHER = "fisher.safetensors"
 
 WEIGHTS: Mapping[Weighting, float] = {"relative": 10.0, "published": 400.0}
 """λ where none is given. The published one is TRACE's, for its own kind of Fisher information."""
+TRACE_WEIGHT = 400 / 8**2
+"""TRACE's λ for gradients that are not divided by its 8 micro-batches a step, as DeepSpeed does."""
 
 
 class EwcConfig(SequentialConfig):
-    """Weight λ of the penalty, and the number of examples for a task's Fisher information.
+    """Weight λ of the penalty, and how a task's Fisher information is measured.
+
+    `fisher: examples` is the mean squared gradient of `fisher_examples` single examples, after the
+    task. `batches` adds up the squared gradients of all micro-batches while the task is trained.
+    `preset: trace` is the EWC of the benchmark TRACE.
 
     With `weighting: relative` λ is the penalty, in nats, of undoing all that training on one task
     has changed. Otherwise the penalty is in the units of the squared gradients, which depend on the
     backbone and on how far a task has converged.
     """
 
-    presets: ClassVar[Presets] = {"paper": {"weighting": "published"}}
+    presets: ClassVar[Presets] = {
+        "paper": {"weighting": "published", "fisher": "examples"},
+        "trace": {"weighting": "published", "weight": TRACE_WEIGHT, "fisher": "batches"},
+    }
 
     weighting: Weighting = "published"
     weight: NonNegativeFloat | None = None
+    fisher: Literal["examples", "batches"] = "examples"
     fisher_examples: PositiveInt = 64
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Self:
+        if self.fisher == "batches" and self.weighting == "relative":
+            raise ValueError(
+                "fisher: batches holds weights while the task's information is still growing, so "
+                "it has no weighting: relative; take fisher: examples"
+            )
+        return self
 
 
 class Ewc(Sequential):
@@ -51,6 +73,10 @@ class Ewc(Sequential):
     With `weighting: relative` a task's F is first divided by D/2, where D = Σ_k F_k (θ_k − θ°_k)²
     and θ°_k, θ_k are the weights before and after the task. D/2 is what the penalty with λ = 1
     would be for the model before the task.
+
+    With `fisher: batches` F_k is that of TRACE (Wang et al., arXiv 2310.06762, model/Regular/EWC.py
+    in BeyonderXX/TRACE): the sum over epochs of the mean squared gradient of micro-batches, penalty
+    included, which the penalty uses while it grows. See `BatchFisher`.
     """
 
     Config = EwcConfig
@@ -68,6 +94,7 @@ class Ewc(Sequential):
         self._fisher: dict[str, Tensor] = {}  # F by parameter name
         self._anchor: dict[str, Tensor] = {}  # weights before the task, while it is learned
         self._weight = WEIGHTS[config.weighting] if config.weight is None else config.weight
+        self._batches: BatchFisher | None = None  # while a task is learned with fisher: batches
 
     def phases(self, task: Task, context: TaskContext) -> Iterator[Phase]:
         """Yields one phase, with the current weights as the anchor θ*."""
@@ -75,13 +102,25 @@ class Ewc(Sequential):
             if self._fisher or self.options.weighting == "relative":
                 named = self.weights.named_parameters()
                 self._anchor = {name: p.detach().clone() for name, p in named.items()}
-            yield phase
+            if self.options.fisher == "examples":
+                yield phase
+                continue
+            self._batches = BatchFisher(
+                self.weights.named_parameters(), self._fisher, len(phase.data)
+            )
+            # As a part of the same unit as the cross-entropy, the penalty has the same weight in
+            # every micro-batch, so that a gradient can be told from its weight.
+            yield replace(phase, state=self._fisher, before_step=self._batches.end_step, units={})
+            self._batches.close()
+            self._batches = None
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the cross-entropy, and the penalty on moving away from the anchor."""
         parts = super().loss(batch)
-        if self._fisher:
+        if self._fisher and self._anchor:
             parts["penalty"] = self._weight / 2 * self._distance(self._fisher)
+        if self._batches is not None and torch.is_grad_enabled():
+            self._batches.watch(parts["task"], len(batch["labels"]))
         return parts
 
     def _distance(self, fisher: Mapping[str, Tensor]) -> Tensor:
@@ -95,6 +134,9 @@ class Ewc(Sequential):
 
     def finish(self, task: Task, context: TaskContext) -> None:
         """Adds the task's Fisher information to that of older tasks."""
+        if self.options.fisher == "batches":  # it is added already
+            self._anchor = {}
+            return
         fisher = self._information(task)
         if self.options.weighting == "relative":
             with torch.no_grad():
@@ -143,7 +185,73 @@ class Ewc(Sequential):
     def footprint(self, task: Task, batch_size: int) -> Footprint:
         """Adds Fisher information and anchor to the estimate.
 
-        On disk the old file stays until the new one is written.
+        On disk the old file stays until the new one is written. With `fisher: batches` two
+        checkpoints hold the information too, and memory a step's part of it.
         """
         size = self.weights.size()
-        return super().footprint(task, batch_size) + Footprint(passing=2 * size, ram=2 * size)
+        copies = Footprint(passing=2 * size, ram=2 * size)
+        if self.options.fisher == "batches":
+            copies += Footprint(passing=2 * size, ram=size)
+        return super().footprint(task, batch_size) + copies
+
+
+class BatchFisher:
+    """Adds rows/N · g² of every micro-batch to the Fisher information, once per optimizer step.
+
+    g is the gradient of a micro-batch's whole loss, without what Trainer multiplies it by for
+    accumulation, and before clipping. N is the number of the task's examples. Over processes it is
+    a sum, so the result does not depend on how many of them, or of micro-batches, make a step; it
+    does depend on the rows in a micro-batch. TRACE has the same mean over the micro-batches of an
+    epoch, but squares a gradient that is divided by the number of micro-batches in a step, adds at
+    every micro-batch, and keeps a sum of its own, in the weights' precision, in every process.
+
+    Args:
+        named: the trainable parameters by name.
+        fisher: the information by name, which grows; those that are missing start at 0.
+        examples: N.
+    """
+
+    def __init__(
+        self, named: Mapping[str, nn.Parameter], fisher: dict[str, Tensor], examples: int
+    ) -> None:
+        self._named, self._fisher, self._examples = named, fisher, examples
+        self._step = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in named.items()}
+        for name, zeros in self._step.items():
+            fisher.setdefault(name, zeros.clone())
+        self._handles: list[RemovableHandle] = []
+        self._rows = 0  # of the micro-batch
+        self._weight = torch.ones(())  # of the micro-batch's loss in what is differentiated
+
+    def watch(self, loss: Tensor, rows: int) -> None:
+        """Collects the gradients of the coming backward pass.
+
+        Args:
+            loss: a part of the micro-batch's loss, by which its weight is seen.
+            rows: the number of examples in the micro-batch.
+        """
+        if not self._handles:
+            self._handles = [
+                parameter.register_hook(partial(self._add, name))
+                for name, parameter in self._named.items()
+            ]
+        self._rows = rows
+        loss.register_hook(self._set_weight)
+
+    def _set_weight(self, weight: Tensor) -> None:
+        self._weight = weight.detach().float()
+
+    def _add(self, name: str, gradient: Tensor) -> None:
+        own = gradient.detach().float() / self._weight
+        self._step[name].addcmul_(own, own, value=self._rows / self._examples)
+
+    def end_step(self) -> None:
+        """Adds the squares of a step's micro-batches, in all processes, to the information."""
+        processes.add_up(self._step.values())
+        for name, squares in self._step.items():
+            self._fisher[name] += squares
+            squares.zero_()
+
+    def close(self) -> None:
+        """Stops watching the parameters."""
+        for handle in self._handles:
+            handle.remove()

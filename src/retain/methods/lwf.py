@@ -5,27 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch
-from retain.backbone.backbone import IGNORED, cross_entropy
+from retain.backbone.backbone import cross_entropy
 from retain.methods.base import Footprint, Phase, Presets, TaskContext, Weighting
 from retain.methods.shared.sequential import Sequential, SequentialConfig
 from retain.methods.shared.teacher import (
     COPIES,
     TEACHER,
+    Positions,
     TeacherConfig,
     bytes_of_logits,
     file_of,
+    logits_at,
+    reverse_divergence,
     soft_cross_entropy,
     stacked,
     write_logits,
 )
 from retain.system.files import read_tensors, remove_folders
 from retain.tasks import Task
+from retain.training.phase import Unit
 
 
 class LwfConfig(SequentialConfig):
@@ -33,13 +37,29 @@ class LwfConfig(SequentialConfig):
 
     With `weighting: relative` the distillation is divided by the old model's cross-entropy on the
     task: at λ = 1, moving the answers by as much as the task has to gain costs as much.
+
+    `positions: all` compares the models at every token of a row, prompt and answer, as a sum over
+    the row's tokens; at the answer's tokens it is a mean. `divergence: forward` is the soft
+    cross-entropy of the student with the old model's probabilities, `reverse` KL(student ‖ old).
+    `preset: trace` is the LwF of the benchmark TRACE.
     """
 
-    presets: ClassVar[Presets] = {"paper": {"weighting": "published"}}
+    presets: ClassVar[Presets] = {
+        "paper": {"weighting": "published", "positions": "answer", "divergence": "forward"},
+        "trace": {
+            "weighting": "published",
+            "weight": 1.0,
+            "temperature": 2.0,
+            "positions": "all",
+            "divergence": "reverse",
+        },
+    }
 
     weighting: Weighting = "published"
     weight: NonNegativeFloat = 1.0
     temperature: PositiveFloat = 2.0
+    positions: Positions = "answer"
+    divergence: Literal["forward", "reverse"] = "forward"
     teacher: TeacherConfig = Field(default_factory=TeacherConfig)
 
 
@@ -48,6 +68,11 @@ class Lwf(Sequential):
 
     The old model is the one before the task. Its logits on the task's examples are written to disk
     before training and deleted after it, so that only one model is in memory.
+
+    `preset: trace` is what the code of TRACE (Wang et al., arXiv 2310.06762, model/Regular/LwF.py
+    in BeyonderXX/TRACE) computes: KL(student ‖ old model) at temperature 2, summed over all
+    positions and averaged over rows. It counts padding and a row's last position too, which predict
+    nothing.
     """
 
     Config = LwfConfig
@@ -76,11 +101,15 @@ class Lwf(Sequential):
                     self._teacher_folder,
                     self.options.teacher,
                     self.options.temperature,
+                    self.options.positions,
                 )
                 if self.options.weighting == "relative" and loss > 0:
                     self._scale = 1 / loss
                 numbered = [{**row, "example_id": [i]} for i, row in enumerate(phase.data)]
-                phase = replace(phase, data=numbered)
+                units: dict[str, Unit] = {}
+                if self.options.positions == "all":
+                    units["distillation"] = "rows"
+                phase = replace(phase, data=numbered, units=units)
             yield phase
 
     def finish(self, task: Task, context: TaskContext) -> None:
@@ -93,16 +122,18 @@ class Lwf(Sequential):
         if "example_id" not in batch:
             return super().loss(batch)
         self.route(batch)
-        logits, targets = self.backbone.answer_logits(batch)  # (B, K, V), (B, K)
+        logits, targets, compared = logits_at(self.backbone, batch, self.options.positions)
         numbers = batch["example_id"][:, 0].tolist()
         paths = [file_of(self._teacher_folder, number) for number in numbers]
         teacher = stacked([read_tensors(path) for path in paths])
-        softened = logits[targets != IGNORED] / self.options.temperature  # (N, V)
+        softened = logits[compared] / self.options.temperature  # (N, V)
+        forward = self.options.divergence == "forward"
+        distance = (soft_cross_entropy if forward else reverse_divergence)(softened, teacher)
+        if self.options.positions == "all":
+            distance = distance * len(softened) / len(logits)  # the sum of a row's positions
         return {
             "task": cross_entropy(logits, targets),
-            "distillation": self.options.weight
-            * self._scale
-            * soft_cross_entropy(softened, teacher),
+            "distillation": self.options.weight * self._scale * distance,
         }
 
     def load(self, context: TaskContext) -> None:
@@ -112,6 +143,7 @@ class Lwf(Sequential):
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:
         """Adds the old model's logits on all examples, and on a batch of the longest ones."""
-        logits = bytes_of_logits(self.backbone, self.encoded(task), self.options.teacher)
+        rows, options = self.encoded(task), self.options
+        logits = bytes_of_logits(self.backbone, rows, options.teacher, options.positions)
         teacher = Footprint(passing=sum(logits), ram=COPIES * batch_size * max(logits))
         return super().footprint(task, batch_size) + teacher

@@ -7,9 +7,12 @@ in the micro-batches that they train on and in the examples that they answer. Ra
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:  # an import of torch takes seconds
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -64,6 +67,15 @@ def _wait() -> None:
 def broadcast(value: T) -> T:
     """Returns rank 0's value on every rank; other ranks may not see the same files yet."""
     return gather([value])[0]
+
+
+def add_up(tensors: Iterable[Tensor]) -> None:
+    """Replaces each tensor, in place, by its sum over all ranks, on every rank."""
+    if count() > 1:
+        from torch.distributed import all_reduce
+
+        for tensor in tensors:
+            all_reduce(tensor)
 
 
 def gather(values: Sequence[T]) -> list[T]:

@@ -47,8 +47,17 @@ def learned(variant: str, folder: Path, size: int, accumulation: int) -> dict[st
     return {name: t.detach() for name, t in (*model.named_parameters(), *model.named_buffers())}
 
 
+BY_MICRO_BATCH = ("ewc-trace",)
+"""Those whose loss is of micro-batches as they are: it squares the gradient of each."""
+
+
 @pytest.mark.parametrize(
-    "variant", [pytest.param(v, marks=() if v in FAST else pytest.mark.slow) for v in VARIANTS]
+    "variant",
+    [
+        pytest.param(v, marks=() if v in FAST else pytest.mark.slow)
+        for v in VARIANTS
+        if v not in BY_MICRO_BATCH
+    ],
 )
 def test_micro_batches_make_the_same_step(variant: str, tmp_path: Path) -> None:
     whole = learned(variant, tmp_path / "whole", 6, 1)

@@ -96,7 +96,9 @@ OWN_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "seekr-relative": ("seekr", {**OPTIONS["seekr"], "weighting": "relative"}),
     "l2p-mean-query": ("l2p", {**OPTIONS["l2p"], "keys": "mean_query"}),
     "lwf-lora": ("lwf", {"tune": "lora"}),
+    "lwf-trace": ("lwf", {"preset": "trace"}),
     "ewc-lora": ("ewc", {"tune": "lora"}),
+    "ewc-trace": ("ewc", {"preset": "trace"}),
     "olora-dropout": ("olora", {"dropout": 0.2}),
     "amlora-dropout": ("amlora", {**OPTIONS["amlora"], "dropout": 0.2}),
 }

@@ -30,6 +30,8 @@ TEACHER = "teacher"
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 BATCH = 8
 """Examples per forward pass of the teacher."""
+Positions = Literal["answer", "all"]
+"""Where the teacher's logits are kept: where they predict the answer, or every token of a row."""
 
 
 class TeacherConfig(Options):
@@ -103,8 +105,9 @@ def write_logits(
     folder: Path,
     config: TeacherConfig,
     temperature: float = 1.0,
+    positions: Positions = "answer",
 ) -> float:
-    """Writes one file per example: the method's logits at the answer's positions.
+    """Writes one file per example: the method's logits at the answer's or all positions.
 
     Args:
         method: the teacher, as it is now.
@@ -112,6 +115,7 @@ def write_logits(
         folder: where the files go, numbered in the order of `examples`.
         config: how logits are stored.
         temperature: the logits are divided by it.
+        positions: which logits.
 
     Returns:
         The method's cross-entropy on the examples, in nats, the mean over their answers.
@@ -121,12 +125,32 @@ def write_logits(
         batch = method.backbone.collate(examples[start : start + BATCH])
         method.route(batch)
         with torch.no_grad():
-            batch_logits, targets = method.backbone.answer_logits(batch)  # (B, K, V), (B, K)
-        for number, (logits, labels) in enumerate(zip(batch_logits, targets, strict=True), start):
-            answer_logits = logits[labels != IGNORED] / temperature  # (N, V)
+            batch_logits, targets, kept = logits_at(method.backbone, batch, positions)
+        for number, (logits, labels, keeps) in enumerate(
+            zip(batch_logits, targets, kept, strict=True), start
+        ):
             losses.append(float(cross_entropy(logits[None], labels[None])))
-            write_tensors(file_of(folder, number), compressed(answer_logits, config))
+            chosen = logits[keeps] / temperature  # (N, V)
+            write_tensors(file_of(folder, number), compressed(chosen, config))
     return fmean(losses)
+
+
+def logits_at(
+    backbone: Backbone, batch: Batch, positions: Positions
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Computes logits (B, K, V), the answers' targets (B, K), and which logits are kept (B, K).
+
+    `all` keeps every logit that predicts a token of a decoder-only model's row, prompt and answer.
+    An encoder-decoder has logits at the answer's positions only.
+    """
+    if positions == "answer" or backbone.is_encoder_decoder:
+        logits, targets = backbone.answer_logits(batch)
+        return logits, targets, targets != IGNORED
+    real = batch["attention_mask"].bool()  # (B, S)
+    predicted = real & F.pad(real[:, :-1], (1, 0))  # all real tokens of a row but the first
+    tokens = batch["input_ids"].masked_fill(~predicted, IGNORED)
+    logits, targets = backbone.answer_logits({**batch, "labels": tokens})
+    return logits, batch["labels"][:, -targets.shape[1] :], targets != IGNORED
 
 
 def stacked(files: Sequence[Mapping[str, Tensor]]) -> TeacherLogits:
@@ -188,6 +212,26 @@ def soft_cross_entropy(student: Tensor, teacher: TeacherLogits) -> Tensor:
     return per_position.mean()
 
 
+def reverse_divergence(student: Tensor, teacher: TeacherLogits) -> Tensor:
+    """Returns KL(student ‖ teacher), the mean over positions.
+
+    All tokens whose teacher logits were not kept count as one token.
+
+    Args:
+        student: logits (N, V).
+        teacher: the teacher's logits at the same positions.
+    """
+    teacher = teacher.to(student.device)
+    log_q = student.float().log_softmax(1)  # (N, V)
+    if teacher.index is None:
+        log_p = teacher.logits.log_softmax(1)
+    else:
+        log_p = torch.cat([teacher.logits, teacher.rest[:, None]], 1).log_softmax(1)  # (N, k + 1)
+        rest = log_q.scatter(1, teacher.index, float("-inf")).logsumexp(1)  # (N,)
+        log_q = torch.cat([log_q.gather(1, teacher.index), rest[:, None]], 1)  # (N, k + 1)
+    return (log_q.exp() * (log_q - log_p)).sum(1).mean()
+
+
 def squared_error(student: Tensor, teacher: TeacherLogits) -> Tensor:
     """Returns the mean squared difference of the kept logits, as in DER++.
 
@@ -206,10 +250,15 @@ COPIES = 6
 
 
 def bytes_of_logits(
-    backbone: Backbone, examples: Sequence[Features], config: TeacherConfig
+    backbone: Backbone,
+    examples: Sequence[Features],
+    config: TeacherConfig,
+    positions: Positions = "answer",
 ) -> list[int]:
     """Returns the bytes that each example's stored logits take on disk."""
     per_position = bytes_per_position(backbone.model.config.vocab_size, config)
+    if positions == "all" and not backbone.is_encoder_decoder:
+        return [per_position * (len(example["input_ids"]) - 1) for example in examples]
     return [per_position * sum(i != IGNORED for i in example["labels"]) for example in examples]
 
 
