@@ -24,6 +24,7 @@ from retain.cli.shared import progress_for
 from retain.errors import RetainError
 from retain.runs.records import read_record
 from retain.sweep import table as tables
+from retain.sweep.measure import Collector
 from retain.sweep.plan import Experiment, Plan, plan_sweep
 from retain.sweep.result import SWEEP, Sweep
 from retain.sweep.run import on_dev
@@ -47,7 +48,8 @@ def sweep(*arguments: str) -> Called:
 
 def table(text: str) -> dict[tuple[str, str], dict[str, str]]:
     """The Markdown lines by variant and seed, their cells by title."""
-    lines = [line.strip("| ").split(" | ") for line in text.splitlines()]
+    rows = text.split("\n\n")[0].splitlines()  # without the footnotes
+    lines = [line.strip("| ").split(" | ") for line in rows]
     assert lines[0] == TITLES
     return {
         (line[0].strip("`"), line[1]): dict(zip(TITLES, line, strict=True)) for line in lines[2:]
@@ -195,6 +197,31 @@ def test_every_table_is_made_from_the_json(made: tuple[Path, Called]) -> None:
     text = console.export_text()
     assert [title for title in TITLES[1:] if title not in text] == ["own block"]
     assert "…" not in text
+
+
+@pytest.mark.parametrize(
+    ("variant", "says"),
+    [
+        ("seqlora", None),  # no preset
+        ("olora rank=8 alpha=32 dropout=0.1", None),
+        ("sapt preset=paper", None),
+        ("sapt preset=paper router.rate=0.5", "is not as published, in router.rate"),
+        (
+            "sapt",
+            "is not as published, in router.centre, router.key, router.rate, generator.rate, "
+            "reflection.tasks: add preset=paper for that",
+        ),
+    ],
+)
+def test_a_row_of_retain_s_own_options_says_so(variant: str, says: str | None, place: Path) -> None:
+    """A line named after a paper must not pass for the paper's."""
+    config = with_method(place, "seqlora")
+    for variants in ([variant], [variant, "pertask"]):  # a lone method is among the settings
+        swept = Collector(plan(config, *variants)).collect()
+        notes = [f"`{variant}` {says}"] if says else []
+        assert tables.footnotes(swept) == notes
+        listed = [line for line in tables.as_markdown(swept).splitlines() if line[:2] == "- "]
+        assert listed == [f"- {note}" for note in notes]
 
 
 @pytest.mark.usefixtures("place")

@@ -78,6 +78,27 @@ class MethodConfig(Options):
             raise ValueError(f"no such preset; choose one of {', '.join(names)}")
         return value
 
+    @classmethod
+    def unlike_paper(cls, options: Mapping[str, Any]) -> list[str]:
+        """Returns the options that are not those of `preset: paper`, as `a.b`.
+
+        Args:
+            options: every option of a run, as JSON has them.
+
+        Returns:
+            Names in the preset's order; none where the method has no such preset.
+        """
+        return list(_unlike(options, cls.presets.get("paper", {})))
+
+
+def _unlike(options: Mapping[str, Any], preset: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in preset.items():
+        given = options.get(key)
+        if isinstance(value, Mapping) and isinstance(given, Mapping):
+            yield from (f"{key}.{name}" for name in _unlike(given, value))
+        elif given != value:
+            yield key
+
 
 def filled_in(values: Any, preset: Mapping[str, Any]) -> Any:
     """Fills in options that are not given from those of a preset."""

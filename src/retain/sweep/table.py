@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from rich.console import Group
 from rich.text import Text
 
+from retain.methods import find
 from retain.report.layout import new_table
 from retain.sweep.result import Sweep, SweepRun
 from retain.system.printing import csv_text, escaped
@@ -55,6 +56,22 @@ def lines(sweep: Sweep) -> list[Line]:
     return table
 
 
+def footnotes(sweep: Sweep) -> list[str]:
+    """A line for each variant of a published method that runs with other options than its paper's.
+
+    A variant is named after its method, and must not be taken for the paper's row.
+    """
+    notes = []
+    for variant, sections in sweep.variants.items():
+        options = {"name": "", **sweep.settings.get("method", {}), **sections.get("method", {})}
+        method = find(str(options["name"]))
+        if method is not None and (unlike := method.Config.unlike_paper(options)):
+            note = f"`{variant}` is not as published, in {', '.join(unlike)}"
+            has_preset = options.get("preset") == "paper"
+            notes.append(note if has_preset else f"{note}: add preset=paper for that")
+    return notes
+
+
 def terminal_tables(sweep: Sweep) -> Group:
     """Tables that fit on 80 columns, without the columns that no run has."""
     body = lines(sweep)
@@ -68,15 +85,17 @@ def terminal_tables(sweep: Sweep) -> Group:
         for line in body:
             table.add_row(Text(line.variant), line.seed, *(line.cells[i] for i in used))
         tables.append(table)
-    return Group(*tables)
+    return Group(*tables, *map(Text, footnotes(sweep)))
 
 
 def as_markdown(sweep: Sweep) -> str:
-    """The lines of a sweep as a GitHub Markdown table."""
+    """The lines of a sweep as a GitHub Markdown table, and its footnotes as a list."""
     head = ["variant", "seed", *COLUMNS.values()]
     rows = [[f"`{line.variant}`", line.seed, *line.cells] for line in lines(sweep)]
     texts = ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in [head, *rows]]
     texts.insert(1, "| --- |" + " ---: |" * (len(head) - 1))
+    if notes := footnotes(sweep):
+        texts += ["", *(f"- {note}" for note in notes)]
     return escaped("\n".join(texts) + "\n")
 
 
