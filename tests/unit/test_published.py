@@ -88,8 +88,8 @@ def composed_value(experiment: ExperimentConfig, name: str) -> Any:
         return [getattr(of_task, OF_TRAINING[name]) for of_task in training]
     if name == "rows":
         return [t.per_device_train_batch_size * t.gradient_accumulation_steps for t in training]
-    if name == "metric":
-        return [with_defaults(task).metric for task in experiment.tasks]
+    if name in ("metric", "extract"):
+        return [getattr(with_defaults(task), name) for task in experiment.tasks]
     if name == "max_new_tokens":
         own = [task.max_new_tokens for task in experiment.tasks]
         return [
