@@ -73,7 +73,7 @@ class SparsityConfig(Options):
 class AmLoraConfig(LoraMethodConfig):
     """Options of AM-LoRA.
 
-    The paper scores a block with a dense layer and a nonlinearity, applies a softmax over the blocks
+    The paper scores a block with a dense layer and a nonlinearity, applies a softmax over blocks
     and a zero block, and adds an L1 penalty (arXiv 2409.19611; its equations are not verified).
     `preset: paper` has that softmax. Three things are retain's choice there: SiLU, since which
     nonlinearity it is was not found; the entropy, since the L1 norm of a softmax is the constant 1;
