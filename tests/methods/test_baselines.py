@@ -114,6 +114,28 @@ def test_l2p_picks_the_nearest_prompts(kind: str) -> None:
     assert distance.item() == pytest.approx(total / len(FIRST.test), rel=1e-4)
 
 
+def test_l2p_s_batch_may_share_the_prompts_that_most_of_it_picks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    method = L2p(make_backbone("llama"), L2pConfig(pool_size=4, length=1, picked=2, preset="paper"))
+    method.prompts.data.normal_()
+    batch = batch_of(method.backbone)
+    width = method.keys.shape[1]
+    method.keys.data = torch.eye(4, width)
+    # Of four inputs one picks 1 and 3, two pick 2 and 3, one picks 0 and 1: so 3, then 1 and not 2.
+    cosine = torch.tensor([[0, 3, 0, 4], [0, 0, 4, 3], [0, 0, 3, 4], [4, 3, 0, 0]]) / 5
+    query = F.pad(cosine, (0, width - 4))
+    monkeypatch.setattr(method, "_query", lambda _: query)
+    rest = {key: value[:1].expand(4, *value.shape[1:]) for key, value in batch.items()}
+    losses = method.loss(rest)
+    chosen = method.prompts[[3, 1]].flatten(0, 1)
+    torch.testing.assert_close(method.embedding.rows, chosen.expand(4, *chosen.shape))
+    distance = (2 - cosine[:, [3, 1]].sum(1)).mean()
+    assert float(losses["keys"].detach()) == pytest.approx(0.5 * float(distance), rel=1e-5)
+    method.route(rest)  # an answer does not depend on the batch
+    torch.testing.assert_close(method.embedding.rows[3], method.prompts[[0, 1]].flatten(0, 1))
+
+
 def test_l2p_keys_learn_as_fast_as_prompts(tmp_path: Path) -> None:
     method = L2p(make_backbone("llama"), L2pConfig(rate=7.0))
     (phase,) = method.phases(FIRST, context_of(FIRST, tmp_path))

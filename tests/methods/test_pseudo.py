@@ -142,6 +142,89 @@ def test_taught_inputs_are_what_the_generator_could_write(kind: str) -> None:
     assert writing.taught_inputs(backbone, rows) == expected
 
 
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_a_generator_may_be_taught_the_answers_too(kind: str) -> None:
+    backbone, train = make_backbone(kind), make_task("copy").train
+    rows = writing.generator_rows(backbone, train, "Write:", answered=True)
+    whole = [f"{example.prompt}__ans__{example.references[0]}" for example in train]
+    assert writing.taught_inputs(backbone, rows) == whole
+    inputs = [example.prompt for example in train]
+    assert writing.taught_inputs(backbone, rows, answered=True) == inputs
+
+
+def test_what_has_no_answer_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = make_backbone("llama")
+    drawn = ["an input__ans__b", "no answer", "__ans__no input", "cut __ans__", "x__ans__y__ans__z"]
+    monkeypatch.setattr(backbone, "generate", lambda *given, **sampling: drawn)
+
+    def write(count: int, answered: bool) -> writing.Written:
+        return writing.write_inputs(
+            backbone, "Write:", lambda size: None, count, writing.DrawConfig(), (), "x", answered
+        )
+
+    assert write(5, False).texts == drawn
+    assert write(3, True).texts == ["an input", "cut", "x"]
+    drawn[:] = ["no answer"] * 3
+    none = write(3, True)
+    assert (none.texts, none.dropped) == ([], 0)
+    assert "0 pseudo-samples instead of 3, because the generator writes texts without an " in (
+        none.notice
+    )
+
+
+@pytest.mark.parametrize("method", ["sapt", "sapt-prompt"])
+def test_the_paper_s_generator_keeps_the_inputs(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught: list[str] = []
+    plain = writing.generator_rows
+
+    def watched(backbone: Backbone, examples: Any, trigger: str, answered: bool) -> Any:
+        rows = plain(backbone, examples, trigger, answered)
+        taught.extend(writing.taught_inputs(backbone, rows))
+        return rows
+
+    monkeypatch.setattr("retain.methods.sapt.method.generator_rows", watched)
+    backbone = make_backbone("llama")
+    generate = backbone.generate
+
+    def drawn(batch: Any, count: int, **sampling: Any) -> list[str]:
+        texts = generate(batch, count, **sampling)
+        return ["ab__ans__c"] * len(texts) if sampling else texts
+
+    monkeypatch.setattr(backbone, "generate", drawn)
+    values = {"name": method, **OPTIONS[method], "preset": "paper"}
+    learner = Learner(backbone, values, tmp_path, training=TRAINING, evaluation=EVALUATION)
+    learner.learn(make_task("copy"))
+    assert {"__ans__" in text for text in taught} == {True}
+    (path,) = tmp_path.glob("tasks/*/pseudo.jsonl")
+    assert {json.loads(line)["prompt"] for line in path.read_text().splitlines()} == {"ab"}
+
+
+def test_lfpt5_may_keep_known_answers_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = make_task("copy").train[0].references[0]
+    for choice, expected in ((False, {known, "zzzz"}), (True, {known})):
+        backbone = make_backbone("llama")
+
+        def generate(batch: Any, count: int, **sampling: Any) -> list[str]:
+            size = len(batch["input_ids"])
+            return [f"in {i}" for i in range(size)] if sampling else [known, *["zzzz"] * (size - 1)]
+
+        monkeypatch.setattr(backbone, "generate", generate)
+        values = {
+            "name": "lfpt5",
+            **OPTIONS["lfpt5"],
+            "replay": {"share": 0.5, "every": 1},
+            "writing": {"max_new_tokens": 6, "known_answers": choice},
+        }
+        folder = tmp_path / str(choice)
+        learner = Learner(backbone, values, folder, training=TRAINING, evaluation=EVALUATION)
+        learner.learn(make_task("copy"))
+        (path,) = folder.glob("tasks/*/memory.jsonl")
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        assert {row["answer"][0] for row in rows} == expected
+
+
 def learned(method: str, folder: Path, **options: Any) -> Learner:
     """Two tasks learned with pseudo-samples as many as inputs."""
     values: dict[str, Any] = {"name": method, **OPTIONS[method]}

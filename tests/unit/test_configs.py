@@ -15,7 +15,6 @@ from retain.errors import RetainError
 from retain.experiment.compose import as_yaml, read_experiment
 from retain.experiment.config import ExperimentConfig, resolved
 from retain.experiment.merge import merge
-from retain.tasks.prompts import OLORA_NAMES
 from tests.command import call, refused
 
 FOLDER = Path(__file__).parents[2] / "configs"
@@ -70,15 +69,6 @@ def test_a_stream_with_the_small_recipe_is_an_experiment(name: str) -> None:
     assert f"configs/streams/{name}.yaml" in STREAMS[name].read_text() or (
         experiment.output is None or name == "demo"
     )
-
-
-@pytest.mark.parametrize("row", [row for row in ROWS if not row.startswith("seekr/")])
-def test_prompts_and_references_are_the_published_ones(row: str) -> None:
-    style, references = ("sapt", "drawn") if row.startswith("sapt/") else ("olora", None)
-    tasks = compose(row).tasks
-    assert {(task.prompt_style, task.references) for task in tasks} == {(style, references)}
-    for task in tasks:
-        assert style == "sapt" or Path(task.path).name in OLORA_NAMES
 
 
 ORDERS = """

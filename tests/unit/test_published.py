@@ -95,6 +95,8 @@ def composed_value(experiment: ExperimentConfig, name: str) -> Any:
         return [
             experiment.evaluation.max_new_tokens if tokens is None else tokens for tokens in own
         ]
+    if name in ("prompt_style", "references"):
+        return [getattr(task, name) for task in experiment.tasks]
     if name == "seed":
         return experiment.seed
     if name == "generator_rate":

@@ -36,9 +36,11 @@ class L2pConfig(MethodConfig):
     The pool has `pool_size` prompts of `length` vectors; `picked` of them are put before an input.
     `weight` is λ of the key loss. `keys` says where keys start: `random` draws all of them once, as
     published; `mean_query` gives each new task `picked` prompts that no task had before, while
-    there are any, with the task's mean query as their key. `rate` is the learning rate of prompts
-    and keys, as a multiple of training.learning_rate. `preset: paper` has the published options,
-    chosen for a vision transformer, with `rate: 1`.
+    there are any, with the task's mean query as their key. With `batchwise` all inputs of a
+    training batch get the prompts that most of them would pick, as in the published code, which
+    answers so too; here an answer never depends on the other inputs of its batch. `rate` is the
+    learning rate of prompts and keys, as a multiple of training.learning_rate. `preset: paper` has
+    the published options, chosen for a vision transformer, with `rate: 1`.
     """
 
     presets: ClassVar[Presets] = {
@@ -48,6 +50,7 @@ class L2pConfig(MethodConfig):
             "picked": 5,
             "weight": 0.5,
             "keys": "random",
+            "batchwise": True,
             "rate": 1.0,
         },
     }
@@ -57,6 +60,7 @@ class L2pConfig(MethodConfig):
     picked: PositiveInt = 5
     weight: NonNegativeFloat = 0.5
     keys: Literal["random", "mean_query"] = "random"
+    batchwise: bool = False
     rate: PositiveFloat = 30.0
 
     @model_validator(mode="after")
@@ -134,19 +138,26 @@ class L2p(Method):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the cross-entropy, and the distance to the selected keys."""
-        distance = self._select(batch)
+        distance = self._select(batch, self.options.batchwise)
         return {"task": self.backbone.answer_loss(batch), "keys": self.options.weight * distance}
 
-    def _select(self, batch: Batch) -> Tensor:
+    def _select(self, batch: Batch, batchwise: bool = False) -> Tensor:
         """Puts the nearest prompts before each input; returns their keys' distance, a scalar.
 
-        The distance is summed over an input's prompts and averaged over inputs.
+        With `batchwise` every input gets those that are nearest to most inputs of the batch; of
+        prompts with as many, the first. The distance is summed over an input's prompts and averaged
+        over inputs.
         """
         # In full precision, so that training and inference select the same prompts.
         with torch.autocast(self.backbone.device.type, enabled=False):
             query = self._query(batch)  # (B, d)
             cosine = F.normalize(query, dim=1) @ F.normalize(self.keys, dim=1).T  # (B, M)
         nearest, index = cosine.topk(self.options.picked, dim=1)  # (B, N)
+        if batchwise:
+            counts = index.flatten().bincount(minlength=len(self.keys))  # (M,)
+            most = counts.argsort(descending=True, stable=True)[: self.options.picked]
+            index = most.expand(len(index), -1)
+            nearest = cosine.gather(1, index)
         self.embedding.rows = self.prompts[index].flatten(1, 2)  # (B, N·n, d)
         return (1 - nearest).sum(1).mean()
 

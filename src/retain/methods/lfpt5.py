@@ -36,9 +36,14 @@ from retain.training.phase import Unit
 
 
 class WritingConfig(DrawConfig):
-    """How pseudo-samples are sampled, and the weight λ_lm of the loss that trains the generator."""
+    """How pseudo-samples are sampled, and the weight λ_lm of the loss that trains the generator.
+
+    `known_answers` keeps only pseudo-samples whose answer is one of the task's training answers, as
+    published for classification.
+    """
 
     weight: NonNegativeFloat = 0.25
+    known_answers: bool = False
 
 
 class PseudoConfig(MemoryConfig):
@@ -61,7 +66,7 @@ class Lfpt5Config(MethodConfig):
         "paper": {
             "length": 300,
             "rate": 1.0,
-            "writing": {"weight": 0.25, "top_k": 64},
+            "writing": {"weight": 0.25, "top_k": 64, "known_answers": True},
             "distillation": 0.01,
         },
     }
@@ -118,8 +123,8 @@ class Lfpt5(TaughtMethod):
     def choose(self, task: Task, context: TaskContext) -> list[Example]:
         """Generates pseudo-samples: inputs, and the answers that the prompt gives to them.
 
-        An input is left out if the chat template refuses it, or its answer is empty or does not
-        fit in the window.
+        An input is left out if the chat template refuses it, or its answer is empty, does not fit
+        in the window, or is new where only known answers count.
         """
         written = write_inputs(
             self.backbone,
@@ -146,6 +151,9 @@ class Lfpt5(TaughtMethod):
             self.route(batch)
             for i, text in zip(chosen, self.backbone.generate(batch, limit), strict=True):
                 answers[i] = text
+        if self.options.writing.known_answers:
+            known = {text.strip() for example in task.train for text in example.references}
+            answers = [answer if answer in known else "" for answer in answers]
         pairs = zip(asked, answers, strict=True)
         samples = [replace(example, references=(answer,)) for example, answer in pairs if answer]
         if written.notice:

@@ -72,11 +72,13 @@ class RouterConfig(Options):
 class GeneratorConfig(DrawConfig):
     """Options of the generator of pseudo-samples.
 
-    `max_steps: null` takes the run's number of steps. `rate` is the generator's learning rate as a
-    multiple of the blocks' learning rate. `share` is the number of pseudo-samples as a share of the
-    training examples.
+    `target` is what it learns to write: `prompt`, or `example`, a prompt with its answer, of which
+    the prompt is kept and texts without an answer are dropped. `max_steps: null` takes the run's
+    number of steps. `rate` is the generator's learning rate as a multiple of the blocks' learning
+    rate. `share` is the number of pseudo-samples as a share of the training examples.
     """
 
+    target: Literal["prompt", "example"] = "prompt"
     max_steps: PositiveInt | None = None
     rate: PositiveFloat = 3.0
     share: PositiveFloat = 0.02
@@ -101,7 +103,7 @@ class RoutedConfig(MethodConfig):
     presets: ClassVar[Presets] = {
         "paper": {
             "router": {"centre": "none", "key": "uniform", "rate": 1.0},
-            "generator": {"rate": 1.0},
+            "generator": {"target": "example", "rate": 1.0},
             "reflection": {"tasks": None},
         },
     }
@@ -172,7 +174,8 @@ class Attentive(RoutedPool):
             self._pseudo = [example.prompt for example in chosen]
         else:
             options = self.options.generator
-            rows = generator_rows(self.backbone, task.train, TRIGGER)  # one per training example
+            answered = options.target == "example"
+            rows = generator_rows(self.backbone, task.train, TRIGGER, answered)  # one per example
             rate = self.block_rate * options.rate
             yield Phase(
                 "generator",
@@ -182,7 +185,7 @@ class Attentive(RoutedPool):
                 options.max_steps,
                 seed_slot=2,
             )
-            taught = taught_inputs(self.backbone, rows)
+            taught = taught_inputs(self.backbone, rows, answered)
             written = write_inputs(
                 self.backbone,
                 TRIGGER,
@@ -191,6 +194,7 @@ class Attentive(RoutedPool):
                 options,
                 taught,
                 "method.generator.max_steps",
+                answered,
             )
             self._pseudo = written.texts
             self.notices += [written.notice] if written.notice else []

@@ -1,6 +1,7 @@
 """Pseudo-samples: inputs of a task that the model generates from a trigger prompt.
 
-The model is trained before to answer the trigger with the task's training inputs.
+The model is trained before to answer the trigger with the task's training inputs; with `answered`,
+each with `ANSWER` and its answer after it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ QUALITY = "quality.json"
 """File of the measures in a task's folder."""
 BATCH = 32
 """Prompts per batch of generation and of embedding."""
+ANSWER = "__ans__"
+"""What stands between an input and its answer, as in the code of SAPT and LFPT5 (there a token)."""
 ROUNDS = 10
 """Batches drawn at most, as a multiple of those needed if no text were empty or a copy."""
 
@@ -62,25 +65,34 @@ class Written:
     notice: str = ""
 
 
-def generator_rows(backbone: Backbone, examples: Sequence[Example], trigger: str) -> list[Features]:
+def generator_rows(
+    backbone: Backbone, examples: Sequence[Example], trigger: str, answered: bool = False
+) -> list[Features]:
     """Encodes examples that train the generator: the trigger as prompt, an input as answer.
 
-    An input is cut where it does not fit in the window after the trigger.
+    With `answered` the example's first reference follows the input. What does not fit in the window
+    after the trigger is cut off.
     """
     row = backbone.encode(Example(trigger, ("",)), with_answer=False)
     room = backbone.room_after(len(row["input_ids"])) - 1
-    longest = max(1, min(backbone.prompt.max_prompt_tokens, room))
-    pairs = [Example(trigger, (example.prompt,)) for example in examples]
+    limit = backbone.prompt.max_prompt_tokens
+    limit += backbone.prompt.max_answer_tokens if answered else 0
+    longest = max(1, min(limit, room))
+    targets = [e.prompt + (ANSWER + e.references[0] if answered else "") for e in examples]
+    pairs = [Example(trigger, (target,)) for target in targets]
     return [backbone.encode(pair, answer_limit=longest) for pair in pairs]
 
 
-def taught_inputs(backbone: Backbone, rows: Sequence[Features]) -> list[str]:
+def taught_inputs(
+    backbone: Backbone, rows: Sequence[Features], answered: bool = False
+) -> list[str]:
     """Decodes the training inputs from the rows of `generator_rows`.
 
     Pseudo-samples are compared with these instead of the original texts. What the tokenizer cannot
     represent (T5 has no line break) would otherwise distinguish every pseudo-sample.
     """
-    return [backbone.decode([i for i in row["labels"] if i != IGNORED]) for row in rows]
+    texts = [backbone.decode([i for i in row["labels"] if i != IGNORED]) for row in rows]
+    return [text.partition(ANSWER)[0].strip() for text in texts] if answered else texts
 
 
 def write_inputs(
@@ -91,8 +103,11 @@ def write_inputs(
     options: DrawConfig,
     taught: Sequence[str],
     remedy: str,
+    answered: bool = False,
 ) -> Written:
     """Generates `count` pseudo-samples, or fewer if too many come out empty or as copies.
+
+    With `answered` the input before `ANSWER` is kept, and a text without it counts as empty.
 
     What is drawn at random never ends a run that is hours old: it goes on with fewer texts, or
     none, and a notice.
@@ -105,6 +120,7 @@ def write_inputs(
         options: how they are sampled.
         taught: the training inputs, as `taught_inputs` returns them.
         remedy: the name of an option whose higher value improves the generator, for the notice.
+        answered: whether the generator writes inputs with their answers.
     """
     row = backbone.encode(Example(trigger, ("",)), with_answer=False)
     originals = generated.Originals(taught if options.drop_copies else ())
@@ -115,6 +131,8 @@ def write_inputs(
         switch_on(len(batch["input_ids"]))
         longest = min(options.max_new_tokens, backbone.room_after(len(row["input_ids"])))
         drawn = backbone.generate(batch, longest, do_sample=True, top_k=options.top_k)
+        if answered:
+            drawn = [text.partition(ANSWER)[0].strip() if ANSWER in text else "" for text in drawn]
         written = [text for text in drawn if text]
         new = [text for text in written if not originals.has(text)]
         dropped += len(written) - len(new)
@@ -123,7 +141,8 @@ def write_inputs(
             break
     notice = ""
     if len(texts) < count and not (texts and dropped):
-        cause, advice = "empty texts", f"a higher {remedy}"
+        cause = "texts without an input and an answer" if answered else "empty texts"
+        advice = f"a higher {remedy}"
         if dropped:
             cause, advice = "copies of training inputs", "drop_copies: false or more examples"
         notice = (

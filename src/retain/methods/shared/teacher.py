@@ -118,7 +118,8 @@ def write_logits(
         positions: which logits.
 
     Returns:
-        The method's cross-entropy on the examples, in nats, the mean over their answers.
+        The method's cross-entropy on the examples, in nats, the mean over their answers; 0 without
+        examples, as where LFPT5 has written none.
     """
     losses = []
     for start in range(0, len(examples), BATCH):
@@ -132,7 +133,7 @@ def write_logits(
             losses.append(float(cross_entropy(logits[None], labels[None])))
             chosen = logits[keeps] / temperature  # (N, V)
             write_tensors(file_of(folder, number), compressed(chosen, config))
-    return fmean(losses)
+    return fmean(losses) if losses else 0.0
 
 
 def logits_at(
