@@ -13,6 +13,7 @@ import yaml
 from rich.console import Console
 
 from retain.errors import RetainError
+from retain.methods import METHODS
 from retain.report.compare import (
     Entry,
     as_csv,
@@ -278,3 +279,11 @@ def test_of_real_runs(tmp_path: Path) -> None:
         ["pertask", "0", "copy > constant"],
     ]
     assert "pertask" in as_html(entries)
+
+
+def test_retain_s_own_options_are_named_below() -> None:
+    """A method's row must not pass for its paper's."""
+    runs = [entry("sapt", seed, {"x": [0]}, preset="default") for seed in (0, 1)]
+    assert "`sapt` is not as published, in router.centre, router.key" in shown(runs)
+    options = METHODS["sapt"].Config(preset="paper").model_dump(mode="json")
+    assert "as published" not in shown([entry("sapt", 0, {"x": [0]}, **options)])

@@ -12,7 +12,9 @@ from rich.console import Console, RenderableType
 
 from retain.errors import RetainError
 from retain.learner import Learner
+from retain.methods import METHODS
 from retain.methods.amlora.diagnostics import SIGMOID, SOFTMAX, LayerGates, effective_grid
+from retain.methods.base import flat
 from retain.methods.shared.pseudo_diagnostics import TaskSamples, samples_section
 from retain.methods.shared.routing_diagnostics import SHARES, Routing, routing_section
 from retain.report import (
@@ -398,3 +400,11 @@ def test_curves_name_every_line() -> None:
     svg = curves([Curve(name, [(1, 50.0), (2, 60.0)]) for name in ("_a", "b")], "t", "x")
     texts = [element.text for element in ElementTree.fromstring(svg).iter()]
     assert (texts.count("_a"), texts.count("b")) == (1, 1)
+
+
+def test_settings_name_what_is_not_as_published() -> None:
+    ours = "`sapt` is not as published, in router.centre"
+    options = {"method.name": "sapt", "method.preset": "default"}
+    assert ours in render([replace(RUN, settings=options)])
+    published = METHODS["sapt"].Config(preset="paper").model_dump(mode="json")
+    assert "as published" not in render([replace(RUN, settings=dict(flat({"method": published})))])

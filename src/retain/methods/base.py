@@ -83,21 +83,23 @@ class MethodConfig(Options):
         """Returns the options that are not those of `preset: paper`, as `a.b`.
 
         Args:
-            options: every option of a run, as JSON has them.
+            options: a run's, as JSON has them, nested or by such names; others have their default.
 
         Returns:
             Names in the preset's order; none where the method has no such preset.
         """
-        return list(_unlike(options, cls.presets.get("paper", {})))
+        preset = dict(flat(cls.presets.get("paper", {})))
+        given = dict(flat(cls().model_dump(mode="json"))) | dict(flat(options)) if preset else {}
+        return [name for name, value in preset.items() if given[name] != value]
 
 
-def _unlike(options: Mapping[str, Any], preset: Mapping[str, Any]) -> Iterator[str]:
-    for key, value in preset.items():
-        given = options.get(key)
-        if isinstance(value, Mapping) and isinstance(given, Mapping):
-            yield from (f"{key}.{name}" for name in _unlike(given, value))
-        elif given != value:
-            yield key
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields nested settings as `a.b` and value."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def filled_in(values: Any, preset: Mapping[str, Any]) -> Any:

@@ -21,10 +21,9 @@ from retain.errors import RetainError
 from retain.experiment.config import FREE, ExperimentConfig, resolved
 from retain.experiment.validation import check
 from retain.methods import find
-from retain.methods.base import filled_in
+from retain.methods.base import filled_in, flat
 from retain.report.layout import new_table
-from retain.report.reader import flat
-from retain.report.summary import METRIC_LABELS, NO_FORWARD_TRANSFER
+from retain.report.summary import METRIC_LABELS, NO_FORWARD_TRANSFER, not_as_published
 from retain.runs import results
 from retain.runs.records import CONFIG, Prediction, read_records
 from retain.system.printing import PlainConsole, csv_text
@@ -285,6 +284,9 @@ def tables(entries: Sequence[Entry]) -> RenderableType:
     legend = Text("; ".join(METRIC_LABELS.values()) + ".")
     if any(entry.metrics["forward_transfer"] is None for entry in entries):
         legend.append(f"\n{NO_FORWARD_TRANSFER}")
+    for label, group in groups.items():
+        if note := not_as_published(label, group[0].method, group[0].options):
+            legend.append(f"\n{note}.")
     base, *others = groups.values()
     if not others:
         return Group(scores, legend)

@@ -16,7 +16,7 @@ from retain.report import losses
 from retain.report.changes import Changes, changes_table
 from retain.report.draw_sections import drawings, section_tables
 from retain.report.plots import Curve, curves, drawing_svg, heat_map
-from retain.report.summary import RunSummary, sentence, with_distinct_labels
+from retain.report.summary import RunSummary, not_as_published, sentence, with_distinct_labels
 from retain.report.tables import (
     cost_table,
     examined_table,
@@ -99,7 +99,9 @@ def _parts(run: RunSummary) -> Iterator[Part]:
         settings = Table("setting", "value")
         for name, value in run.settings.items():
             settings.add_row(name, str(value))
-        yield Part("Settings", "", tables=[("All settings", settings)])
+        options = {n.removeprefix("method."): v for n, v in run.settings.items()}
+        note = not_as_published(run.method, run.method, options)
+        yield Part("Settings", f"{note}." if note else "", tables=[("All settings", settings)])
 
 
 def _tasks(run: RunSummary) -> Part:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
+from retain.methods.base import flat
 from retain.report.changes import read_changes
 from retain.report.draw_sections import read_sections
 from retain.report.losses import read_losses
@@ -42,12 +41,3 @@ def _examined(task: TaskRecord, limit: int | None) -> Examined:
     counts = task.examples
     tested = counts.test if limit is None else min(limit, counts.test)
     return Examined(task.name, task.scorer, tested, counts.train, task.fingerprints.test)
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields nested settings as `a.b` and value."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

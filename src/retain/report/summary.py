@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+from retain.methods import find
 from retain.report.changes import Changes
 from retain.report.losses import PhaseLosses
 from retain.runs.labels import score_text
@@ -24,6 +26,24 @@ NO_FORWARD_TRANSFER = (
     "--single PERTASK_RUN has been given one."
 )
 """Note below a table in which FWT is "–"."""
+
+
+def not_as_published(label: str, method: str, options: Mapping[str, Any]) -> str | None:
+    """A sentence on a run of a published method with other options than its paper's, or None.
+
+    A run is named after its method, and must not be taken for the paper's row.
+
+    Args:
+        label: what the run is called.
+        method: the method's name.
+        options: its options, nested or as `a.b`.
+    """
+    known = find(method)
+    unlike = known.Config.unlike_paper(options) if known else []
+    if not unlike:
+        return None
+    advice = "" if options.get("preset") == "paper" else ": add preset=paper for that"
+    return f"`{label}` is not as published, in {', '.join(unlike)}{advice}"
 
 
 @dataclass(frozen=True)

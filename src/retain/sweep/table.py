@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from rich.console import Group
 from rich.text import Text
 
-from retain.methods import find
 from retain.report.layout import new_table
+from retain.report.summary import not_as_published
 from retain.sweep.result import Sweep, SweepRun
 from retain.system.printing import csv_text, escaped
 
@@ -57,19 +57,14 @@ def lines(sweep: Sweep) -> list[Line]:
 
 
 def footnotes(sweep: Sweep) -> list[str]:
-    """A line for each variant of a published method that runs with other options than its paper's.
-
-    A variant is named after its method, and must not be taken for the paper's row.
-    """
-    notes = []
-    for variant, sections in sweep.variants.items():
-        options = {"name": "", **sweep.settings.get("method", {}), **sections.get("method", {})}
-        method = find(str(options["name"]))
-        if method is not None and (unlike := method.Config.unlike_paper(options)):
-            note = f"`{variant}` is not as published, in {', '.join(unlike)}"
-            has_preset = options.get("preset") == "paper"
-            notes.append(note if has_preset else f"{note}: add preset=paper for that")
-    return notes
+    """A line for each variant of a published method with other options than its paper's."""
+    shared = sweep.settings.get("method", {})
+    methods = {v: {**shared, **own.get("method", {})} for v, own in sweep.variants.items()}
+    notes = [
+        not_as_published(variant, str(method.get("name")), method)
+        for variant, method in methods.items()
+    ]
+    return [note for note in notes if note]
 
 
 def terminal_tables(sweep: Sweep) -> Group:
