@@ -285,8 +285,8 @@ def tables(entries: Sequence[Entry]) -> RenderableType:
     if any(entry.metrics["forward_transfer"] is None for entry in entries):
         legend.append(f"\n{NO_FORWARD_TRANSFER}")
     for label, group in groups.items():
-        if note := not_as_published(label, group[0].method, group[0].options):
-            legend.append(f"\n{note}.")
+        if published := not_as_published(label, group[0].method, group[0].options):
+            legend.append(f"\n{published}.")
     base, *others = groups.values()
     if not others:
         return Group(scores, legend)
