@@ -66,9 +66,8 @@ def step(blocks: int, top_k: int | None) -> Side:
         pool.use(router(prompts))
         loss = model(input_ids=ids, labels=ids, use_cache=False).loss
         if blocks > 1:
-            loss = loss + options.reflection.weight * reflection.loss(
-                router, options.reflection.tasks
-            )
+            weight = options.reflection.weight or 0.0
+            loss = loss + weight * reflection.loss(router, options.reflection.tasks)
         loss.backward()
 
     return run

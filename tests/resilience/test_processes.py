@@ -62,7 +62,7 @@ def launch(*arguments: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["sapt", "amlora", "seekr"])
+@pytest.mark.parametrize("variant", ["sapt", "sapt-hidden", "amlora", "seekr"])
 def test_two_processes_learn_what_one_learns(variant: str, tmp_path: Path) -> None:
     learn(variant, tmp_path / "one", 6)
     launch("tests.resilience.test_processes", variant, str(tmp_path / "two"), "3")

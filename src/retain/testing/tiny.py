@@ -66,6 +66,12 @@ OWN_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "reflection": {"tasks": 1},
         },
     ),
+    "sapt-whitened": ("sapt", {"router": {"kind": "whitened"}}),
+    "sapt-hidden": ("sapt", {"router": {"kind": "whitened", "layer": 1, "top_k": 2}}),
+    "sapt-prompt-whitened": (
+        "sapt-prompt",
+        {"router": {"kind": "whitened"}, "length": 3, "rate": 1.0},
+    ),
     "sapt-unreflected": ("sapt", {**OPTIONS["sapt"], "reflection": {"weight": 0}}),
     "sapt-real": ("sapt", {**OPTIONS["sapt"], "reflection": {"samples": "real"}}),
     "amlora-instance": (

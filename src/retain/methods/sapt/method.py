@@ -1,9 +1,12 @@
 """SAPT: training and inference use the same attention over a pool of blocks.
 
-For each task, first the new block is trained to generate the task's inputs, which gives
-pseudo-samples. Then the block starts again, and is trained on the task together with its key and
-the router's query projection, within the attention-weighted mixture of all blocks. Reflection on
-the pseudo-samples of older tasks keeps their attention unchanged.
+As published, for each task, first the new block is trained to generate the task's inputs, which
+gives pseudo-samples. Then the block starts again, and is trained on the task together with its key
+and the router's query projection, within the attention-weighted mixture of all blocks. Reflection
+on the pseudo-samples of older tasks keeps their attention unchanged.
+
+With the router in closed form (`router.kind: whitened`) the attention of old tasks is not trained,
+and the block is all that is: one phase, within the same mixture.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch
@@ -33,7 +36,8 @@ from retain.methods.base import (
 )
 from retain.methods.sapt.diagnostics import PSEUDO, sapt_diagnostics
 from retain.methods.sapt.reflection import Reflection
-from retain.methods.sapt.router import PromptRouter
+from retain.methods.sapt.router import AttentionOptions, AttentionRouter
+from retain.methods.sapt.whitened import WhitenedOptions, WhitenedRouter
 from retain.methods.shared.lora import LoraMethodConfig
 from retain.methods.shared.pseudo_samples import (
     DrawConfig,
@@ -51,22 +55,35 @@ from retain.training.phase import Unit
 
 TRIGGER = "Write an input of the task:"
 SMALLER_BLOCKS = "lower method.rank (of prompts, method.length), or method.router.hidden"
+REFLECTION_WEIGHT = {"attention": 0.5, "whitened": 0.0}
+"""λ by the kind of router: what is not trained needs no reflection."""
 
 
-class RouterConfig(Options):
-    """Options of the router.
+class RouterConfig(WhitenedOptions, AttentionOptions):
+    """Options of the router: the published one (`attention`), or one in closed form (`whitened`).
 
-    `rate` is its learning rate as a multiple of training.learning_rate. With `top_k` only the
-    blocks with the largest attention keep a weight, and other LoRA blocks are not computed; this is
-    for streams of hundreds of tasks.
+    `hidden`, `temperature`, `centre`, `key` and `rate` are of `attention`, which is trained at
+    `rate` times training.learning_rate. `layer` and `scale` are of `whitened`: `layer` 0 reads
+    token embeddings, k hidden states after layer k of the backbone without blocks; `scale`
+    multiplies the cosines. With `top_k` only the blocks with the largest attention keep a weight,
+    and other LoRA blocks are not computed; this is for streams of hundreds of tasks.
     """
 
-    hidden: PositiveInt = 100
-    temperature: PositiveFloat | None = None
-    centre: Literal["generic", "none"] = "generic"
-    key: Literal["mean_query", "uniform"] = "mean_query"
-    rate: PositiveFloat = 0.01
+    kind: Literal["attention", "whitened"] = "attention"
     top_k: Annotated[int, Field(ge=2)] | None = None  # one alone would have no gradient
+
+    @model_validator(mode="after")
+    def _of_this_kind(self) -> RouterConfig:
+        other = AttentionOptions if self.kind == "whitened" else WhitenedOptions
+        for name, field in other.model_fields.items():
+            if getattr(self, name) != field.default:
+                raise ValueError(f"{name} is no option of kind: {self.kind}; remove one of them")
+        return self
+
+    def make(self, backbone: Backbone) -> AttentionRouter | WhitenedRouter:
+        """Makes the router of a backbone."""
+        make = WhitenedRouter if self.kind == "whitened" else AttentionRouter
+        return make(backbone, self, self.top_k)
 
 
 class GeneratorConfig(DrawConfig):
@@ -87,12 +104,14 @@ class GeneratorConfig(DrawConfig):
 class ReflectionConfig(Options):
     """Weight λ of the reflection loss, and the samples that it is computed on.
 
+    `weight: null` is 0.5 with `router.kind: attention` and 0 with `whitened`, where reflection
+    could change nothing: a weight then shows the loss, which tells how far old attention moved.
     A step reflects on at most `tasks` old tasks, drawn at random to represent all of them, so that
     its cost does not grow with the stream; null stands for all, as published. `samples: real` keeps
     training inputs of old tasks instead of generated ones, for comparison.
     """
 
-    weight: NonNegativeFloat = 0.5
+    weight: NonNegativeFloat | None = None
     samples: Literal["generated", "real"] = "generated"
     tasks: PositiveInt | None = 16
 
@@ -102,7 +121,7 @@ class RoutedConfig(MethodConfig):
 
     presets: ClassVar[Presets] = {
         "paper": {
-            "router": {"centre": "none", "key": "uniform", "rate": 1.0},
+            "router": {"kind": "attention", "centre": "none", "key": "uniform", "rate": 1.0},
             "generator": {"target": "example", "rate": 1.0},
             "reflection": {"tasks": None},
         },
@@ -111,6 +130,13 @@ class RoutedConfig(MethodConfig):
     router: RouterConfig = Field(default_factory=RouterConfig)
     generator: GeneratorConfig = Field(default_factory=GeneratorConfig)
     reflection: ReflectionConfig = Field(default_factory=ReflectionConfig)
+
+    @model_validator(mode="after")
+    def _weight_of_reflection(self) -> RoutedConfig:
+        if self.reflection.weight is None:
+            weight = REFLECTION_WEIGHT[self.router.kind]
+            self.reflection = self.reflection.model_copy(update={"weight": weight})
+        return self
 
 
 class SaptConfig(RoutedConfig, LoraMethodConfig):
@@ -138,18 +164,17 @@ class Attentive(RoutedPool):
 
     traits: ClassVar[Traits] = Traits(
         idea="",
-        stores="one block, one key, the router's projection, pseudo-samples",
+        stores="one block, the router's state, pseudo-samples if reflection is on",
         lowers_disk=SMALLER_BLOCKS,
         lowers_ram=SMALLER_BLOCKS,
     )
     units: ClassVar[Mapping[str, Unit]] = {"reflection": "step"}
-    router: PromptRouter
+    router: AttentionRouter | WhitenedRouter
 
     def __init__(
         self, backbone: Backbone, config: RoutedConfig, pool: LoraPool | PromptPool, rate: float
     ) -> None:
-        router = PromptRouter(backbone, **config.router.model_dump(exclude={"rate"}))
-        super().__init__(backbone, config, pool, router)
+        super().__init__(backbone, config, pool, config.router.make(backbone))
         self.block_rate, self.router_rate = rate, config.router.rate
         self.reflection = Reflection()
         self._pseudo: list[str] = []  # of the task that is being learned
@@ -206,6 +231,7 @@ class Attentive(RoutedPool):
 
     def finish(self, task: Task, context: TaskContext) -> None:
         """Keeps the mean attention on held-out prompts, and the pseudo-samples' embeddings."""
+        self.pool.use(None)
         e = self.router.embed([example.prompt for example in task.dev])
         with torch.no_grad():
             self._attention = self.router.attention(e).mean(0)
@@ -261,7 +287,7 @@ class Sapt(Attentive):
     """W x + Σ_i a_i (α/r) B_i A_i x, where a = router(prompt) (arXiv 2401.08295, eq. 6).
 
     W is a frozen weight of the backbone, x its input, and r and α the rank and scale of the LoRA
-    blocks (A_i, B_i). a are the attention weights of `Router`.
+    blocks (A_i, B_i). a are the weights of the router.
     """
 
     Config = SaptConfig
@@ -286,7 +312,7 @@ class Sapt(Attentive):
 class SaptPrompt(Attentive):
     """[Σ_i a_i P_i; x], where a = router(prompt) (arXiv 2401.08295).
 
-    P_i are the soft prompts, x the embedded input, and a the attention weights of `Router`.
+    P_i are the soft prompts, x the embedded input, and a the weights of the router.
     """
 
     Config = SaptPromptConfig

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from retain.methods.sapt.router import Router
+from retain.methods.sapt.softmax_router import SoftmaxRouter
 
 
 def padded(attention: Tensor, blocks: int) -> Tensor:
@@ -46,7 +46,7 @@ class Reflection:
         self.embeddings.append(embeddings)
         self.attention.append(attention)
 
-    def loss(self, router: Router, tasks: int | None = None) -> Tensor:
+    def loss(self, router: SoftmaxRouter, tasks: int | None = None) -> Tensor:
         """Computes Σ over old tasks of KL(stored ‖ current attention), mean over pseudo-samples.
 
         With `tasks` only so many old tasks are drawn at random, and the sum is scaled up to all.

@@ -1,27 +1,38 @@
-"""The router: attention of a prompt over the blocks' keys (SAPT's SALS)."""
+"""The published router: learned attention of a prompt over the blocks' keys (SAPT's SALS)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from retain.backbone import Backbone, Batch, Features
-from retain.methods.base import TaskContext
-from retain.methods.shared.pseudo_samples import BATCH
-from retain.tasks import Example, Task
+from retain.backbone import Backbone, Batch
+from retain.methods.base import Options, TaskContext
+from retain.methods.sapt.softmax_router import SoftmaxRouter, embedded, generic_windows
+from retain.tasks import Task
 
-WINDOW = 100
-"""Tokens per window of the generic text."""
 KEY_EXAMPLES = 256
 """Prompts of a task whose mean query is the initial key, at most."""
 
 
-class Router(nn.Module):
+class AttentionOptions(Options):
+    """Options of `router.kind: attention`.
+
+    `rate` is its learning rate as a multiple of training.learning_rate.
+    """
+
+    hidden: PositiveInt = 100
+    temperature: PositiveFloat | None = None
+    centre: Literal["generic", "none"] = "generic"
+    key: Literal["mean_query", "uniform"] = "mean_query"
+    rate: PositiveFloat = 0.01
+
+
+class Router(SoftmaxRouter):
     """a = softmax(K q / τ), q = LayerNorm(SiLU(W_up W_down (e − c))) (arXiv 2401.08295, eq. 3-5).
 
     a are the attention weights, e is a prompt's pooled embedding, and K holds a key per block. The
@@ -47,8 +58,7 @@ class Router(nn.Module):
         centre: Tensor,
         top_k: int | None = None,
     ) -> None:
-        super().__init__()
-        self.top_k = top_k
+        super().__init__(top_k)
         self.temperature = temperature or width**0.5
         self.down = nn.Linear(width, hidden, bias=False)
         self.up = nn.Linear(hidden, width, bias=False)
@@ -79,24 +89,12 @@ class Router(nn.Module):
         with torch.autocast(e.device.type, enabled=False):
             return self.query(e.float()) @ self.keys.T / self.temperature
 
-    def attention(self, e: Tensor) -> Tensor:
-        """Computes the attention over the blocks (B, T) from pooled embeddings e (B, d)."""
-        return F.softmax(self.logits(e), dim=-1)
-
-    def forward(self, e: Tensor) -> Tensor:
-        """Computes the blocks' weights (B, T): the attention, or its `top_k` largest, rescaled.
-
-        In training the newest block is always among the `top_k`, as it would get no gradient else.
-        """
-        attention = self.attention(e)
-        if self.top_k is None or self.top_k >= attention.shape[1]:
-            return attention
-        compared = attention.detach().clone()
+    def ranked(self, attention: Tensor) -> Tensor:
+        """Puts the newest block first in training, as it would get no gradient else."""
+        ranked = attention.detach().clone()
         if self.training:
-            compared[:, -1] = 1.0  # no attention is larger
-        index = compared.topk(self.top_k, dim=1).indices
-        kept = torch.zeros_like(attention).scatter(1, index, attention.gather(1, index))
-        return kept / kept.sum(1, keepdim=True)
+            ranked[:, -1] = 1.0  # no attention is larger
+        return ranked
 
     def projection(self) -> dict[str, Tensor]:
         """Returns the tensors of the query projection by the names in the saved file."""
@@ -108,30 +106,22 @@ class Router(nn.Module):
         }
 
 
-class PromptRouter(Router):
+class AttentionRouter(Router):
     """The router of a backbone, with one key per task, on pooled frozen token embeddings.
 
     Args:
         backbone: provides the embeddings.
-        hidden, temperature, top_k: as in `Router`.
-        centre: `generic` subtracts `generic_centre` from pooled embeddings, `none` nothing.
-        key: a new key starts as the mean query of the task's prompts, or uniform in ±1.
+        options: `centre: generic` subtracts `generic_centre` from pooled embeddings. A new `key`
+            starts as the mean query of the task's prompts, or uniform in ±1.
+        top_k: as in `Router`.
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        hidden: int,
-        temperature: float | None,
-        top_k: int | None,
-        centre: Literal["generic", "none"],
-        key: Literal["mean_query", "uniform"],
-    ) -> None:
+    def __init__(self, backbone: Backbone, options: AttentionOptions, top_k: int | None) -> None:
         zero = torch.zeros(backbone.width, device=backbone.device)
-        c = generic_centre(backbone) if centre == "generic" else zero
-        super().__init__(backbone.width, hidden, temperature, c, top_k)
+        c = generic_centre(backbone) if options.centre == "generic" else zero
+        super().__init__(backbone.width, options.hidden, options.temperature, c, top_k)
         self._backbone = backbone
-        self._new_key = key
+        self._new_key = options.key
         self.to(backbone.device).eval()
 
     def weights(self, batch: Batch) -> Tensor:
@@ -150,12 +140,7 @@ class PromptRouter(Router):
 
     def embed(self, prompts: Sequence[str]) -> Tensor:
         """Computes the pooled embeddings of prompts, (N, d)."""
-        encoded = [
-            self._backbone.encode(Example(prompt, ("",)), with_answer=False) for prompt in prompts
-        ]
-        batches = [encoded[i : i + BATCH] for i in range(0, len(encoded), BATCH)]
-        pooled = [self._backbone.pooled_embedding(self._backbone.collate(b)) for b in batches]
-        return torch.cat(pooled)
+        return embedded(self._backbone, prompts, self._backbone.pooled_embedding)
 
     def trainable(self) -> list[nn.Parameter]:
         """Returns the newest key and the query projection."""
@@ -184,13 +169,6 @@ def generic_centre(backbone: Backbone) -> Tensor:
 
     Prompts share common words, so the pooled embeddings of different tasks have a cosine near 1,
     and the published router cannot distinguish them within a short run. Subtracting what any text
-    has in common leaves what is specific to a task. The text is part of the package and the same
-    for all runs, so the centre does not depend on the tasks.
+    has in common leaves what is specific to a task.
     """
-    text = files("retain.methods.sapt").joinpath("generic.txt").read_text(encoding="utf-8")
-    ids = backbone.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    windows: list[Features] = [
-        {"input_ids": [0], "route_ids": ids[start : start + WINDOW]}
-        for start in range(0, max(len(ids) - WINDOW, 1), WINDOW // 2)
-    ]
-    return backbone.pooled_embedding(backbone.collate(windows)).mean(0)
+    return backbone.pooled_embedding(backbone.collate(generic_windows(backbone))).mean(0)

@@ -30,7 +30,8 @@ class Router(Protocol):
     """Interface of a router, which weighs the blocks for each prompt.
 
     A trainable router is an `nn.Module` that its method adds to the model, so that checkpoints and
-    data parallelism see its parameters.
+    data parallelism see its parameters. The blocks are off in `weights` and `add_task`, so that a
+    router may read the backbone.
     """
 
     def weights(self, batch: Batch) -> Tensor:
@@ -86,6 +87,7 @@ class RoutedPool(Method):
 
     def learning_phase(self, task: Task, context: TaskContext) -> Phase:
         """Adds the task to the router and returns the phase that trains block and router."""
+        self.pool.use(None)
         self.router.add_task(task, context)
         groups = [ParamGroup("block", self.pool.parameters(), self.block_rate)]
         if parameters := self.router.trainable():
@@ -99,13 +101,16 @@ class RoutedPool(Method):
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:
         """Adds the task's block and router state to the estimate."""
-        size = self.pool.block_size()
-        size += sum(math.prod(shape) for shape in self.router.shapes().values())
-        return super().footprint(task, batch_size) + trainable(size, size)
+        block = self.pool.block_size()
+        state = sum(math.prod(shape) for shape in self.router.shapes().values())
+        trained = block + (state if self.router.trainable() else 0)
+        return super().footprint(task, batch_size) + trainable(trained, block + state)
 
     def route(self, batch: Batch, task: str | None = None) -> None:
         """Sets the router's weights for each prompt; the task's name is not used."""
-        self.pool.use(self.router.weights(batch) if self.pool.blocks else None)
+        self.pool.use(None)
+        if self.pool.blocks:
+            self.pool.use(self.router.weights(batch))
 
     def routing(self) -> Tensor | None:
         """Returns the weights (B, T) of the routed batch."""

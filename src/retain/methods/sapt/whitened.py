@@ -1,0 +1,224 @@
+"""A router in closed form: whitened cosine of a prompt with each task's mean prompt.
+
+    ē = mean of the prompt's frozen token embeddings, or hidden states       (d,)
+    z = (ē − c) / σ
+    Σ = ((ν Σ_generic + Σ_t scatter_t) / (ν + N − T)), shrunk towards its mean diagonal   (d, d)
+    a = softmax(s · cos(W z, W μ_t) over tasks t), WᵀW = Σ⁻¹                 (T,)
+
+c, σ and Σ_generic are of the packaged generic text, which counts as ν prompts; N prompts of T tasks
+have means μ_t. It is SAPT's attention (arXiv 2401.08295, eq. 3-5) with linear discriminant
+analysis in place of the trained query: the within-task covariance says which directions vary
+between prompts of one task, and so say nothing about the task. Nothing is trained, and a task's
+part never changes, so old tasks need neither pseudo-samples nor reflection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PositiveFloat
+from torch import Tensor, nn
+
+from retain.backbone import Backbone, Batch
+from retain.backbone.hidden import HiddenStates
+from retain.methods.base import Options, TaskContext
+from retain.methods.sapt.softmax_router import SoftmaxRouter, embedded, generic_windows
+from retain.methods.shared.pseudo_samples import BATCH
+from retain.tasks import Task
+
+GENERIC = 60
+"""ν, the number of prompts that the generic text's covariance counts as."""
+SHRINKAGE = 0.1
+"""Share of the mean diagonal in Σ."""
+FLOOR = 1e-3
+"""Smallest σ, as a share of the mean σ."""
+RANK = 8
+"""Principal parts that are kept of a task's scatter."""
+TINY = 1e-12
+"""Stands for a spread of 0, where all windows of the generic text are the same to a tokenizer."""
+
+
+class WhitenedOptions(Options):
+    """Options of `router.kind: whitened`.
+
+    `layer` 0 reads token embeddings; k reads hidden states after layer k of the backbone without
+    blocks, which is better where prompts carry no instruction and costs these layers once more.
+    `scale` is s, by which cosines are multiplied before the softmax.
+    """
+
+    layer: Annotated[int, Field(ge=0)] = 0
+    scale: PositiveFloat = 64.0
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and scatter of one task's N standardised prompts z, in float32.
+
+    The scatter Σ (z − μ)(z − μ)ᵀ is kept as FᵀF + diag(rest): its RANK largest principal parts, and
+    what they leave of its diagonal. It is exact for up to RANK + 1 prompts.
+
+    Attributes:
+        mean: μ, (d,).
+        count: N, (1,).
+        factor: F, (RANK, d).
+        rest: (d,), not negative.
+    """
+
+    mean: Tensor
+    count: Tensor
+    factor: Tensor
+    rest: Tensor
+
+    @classmethod
+    def of(cls, z: Tensor) -> Moments:
+        """Computes the moments of z (N, d), which takes about N d min(N, d) multiplications."""
+        z = z.double().cpu()
+        mean = z.mean(0)
+        x = z - mean  # (N, d)
+        wide = x.shape[0] <= x.shape[1]
+        values, vectors = torch.linalg.eigh(x @ x.T if wide else x.T @ x)  # ascending
+        vectors = vectors[:, -RANK:]
+        parts = vectors.T @ x if wide else values[-RANK:, None].clamp(min=0).sqrt() * vectors.T
+        factor = F.pad(parts, (0, 0, 0, RANK - len(parts)))  # fewer prompts have fewer parts
+        rest = (x.square().sum(0) - factor.square().sum(0)).clamp(min=0)
+        return cls(mean.float(), torch.tensor([float(len(z))]), factor.float(), rest.float())
+
+    def scatter(self) -> Tensor:
+        """Returns FᵀF + diag(rest), (d, d), in float64."""
+        factor = self.factor.double()
+        return factor.T @ factor + self.rest.double().diag()
+
+    @staticmethod
+    def shapes(width: int) -> dict[str, tuple[int, ...]]:
+        """Returns the shapes of the four tensors for a d."""
+        return {"mean": (width,), "count": (1,), "factor": (RANK, width), "rest": (width,)}
+
+
+class WhitenedRouter(SoftmaxRouter):
+    """Weighs the blocks by the whitened cosine of a prompt with each task's mean.
+
+    Args:
+        backbone: provides embeddings or hidden states, frozen and without blocks.
+        options: `layer` and `scale`.
+        top_k: number of blocks with a weight other than 0; None stands for all.
+
+    Attributes:
+        centre, spread: c and σ, (d,).
+        whitening: Wᵀ, (d, d).
+        keys: W μ_t of every task divided by its length, (T, d).
+    """
+
+    spread: Tensor
+    whitening: Tensor
+    keys: Tensor
+
+    def __init__(self, backbone: Backbone, options: WhitenedOptions, top_k: int | None) -> None:
+        super().__init__(top_k)
+        self._backbone = backbone
+        self._scale = options.scale
+        self._states = HiddenStates(backbone, options.layer) if options.layer else None
+        windows = generic_windows(backbone)
+        batches = [windows[i : i + BATCH] for i in range(0, len(windows), BATCH)]
+        e = torch.cat([self.pooled(backbone.collate(batch)) for batch in batches])  # (windows, d)
+        spread = e.std(0, correction=0)
+        self._keep("centre", e.mean(0))
+        self._keep("spread", spread.clamp(min=max(FLOOR * float(spread.mean()), TINY)))
+        width = e.shape[1]
+        self._keep("whitening", torch.eye(width))
+        self._keep("keys", torch.zeros(0, width))
+        self._tasks: list[Moments] = []
+        # Σ times its degrees of freedom. On the CPU, since not every device has float64.
+        z = self._standardised(e).double().cpu()
+        self._scatter = GENERIC * torch.cov(z.T, correction=0)
+        self._freedom = GENERIC
+        self._derived = True
+        self.eval()
+
+    def _keep(self, name: str, tensor: Tensor) -> None:
+        self.register_buffer(name, tensor.to(self._backbone.device), persistent=False)
+
+    def pooled(self, batch: Batch) -> Tensor:
+        """Computes ē (B, d), the mean over the user's words, in float32."""
+        mask = batch["route_mask"]
+        with torch.no_grad(), torch.autocast(mask.device.type, enabled=False):
+            if self._states is None:
+                states = F.embedding(batch["route_ids"], self._backbone.embedding.weight)
+            else:
+                states = self._states(batch)  # (B, S, d)
+            words = states.float().masked_fill(mask[:, :, None] == 0, 0.0)
+            return words.sum(1) / mask.sum(1, keepdim=True)
+
+    def _standardised(self, e: Tensor) -> Tensor:
+        return (e.float() - self.centre) / self.spread
+
+    def logits(self, e: Tensor) -> Tensor:
+        """Computes s · cos(W z, W μ_t) (B, T) from ē (B, d), always in float32.
+
+        A prompt takes d² multiplications for W z and T d for the cosines.
+        """
+        self._derive()
+        with torch.no_grad(), torch.autocast(e.device.type, enabled=False):
+            query = F.normalize(self._standardised(e) @ self.whitening, dim=1)  # (B, d)
+            return self._scale * query @ self.keys.T
+
+    def _derive(self) -> None:
+        """Derives W and the keys from the tasks' moments, once after tasks were added.
+
+        That is one Cholesky factorisation and one inversion of a triangle, 2 d³ / 3 multiplications
+        in all, whatever the number of tasks and prompts.
+        """
+        if self._derived:
+            return
+        covariance = self._scatter / self._freedom
+        level = covariance.diagonal().mean().clamp(min=TINY)
+        identity = torch.eye(len(covariance), dtype=covariance.dtype)
+        shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * level * identity
+        whitening = torch.linalg.solve_triangular(
+            torch.linalg.cholesky(shrunk), identity, upper=False
+        ).T  # (d, d)
+        means = torch.stack([task.mean for task in self._tasks]).double()  # (T, d)
+        self.whitening = whitening.to(self.whitening)
+        self.keys = F.normalize(means @ whitening, dim=1).to(self.keys)
+        self._derived = True
+
+    def _add(self, task: Moments) -> None:
+        self._tasks.append(task)
+        self._scatter += task.scatter()
+        self._freedom += int(task.count) - 1
+        self._derived = False
+
+    # -- the protocol of a router
+
+    def weights(self, batch: Batch) -> Tensor:
+        """Computes the blocks' weights (B, T) for a batch of prompts."""
+        weights: Tensor = self(self.pooled(batch))
+        return weights
+
+    def add_task(self, task: Task, context: TaskContext) -> None:
+        """Adds the moments of all of the task's training prompts."""
+        e = self.embed([example.prompt for example in task.train])
+        self._add(Moments.of(self._standardised(e)))
+
+    def embed(self, prompts: Sequence[str]) -> Tensor:
+        """Computes ē of prompts, (N, d)."""
+        return embedded(self._backbone, prompts, self.pooled)
+
+    def trainable(self) -> list[nn.Parameter]:
+        """Returns nothing: the router is in closed form."""
+        return []
+
+    def state(self) -> dict[str, Tensor]:
+        """Returns the newest task's moments; a later task does not change them."""
+        return dict(vars(self._tasks[-1]))
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Returns the shapes of `state`, the same for each task."""
+        return Moments.shapes(len(self.centre))
+
+    def load_task(self, state: Mapping[str, Tensor]) -> None:
+        """Adds a saved task's moments."""
+        self._add(Moments(**{name: state[name] for name in self.shapes()}))
