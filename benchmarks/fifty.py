@@ -69,7 +69,7 @@ def tasks() -> dict[str, list[Example]]:
         for label in sorted(labels) if len(labels) <= LABELS else ():
             found[f"{name} {label}"] = [row for row in rows if row.references[0] == label]
         if folder.name in SOURCES:
-            texts[name] = [_input(row) for row in rows]
+            texts[name] = [input_of(row) for row in rows]
     for name, inputs in texts.items():
         for kind, (question, answer) in ASKED.items():
             found[f"{name} {kind}"] = [
@@ -80,7 +80,7 @@ def tasks() -> dict[str, list[Example]]:
     return {name: rows[: TRAIN + TEST] for name, rows in whole[:TASKS]}
 
 
-def _input(row: Example) -> str:
+def input_of(row: Example) -> str:
     """Returns a prompt's input text, without the words that the reader adds around it."""
     for before, after in (("\nInput:", "\nOutput:"), ("\nText:", "\nAnswer:")):
         if before in row.prompt:

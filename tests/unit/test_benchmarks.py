@@ -13,8 +13,10 @@ import torch
 from benchmarks import bench, scale
 from benchmarks.alignment import alignment
 from benchmarks.moved_heads import compare, rank_correlation
+from benchmarks.routing import auroc, measured
 from benchmarks.seekr_step import Bench
 from benchmarks.shift import reworded, shifted
+from retain.learner import Learner
 from retain.runs import results
 from retain.tasks import Example, Task
 from retain.testing.tiny import make_backbone, make_learner, make_task, save_backbone
@@ -53,6 +55,27 @@ def test_alignment_is_the_divergence_of_what_evaluation_saw(tmp_path: Path) -> N
     # Right after the first task its block had all of the weight.
     expected = [-math.log(answer.routing["copy"]) for answer in now]
     assert found == pytest.approx(sum(expected) / len(expected), abs=1e-4)
+
+
+def test_routing_alone_is_the_routing_of_a_run(tmp_path: Path) -> None:
+    method = {"name": "sapt", "router": {"kind": "whitened", "scale": 2.0}}  # soft
+    learner = Learner(make_backbone("llama"), method, tmp_path / "run", training={"max_steps": 1})
+    tasks = [make_task(name) for name in ("copy", "constant", "letter")]
+    for task in tasks:
+        learner.learn(task)
+    found = measured(make_backbone("llama"), "whitened", {"scale": 2.0}, tasks, ["none", "noise"])
+    own = [
+        answer.routing[task.name]
+        for task in tasks
+        for answer in learner.answers([example.prompt for example in task.test])
+    ]
+    assert [point.tasks for point in found.curves["none"]] == [1, 2, 3]
+    assert found.curves["none"][-1].own == pytest.approx(sum(own) / len(own), abs=1e-4)
+    assert found.curves["noise"][-1] != found.curves["none"][-1]
+
+
+def test_auroc_counts_pairs() -> None:
+    assert auroc([torch.tensor([3.0, 1.0])], [torch.tensor([2.0, 0.0])]) == 0.75
 
 
 @pytest.mark.parametrize("shift", ["noise", "reworded"])
