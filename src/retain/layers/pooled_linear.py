@@ -157,6 +157,15 @@ class PooledLinear(nn.Module):
             self.B = nn.Parameter(self.old_B[:, split:].clone())
             self._old_A, self._old_B = self.old_A[:split].clone(), self.old_B[:, :split].clone()
 
+    def copy_block(self, block: int) -> None:
+        """Sets the trainable block's factors to those of a frozen block."""
+        if self.A is None or self.B is None:
+            raise RuntimeError("there is no trainable block to copy to")
+        span = slice(block * self.rank, (block + 1) * self.rank)
+        with torch.no_grad():
+            self.A.copy_(self.old_A[span])
+            self.B.copy_(self.old_B[:, span])
+
     def push(self, A: Tensor, B: Tensor) -> None:
         """Adds one frozen block, A (r, d_in) and B (d_out, r)."""
         self._pushed.append((A, B))
@@ -345,6 +354,11 @@ class LoraPool:
         generator = torch.Generator().manual_seed(seed)
         for layer in self.layers.values():
             layer.restart(generator)
+
+    def copy_block(self, index: int) -> None:
+        """Sets the trainable block's factors to those of frozen block `index`."""
+        for layer in self.layers.values():
+            layer.copy_block(index)
 
     def freeze(self) -> None:
         """Moves the trainable block to the frozen ones."""

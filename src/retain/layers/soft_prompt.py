@@ -187,6 +187,13 @@ class PromptPool:
         """Replaces the trainable prompt by embeddings of random tokens, determined by `seed`."""
         self.prompts.new = nn.Parameter(self.embedding.words(self.length, seed))
 
+    def copy_block(self, index: int) -> None:
+        """Sets the trainable prompt to frozen prompt `index`."""
+        if self.prompts.new is None:
+            raise RuntimeError("there is no trainable prompt to copy to")
+        with torch.no_grad():
+            self.prompts.new.copy_(self.prompts.old[index])
+
     def thaw(self) -> None:
         """Makes the newest prompt trainable again."""
         self.prompts.thaw()

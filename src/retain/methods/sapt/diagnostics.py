@@ -1,7 +1,8 @@
-"""Diagnostics of a SAPT run: its attention over the blocks, and its pseudo-samples."""
+"""Diagnostics of a SAPT run: its attention, what its blocks began as, its pseudo-samples."""
 
 from __future__ import annotations
 
+from retain.methods.sapt.start import start_diagnostics
 from retain.methods.shared.pseudo_diagnostics import pseudo_sample_diagnostics
 from retain.methods.shared.routing_diagnostics import routing_diagnostics
 from retain.runs import results
@@ -22,6 +23,10 @@ class _Options(Record):
 
 
 def sapt_diagnostics(run: RunDirectory) -> list[Section]:
-    """Returns the sections on a run's routing and pseudo-samples."""
+    """Returns the sections on a run's routing, its blocks' beginnings and its pseudo-samples."""
     real = results.method_options(run, _Options).reflection.samples == "real"
-    return [*routing_diagnostics(run), *pseudo_sample_diagnostics(run, PSEUDO, real)]
+    return [
+        *routing_diagnostics(run),
+        *start_diagnostics(run),
+        *pseudo_sample_diagnostics(run, PSEUDO, real),
+    ]

@@ -6,7 +6,8 @@ and the router's query projection, within the attention-weighted mixture of all 
 on the pseudo-samples of older tasks keeps their attention unchanged.
 
 With the router in closed form (`router.kind: whitened`) the attention of old tasks is not trained,
-and the block is all that is: one phase, within the same mixture.
+and the block is all that is: one phase, within the same mixture. There a block may begin as a copy
+of the nearest task's (`start: nearest`).
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from retain.methods.base import (
 from retain.methods.sapt.diagnostics import PSEUDO, sapt_diagnostics
 from retain.methods.sapt.reflection import Reflection
 from retain.methods.sapt.router import AttentionOptions, AttentionRouter
+from retain.methods.sapt.start import START, Start
 from retain.methods.sapt.whitened import WhitenedOptions, WhitenedRouter
 from retain.methods.shared.lora import LoraMethodConfig
 from retain.methods.shared.pseudo_samples import (
@@ -49,7 +51,8 @@ from retain.methods.shared.pseudo_samples import (
 from retain.methods.shared.routed import RoutedPool
 from retain.runs.directory import RunDirectory
 from retain.runs.sections import Section
-from retain.system.files import read_jsonl, write_jsonl
+from retain.system import processes
+from retain.system.files import read_jsonl, write_json, write_jsonl
 from retain.tasks import Task
 from retain.training.phase import Unit
 
@@ -117,7 +120,12 @@ class ReflectionConfig(Options):
 
 
 class RoutedConfig(MethodConfig):
-    """Options of SAPT-LoRA and SAPT-Prompt; `preset: paper` has the published router."""
+    """Options of SAPT-LoRA and SAPT-Prompt; `preset: paper` has the published router.
+
+    With `start: nearest` a new block begins as a copy of the nearest learned task's block if the
+    whitened cosine of the two tasks' mean prompts is at least `start_above`, else as a fresh one.
+    This needs `router.kind: whitened`.
+    """
 
     presets: ClassVar[Presets] = {
         "paper": {
@@ -130,6 +138,17 @@ class RoutedConfig(MethodConfig):
     router: RouterConfig = Field(default_factory=RouterConfig)
     generator: GeneratorConfig = Field(default_factory=GeneratorConfig)
     reflection: ReflectionConfig = Field(default_factory=ReflectionConfig)
+    start: Literal["fresh", "nearest"] = "fresh"
+    start_above: Annotated[float, Field(ge=-1, le=1)] = 0.3
+
+    @model_validator(mode="after")
+    def _distances_are_known(self) -> RoutedConfig:
+        if self.start == "nearest" and self.router.kind != "whitened":
+            raise ValueError(
+                "start: nearest compares tasks by the statistics of router.kind: whitened; set "
+                "that, or start: fresh"
+            )
+        return self
 
     @model_validator(mode="after")
     def _weight_of_reflection(self) -> RoutedConfig:
@@ -179,6 +198,7 @@ class Attentive(RoutedPool):
         self.reflection = Reflection()
         self._pseudo: list[str] = []  # of the task that is being learned
         self._attention: Tensor | None = None  # mean on its held-out prompts, (T,)
+        self._began = Start()  # of the newest block
 
     # -- learning
 
@@ -188,7 +208,25 @@ class Attentive(RoutedPool):
         if self.options.reflection.weight:
             yield from self._pseudo_samples(task, context)
         self.pool.restart(context.seed)
-        yield self.learning_phase(task, context)
+        phase = self.learning_phase(task, context)
+        if self.options.start == "nearest":
+            self._copy_nearest()
+        yield phase
+
+    def _copy_nearest(self) -> None:
+        """Copies the nearest task's block to the new one, if it is near enough."""
+        assert isinstance(self.router, WhitenedRouter)  # RoutedConfig refuses the other kind
+        nearest = processes.broadcast(self.router.nearest())  # rounding may differ between devices
+        if nearest is None:
+            self._began = Start()
+            return
+        index, cosine = nearest
+        name, copied = self.pool.blocks[index], cosine >= self.options.start_above
+        self._began = Start(nearest=name, cosine=cosine, copied=copied)
+        if copied:
+            self.pool.copy_block(index)
+        how = "a copy of that task's" if copied else "fresh"
+        self.notices.append(f"nearest task '{name}', cosine {cosine:.2f}: the block begins {how}")
 
     def _pseudo_samples(self, task: Task, context: TaskContext) -> Iterator[Phase]:
         """Trains the new block as generator and samples from it, or keeps real inputs."""
@@ -259,9 +297,15 @@ class Attentive(RoutedPool):
 
     # -- disk and diagnostics
 
+    def save(self, context: TaskContext) -> None:
+        """Writes the newest block, the router's state, and what the block began as."""
+        super().save(context)
+        if self.options.start == "nearest":
+            write_json(context.folder / START, self._began.model_dump())
+
     @classmethod
     def diagnostics(cls, run: RunDirectory, task: str | None) -> list[Section]:
-        """Returns the sections on the attention over the blocks and on the pseudo-samples."""
+        """Returns the sections on attention, on what blocks began as, and on pseudo-samples."""
         return sapt_diagnostics(run)
 
     def state(self) -> dict[str, Tensor]:

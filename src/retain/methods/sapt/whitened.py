@@ -185,6 +185,20 @@ class WhitenedRouter(SoftmaxRouter):
         self.keys = F.normalize(means @ whitening, dim=1).to(self.keys)
         self._derived = True
 
+    def nearest(self) -> tuple[int, float] | None:
+        """Returns the task nearest to the newest one, and the cosine of W μ of the two.
+
+        It is the number of an older task, from 0; of equally near ones the oldest. None for the
+        first task.
+        """
+        self._derive()
+        if len(self.keys) < 2:
+            return None
+        keys = self.keys.cpu().double()
+        cosines = (keys[:-1] @ keys[-1]).tolist()
+        index = max(range(len(cosines)), key=cosines.__getitem__)
+        return index, cosines[index]
+
     def _add(self, task: Moments) -> None:
         self._tasks.append(task)
         self._scatter += task.scatter()
