@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench, scale
+from benchmarks import bench, scale, transfer
 from benchmarks.alignment import alignment
 from benchmarks.moved_heads import compare, rank_correlation
 from benchmarks.routing import auroc, measured
@@ -18,6 +18,7 @@ from benchmarks.seekr_step import Bench
 from benchmarks.shift import reworded, shifted
 from retain.learner import Learner
 from retain.runs import results
+from retain.system.files import read_json, write_jsonl
 from retain.tasks import Example, Task
 from retain.testing.tiny import make_backbone, make_learner, make_task, save_backbone
 
@@ -96,6 +97,36 @@ def test_other_words_keep_the_case() -> None:
     assert reworded("Classify a URL, given NASA's text", random.Random(0)) == (
         "Sort a URL, shown NASA's passage"
     )
+
+
+def test_transfer_compares_the_same_task_after_the_same_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    configs = []
+    for name in ("copy", "letter"):
+        task = make_task(name)
+        write_jsonl(Path(f"{name}.jsonl"), [row.as_row() for row in task.train])
+        write_jsonl(Path(f"{name}.test.jsonl"), [row.as_row() for row in task.test])
+        configs.append({"path": f"{name}.jsonl", "test": f"{name}.test.jsonl"})
+    monkeypatch.setattr(transfer, "PAIRS", {"tiny": tuple(configs)})
+    backbone = save_backbone("llama", tmp_path / "backbone")
+    words = "--pairs tiny --examples 4 8 --variants fresh nearest --steps 2 --json out.json"
+    transfer.main([*words.split(), "--backbone", str(backbone)])
+    rows = read_json(Path("out.json"))["rows"]
+    cases = [(row["variant"], row["examples"], row["copied"]) for row in rows]
+    assert cases == [
+        ("fresh", 4, False),
+        ("fresh", 8, False),
+        ("nearest", 4, True),
+        ("nearest", 8, True),
+    ]
+    runs = [results.open_run(Path("runs/transfer") / f"tiny-{v}-0-{n}") for v, n, _ in cases]
+    trained = [results.task_record(run, run.learned()[1]).examples.train for run in runs]
+    assert trained == [4, 8, 4, 8]
+    assert [results.scores(run).matrix[1][1] for run in runs] == [row["score"] for row in rows]
+    assert rows[0]["before"] == rows[2]["before"]  # the first task was learned alike
+    assert capsys.readouterr().out.count("| tiny |") == 4
 
 
 @pytest.fixture
