@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,47 @@ def test_lfpt5_may_keep_known_answers_only(tmp_path: Path, monkeypatch: pytest.M
         (path,) = folder.glob("tasks/*/memory.jsonl")
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         assert {row["answer"][0] for row in rows} == expected
+
+
+def test_known_answers_are_those_that_the_tokenizer_can_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T5 has no line break, so no answer of it equals a label with one."""
+    words = make_task("constant")
+    broken = [replace(e, references=("a\nb",)) for e in (*words.train, *words.dev, *words.test)]
+    task = replace(words, train=broken[:12], dev=broken[12:14], test=broken[14:])
+    kept = {}
+    for answer in ("a b", "a c"):
+        backbone = make_backbone("llama")
+        decode = backbone.tokenizer.decode
+
+        def without_breaks(*args: Any, decode: Any = decode, **options: Any) -> str:
+            return str(decode(*args, **options)).replace("\n", " ")
+
+        def generate(batch: Any, count: int, answer: str = answer, **sampling: Any) -> list[str]:
+            size = len(batch["input_ids"])
+            return [f"in {i}" for i in range(size)] if sampling else [answer] * size
+
+        monkeypatch.setattr(backbone.tokenizer, "decode", without_breaks)
+        monkeypatch.setattr(backbone, "generate", generate)
+        values = {**OPTIONS["lfpt5"], "writing": {"max_new_tokens": 6, "known_answers": True}}
+        learner = Learner(
+            backbone,
+            {"name": "lfpt5", **values},
+            tmp_path / answer,
+            training=TRAINING,
+            evaluation=EVALUATION,
+            progress=(progress := Record()),
+        )
+        learner.learn(replace(task, metric="rouge_l"))
+        (path,) = (tmp_path / answer).glob("tasks/*/memory.jsonl")
+        notices = [line for line in progress.said if "pseudo-samples" in line]
+        kept[answer] = (len(path.read_text().splitlines()), notices)
+    assert kept["a b"] == (2, [])
+    count, (notice,) = kept["a c"]
+    assert count == 0
+    assert "none of its 2 answers is one of the task's training answers" in notice
+    assert "method.writing.known_answers=false" in notice
 
 
 def learned(method: str, folder: Path, **options: Any) -> Learner:

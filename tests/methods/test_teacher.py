@@ -323,6 +323,20 @@ def test_relative_distillation_is_divided_by_the_old_models_loss(tmp_path: Path)
     assert losses[1] == pytest.approx(losses[0] / own, rel=1e-4)
 
 
+def test_a_task_that_is_known_already_has_no_scale_of_an_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = make_learner("lwf-relative", make_backbone("llama"), tmp_path / "run")
+    learner.learn(FIRST)
+    learner.learn(SECOND)
+    method = learner.method
+    assert isinstance(method, Lwf)
+    assert method._scale != 1
+    monkeypatch.setattr("retain.methods.lwf.write_logits", lambda *arguments: 0.0)
+    next(method.phases(SECOND, context_of(SECOND, tmp_path, 2)))
+    assert method._scale == 1
+
+
 def test_fisher_information_is_the_mean_squared_gradient(tmp_path: Path) -> None:
     learner = make_learner("ewc", make_backbone("llama"), tmp_path / "run")
     learner.learn(FIRST)

@@ -38,8 +38,8 @@ from retain.training.phase import Unit
 class WritingConfig(DrawConfig):
     """How pseudo-samples are sampled, and the weight λ_lm of the loss that trains the generator.
 
-    `known_answers` keeps only pseudo-samples whose answer is one of the task's training answers, as
-    published for classification.
+    `known_answers` keeps only pseudo-samples whose answer is one of the task's training answers,
+    letter for letter, as published for classification.
     """
 
     weight: NonNegativeFloat = 0.25
@@ -151,18 +151,25 @@ class Lfpt5(TaughtMethod):
             self.route(batch)
             for i, text in zip(chosen, self.backbone.generate(batch, limit), strict=True):
                 answers[i] = text
+        answered = sum(map(bool, answers))
         if self.options.writing.known_answers:
-            known = {text.strip() for example in task.train for text in example.references}
+            # As the tokenizer reads them back, since no answer can equal what it cannot represent.
+            labels = [[i for i in row["labels"] if i != IGNORED] for row in self.encoded(task)]
+            known = set(map(self.backbone.decode, labels))
             answers = [answer if answer in known else "" for answer in answers]
         pairs = zip(asked, answers, strict=True)
         samples = [replace(example, references=(answer,)) for example, answer in pairs if answer]
         if written.notice:
             self.notices.append(written.notice)
         elif not samples:
+            cause = f"the prompt answers none of the {len(written.texts)} inputs that it wrote"
+            advice = "a higher training.max_steps"
+            if answered:
+                cause = f"none of its {answered} answers is one of the task's training answers"
+                advice += " or method.writing.known_answers=false"
             self.notices.append(
-                f"warning: no pseudo-samples, because the prompt answers none of the "
-                f"{len(written.texts)} inputs that it wrote; this task is not replayed, which a "
-                "higher training.max_steps would change"
+                f"warning: no pseudo-samples, because {cause}; this task is not replayed, which "
+                f"{advice} would change"
             )
         return samples
 

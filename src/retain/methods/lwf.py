@@ -103,8 +103,8 @@ class Lwf(Sequential):
                     self.options.temperature,
                     self.options.positions,
                 )
-                if self.options.weighting == "relative" and loss > 0:
-                    self._scale = 1 / loss
+                is_relative = self.options.weighting == "relative" and loss > 0
+                self._scale = 1 / loss if is_relative else 1.0
                 numbered = [{**row, "example_id": [i]} for i, row in enumerate(phase.data)]
                 units: dict[str, Unit] = {}
                 if self.options.positions == "all":
