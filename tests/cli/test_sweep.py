@@ -205,11 +205,13 @@ def test_every_table_is_made_from_the_json(made: tuple[Path, Called]) -> None:
         ("seqlora", None),  # no preset
         ("progprompt hidden=800 rate=1.0", None),  # as the preset has it
         ("sapt preset=paper", None),
+        ("ewc preset=trace", "is as preset=trace has it, not as the method's own paper"),
+        ("ewc preset=trace weight=1", "is not as published, in weight"),
         ("sapt preset=paper router.rate=0.5", "is not as published, in router.rate"),
         (
             "sapt",
-            "is not as published, in router.centre, router.key, router.rate, generator.rate, "
-            "reflection.tasks: add preset=paper for that",
+            "is not as published, in router.centre, router.key, router.rate, generator.target, "
+            "generator.rate, reflection.tasks; preset=paper has the published ones",
         ),
     ],
 )

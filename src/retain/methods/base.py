@@ -79,18 +79,19 @@ class MethodConfig(Options):
         return value
 
     @classmethod
-    def unlike_paper(cls, options: Mapping[str, Any]) -> list[str]:
-        """Returns the options that are not those of `preset: paper`, as `a.b`.
+    def unlike_preset(cls, options: Mapping[str, Any], preset: str) -> list[str]:
+        """Returns the options that are not those of a preset, as `a.b`.
 
         Args:
             options: a run's, as JSON has them, nested or by such names; others have their default.
+            preset: its name.
 
         Returns:
             Names in the preset's order; none where the method has no such preset.
         """
-        preset = dict(flat(cls.presets.get("paper", {})))
-        given = dict(flat(cls().model_dump(mode="json"))) | dict(flat(options)) if preset else {}
-        return [name for name, value in preset.items() if given[name] != value]
+        published = dict(flat(cls.presets.get(preset, {})))
+        given = dict(flat(cls().model_dump(mode="json"))) | dict(flat(options)) if published else {}
+        return [name for name, value in published.items() if given[name] != value]
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -39,11 +39,16 @@ def not_as_published(label: str, method: str, options: Mapping[str, Any]) -> str
         options: its options, nested or as `a.b`.
     """
     known = find(method)
-    unlike = known.Config.unlike_paper(options) if known else []
-    if not unlike:
+    if known is None:
         return None
-    advice = "" if options.get("preset") == "paper" else ": add preset=paper for that"
-    return f"`{label}` is not as published, in {', '.join(unlike)}{advice}"
+    chosen = str(options.get("preset"))
+    preset = chosen if chosen in known.Config.presets else "paper"
+    if unlike := known.Config.unlike_preset(options, preset):
+        advice = "" if preset == chosen else "; preset=paper has the published ones"
+        return f"`{label}` is not as published, in {', '.join(unlike)}{advice}"
+    if preset != "paper":
+        return f"`{label}` is as preset={preset} has it, not as the method's own paper"
+    return None
 
 
 @dataclass(frozen=True)
