@@ -206,6 +206,27 @@ def test_settings_of_the_task_that_is_learned_first(place: Path, order: str | No
     assert experiment.training.learning_rate == 0.25
 
 
+@pytest.mark.parametrize(
+    ("own", "changes", "says"),
+    [
+        ("first_training: {optim: 1}", (), "own.yaml: field 'tasks.1.training.optim'"),
+        ('tasks: {"*": {training: {seed: 1}}}', (), "own.yaml: unknown field 'tasks.*.training.s"),
+        ('tasks: {"*": {train_limit: 0}}', (), "own.yaml: field 'tasks.0.train_limit'"),
+        ("tasks: {a: {training: {max_steps: x}}}", (), "own.yaml: field 'tasks.0.training.max_st"),
+        ("seed: 1", ("tasks.*.extract=x",), "--set tasks.*.extract=x: field 'tasks.0.extract'"),
+        ("seed: 1", ("tasks.*.x=1",), "--set tasks.*.x=1: unknown field 'tasks.0.x'"),
+    ],
+)
+def test_a_task_s_bad_setting_is_said_of_the_file_that_has_it(
+    place: Path, own: str, changes: tuple[str, ...], says: str
+) -> None:
+    write("own.yaml", own + "\n")
+    files = [Path(name) for name in (*CHOSEN[:2], "own.yaml")]
+    with pytest.raises(RetainError) as error:
+        read_experiment(files, changes, method="sapt", backbone="tiny", order="2,1")
+    assert str(error.value).startswith(says)
+
+
 def test_a_dry_run_prints_the_same_experiment_and_writes_nothing(place: Path) -> None:
     before = sorted(place.iterdir())
     done = call("run", *CHOSEN, "--order", "2,1", "--dry-run")

@@ -82,7 +82,11 @@ def read_experiment(
         values["order"] = places
     for change in settings:
         set_field(values, change)
-        sources[change.partition("=")[0]] = f"--set {change}"
+        field = change.partition("=")[0]
+        fields = [field]
+        if field.startswith(f"tasks.{EVERY}."):
+            fields = [field.replace(EVERY, str(i), 1) for i in range(len(values["tasks"]))]
+        sources |= dict.fromkeys(fields, f"--set {change}")
     _expand_backbone(values, choice)
 
     def where(field: str) -> str:
@@ -158,15 +162,22 @@ def _merged(read: Files, choice: Choice, places: Any) -> tuple[dict[str, Any], d
     """
     tasks = listed_tasks(read)
     first: dict[str, Any] = {}
+    first_sources: dict[str, str] = {}
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for path, layer in _layers(read, choice):
         of_tasks = layer.pop("tasks", {})
-        first = merge(first, layer.pop("first_training", {}))
+        of_first = layer.pop("first_training", {})
+        first = merge(first, of_first)
+        first_sources |= dict.fromkeys(of_first, str(path))
         if isinstance(of_tasks, list):
             sources["tasks"] = str(path)
         else:
             tasks = _with_settings(tasks, of_tasks, path)
+            for number, name in enumerate(names_of(tasks)):
+                own = merge(of_tasks.get(EVERY, {}), of_tasks.get(name, {}))
+                fields = leaves({f"tasks.{number}": own}) if own else ()
+                sources |= dict.fromkeys(fields, str(path))
         values = merge(values, layer)
         sources |= dict.fromkeys(leaves(layer), str(path))
     for field in NAMED:
@@ -174,7 +185,15 @@ def _merged(read: Files, choice: Choice, places: Any) -> tuple[dict[str, Any], d
         if name is not None:
             values[field] = {**(values.get(field) or {}), "name": name}
     if "tasks" in sources:
-        values["tasks"] = _with_first(tasks, first, places) if first else tasks
+        learned_first = _learned_first(tasks, places)
+        place = f"tasks.{learned_first}.training"
+        sources = {f"{place}.{key}": path for key, path in first_sources.items()} | sources
+        values["tasks"] = [
+            merge({"training": first}, task)
+            if first and number == learned_first and isinstance(task, Mapping)
+            else task
+            for number, task in enumerate(tasks)
+        ]
     return values, sources
 
 
@@ -212,17 +231,12 @@ def _with_settings(tasks: list[Any], of_tasks: Mapping[str, Any], path: Path) ->
     ]
 
 
-def _with_first(tasks: list[Any], training: Mapping[str, Any], places: Any) -> list[Any]:
-    """The tasks, the one that is learned first with settings of training below its own."""
-    number = places[0] if isinstance(places, list) and places else 1
+def _learned_first(tasks: Sequence[Any], places: Any) -> Any:
+    """The index of the task that is learned first; of places that are none, no task's."""
     if places == "reversed":
-        number = len(tasks)
-    return [
-        merge({"training": training}, task)
-        if place == number and isinstance(task, Mapping)
-        else task
-        for place, task in enumerate(tasks, start=1)
-    ]
+        return len(tasks) - 1
+    first = places[0] if isinstance(places, list) and places else 1
+    return first - 1 if isinstance(first, int) else None
 
 
 def _expand_backbone(values: dict[str, Any], choice: Choice) -> None:

@@ -30,6 +30,7 @@ Names = Annotated[list[str], BeforeValidator(_several), Field(min_length=1)]
 
 
 SECTIONS = ("backbone", "method", "training", "first_training", "evaluation", "prompt")
+"""Sections that may not be empty."""
 
 
 class When(BaseModel):
