@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from retain.methods import BUILT_IN, METHODS
+from retain.methods.base import flat
 
 PAGE = Path(__file__).parents[2] / "docs" / "fidelity.md"
 BENCHMARKS = ("superni", "superni-12", "long-sequence", "cl-standard", "trace")
@@ -46,15 +47,6 @@ def sections(page: str) -> dict[str, list[Table]]:
 
 def names(heading: str) -> list[str]:
     return re.findall(r"`([\w-]+)`", heading)
-
-
-def flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Of {a: {b: 1}}, a.b and 1."""
-    for key, value in options.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def problems(page: str, presets: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
