@@ -26,8 +26,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from retain.backbone import Backbone
 from retain.methods.base import TaskContext
 from retain.methods.seekr import Seekr
-from retain.methods.seekr.distillation import attention_loss, wanted
-from retain.methods.seekr.method import SeekrConfig, sample_of
+from retain.methods.seekr.config import SeekrConfig
+from retain.methods.seekr.distillation import attention_loss, sample_of, wanted
 from retain.methods.shared.teacher import soft_cross_entropy, stacked
 
 ROWS = 2

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from retain.backbone import Backbone, Features
 from retain.learner import Learner
+from retain.methods.seekr.config import SeekrConfig, budget
 from retain.methods.seekr.heads import Measure, importance, normalised, select, sensitivity
-from retain.methods.seekr.method import Seekr, SeekrConfig, budget
+from retain.methods.seekr.method import Seekr
 from retain.testing.tiny import ENCODED, KINDS, make_backbone, make_learner, make_task
 
 FIRST, SECOND = make_task("copy"), make_task("letter")

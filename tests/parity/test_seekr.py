@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from retain.backbone import Backbone
 from retain.backbone.backbone import IGNORED
 from retain.layers.attention_capture import AttentionCapture, AttentionModule, Wanted
+from retain.methods.seekr.config import SeekrConfig
 from retain.methods.seekr.distillation import Attention
 from retain.methods.seekr.heads import (
     forgettability,
@@ -22,7 +23,7 @@ from retain.methods.seekr.heads import (
     select,
     sensitivity,
 )
-from retain.methods.seekr.method import SeekrConfig, replay_losses
+from retain.methods.seekr.method import replay_losses
 from retain.methods.shared.teacher import compressed, stacked
 
 FIXTURES = Path(os.environ.get("RETAIN_FIXTURES", Path(__file__).parent.parent / "fixtures"))

@@ -118,3 +118,16 @@ def divergence(teacher: Tensor, student: Tensor, real: Tensor) -> Tensor:
     """Computes KL(teacher ‖ student) of attention weights (…, Q, S) over the real keys, (…, Q)."""
     ratio = (teacher + SMALL).log() - (student + SMALL).log()
     return (teacher * ratio).where(real, 0).sum(-1)
+
+
+def sample_of(file: Mapping[str, Tensor], modules: Mapping[str, AttentionModule]) -> Sample:
+    """Returns the attention in an example's file of teacher outputs."""
+    return {
+        name: Attention(
+            file[f"heads.{index}"],
+            file[f"positions.{module.queries}"],
+            file[f"attention.{index}"],
+        )
+        for index, (name, module) in enumerate(modules.items())
+        if f"heads.{index}" in file
+    }

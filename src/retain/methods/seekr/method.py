@@ -12,28 +12,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any, ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import BeforeValidator, Field, NonNegativeFloat
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch, Features
 from retain.backbone.backbone import IGNORED
 from retain.errors import RetainError
 from retain.layers.attention_capture import AttentionCapture, AttentionModule, Side, Wanted
-from retain.methods.base import Footprint, Options, Phase, Presets, TaskContext, Weighting
+from retain.methods.base import Footprint, Phase, TaskContext
+from retain.methods.seekr.config import ATTENTION_WEIGHTS, SeekrConfig, budget
 from retain.methods.seekr.diagnostics import HEADS, seekr_diagnostics
 from retain.methods.seekr.distillation import (
-    Attention,
     Sample,
     attention_loss,
     divergence,
+    sample_of,
     wanted,
 )
 from retain.methods.seekr.heads import (
-    Measure,
     forgettability,
     importance,
     normalised,
@@ -45,7 +44,6 @@ from retain.methods.shared.teacher import (
     COPIES,
     DTYPES,
     TEACHER,
-    TaughtConfig,
     TaughtMethod,
     TeacherLogits,
     compressed,
@@ -63,66 +61,6 @@ SCALE = "attention.json"
 """File of the kept examples' attention term for the model before the task."""
 BEFORE = "before"
 """Folder of the attention before a task is trained; deleted when the task is learned."""
-
-
-def _count_or_share(value: Any) -> Any:
-    whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
-    if whole or (isinstance(value, float) and 0 < value <= 1):
-        return value
-    raise ValueError("Input should be a whole number, 1 or more, or a share over 0, at most 1.0")
-
-
-Budget = Annotated[int | float, BeforeValidator(_count_or_share)]
-"""A count (an integer) or a share (a fraction; 1.0 is all)."""
-
-
-class BudgetConfig(Options):
-    """How much attention is distilled: attention modules, heads in total, queries per sample.
-
-    Each is a count, or a share of what the model or the sample has.
-    """
-
-    layers: Budget = 0.75
-    heads: Budget = 0.125
-    queries: Budget = 100
-
-
-ATTENTION_WEIGHTS: Mapping[Weighting, float] = {"relative": 1.0, "published": 1000.0}
-"""λ2 where none is given. The published one is for full fine-tuning of 7B parameters."""
-
-
-class SeekrConfig(TaughtConfig):
-    """Options of SEEKR. `preset: paper` has the settings of the published code.
-
-    `logit_weight` is 1 − λ1 and `attention_weight` is λ2. With `weighting: relative` the attention
-    term of an example is divided by what it was for the model before the example's task, so that
-    λ2 means the same for every backbone, with a LoRA or all weights. `gradient` and `change` set
-    whether a sample counts with its mean square or the root of it. `logit_positions` compares
-    logits at the positions that predict the answer's tokens, or at those of the tokens. `score` is
-    what heads are chosen by; values other than importance are for ablations. Sensitivity sums to 1
-    in every layer, so with it all layers are taken.
-    """
-
-    presets: ClassVar[Presets] = {
-        "paper": {
-            "weighting": "published",
-            "gradient": "squares",
-            "change": "squares",
-            "accumulate": "sum_of_products",
-            "logit_positions": "standing",
-            "teacher": {"top_k": None, "dtype": "float32"},
-        },
-    }
-
-    budget: BudgetConfig = Field(default_factory=BudgetConfig)
-    logit_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
-    weighting: Weighting = "published"
-    attention_weight: NonNegativeFloat | None = None
-    score: Literal["importance", "sensitivity", "forgettability", "random"] = "importance"
-    gradient: Measure = "norms"
-    change: Measure = "norms"
-    accumulate: Literal["sum_of_products", "product_of_sums"] = "product_of_sums"
-    logit_positions: Literal["predicting", "standing"] = "predicting"
 
 
 class Seekr(TaughtMethod):
@@ -393,11 +331,6 @@ class Seekr(TaughtMethod):
         )
 
 
-def budget(value: float, total: int) -> int:
-    """Converts a budget to a count of at most `total`; a fraction is a share of `total`."""
-    return min(total, value if isinstance(value, int) else max(1, round(value * total)))
-
-
 def replay_losses(
     backbone: Backbone,
     capture: AttentionCapture,
@@ -445,16 +378,3 @@ def _compared(logits: Tensor, targets: Tensor, options: SeekrConfig) -> Tensor:
     """Selects the logits (B, K, V) at the positions where student and teacher are compared."""
     k = targets.shape[1]
     return logits[:, :k] if options.logit_positions == "predicting" else logits[:, -k:]
-
-
-def sample_of(file: Mapping[str, Tensor], modules: Mapping[str, AttentionModule]) -> Sample:
-    """Returns the attention in an example's file of teacher outputs."""
-    return {
-        name: Attention(
-            file[f"heads.{index}"],
-            file[f"positions.{module.queries}"],
-            file[f"attention.{index}"],
-        )
-        for index, (name, module) in enumerate(modules.items())
-        if f"heads.{index}" in file
-    }
