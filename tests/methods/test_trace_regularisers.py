@@ -138,13 +138,18 @@ def test_the_penalty_is_half_the_weight_from_the_second_task_on(tmp_path: Path) 
     assert phase.state is method._fisher
 
 
-def test_batches_have_no_relative_weighting(tmp_path: Path) -> None:
-    with pytest.raises(RetainError, match="fisher: batches holds weights while"):
-        Learner(
-            make_backbone("llama"),
-            {"name": "ewc", "fisher": "batches", "weighting": "relative"},
-            tmp_path / "run",
-        )
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [
+        ({"name": "ewc", "fisher": "batches"}, "fisher: batches holds weights while"),
+        ({"name": "lwf", "positions": "all"}, "positions: all is a sum over a row's tokens"),
+    ],
+)
+def test_no_relative_weighting_of_traces_terms(
+    method: dict[str, str], says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RetainError, match=says):
+        Learner(make_backbone("llama"), {**method, "weighting": "relative"}, tmp_path / "run")
 
 
 def test_the_distillation_of_all_positions(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ class L2pConfig(MethodConfig):
     `weight` is λ of the key loss. `keys` says where keys start: `random` draws all of them once, as
     published; `mean_query` gives each new task `picked` prompts that no task had before, while
     there are any, with the task's mean query as their key. With `batchwise` all inputs of a
-    training batch get the prompts that most of them would pick, as in the published code, which
+    micro-batch get the prompts that most of them would pick, as in the published code, which
     answers so too; here an answer never depends on the other inputs of its batch. `rate` is the
     learning rate of prompts and keys, as a multiple of training.learning_rate. `preset: paper` has
     the published options, chosen for a vision transformer, with `rate: 1`.

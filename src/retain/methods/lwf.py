@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch
@@ -61,6 +61,15 @@ class LwfConfig(SequentialConfig):
     positions: Positions = "answer"
     divergence: Literal["forward", "reverse"] = "forward"
     teacher: TeacherConfig = Field(default_factory=TeacherConfig)
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> LwfConfig:
+        if self.positions == "all" and self.weighting == "relative":
+            raise ValueError(
+                "positions: all is a sum over a row's tokens, which no weighting: relative can "
+                "compare with a mean over answers; take positions: answer"
+            )
+        return self
 
 
 class Lwf(Sequential):
