@@ -9,8 +9,11 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 import torch
+from torch import Tensor
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from retain.backbone.backbone import IGNORED
+from retain.backbone.quantization import dequantize, is_quantized, loading_code
 from retain.errors import RetainError
 from retain.layers.pooled_linear import ADAPTER, ADAPTER_CONFIG, LoraPool
 from retain.layers.soft_prompt import PromptPool
@@ -19,6 +22,11 @@ from retain.report import RunSummary, markdown, summarise
 from retain.runs.outputs import check_folder
 from retain.system.files import remove_folders, write_text, writing
 from retain.system.printing import escaped
+
+CHECKED = 8
+"""Examples on which a merged model is compared with its run, where rounding differs."""
+ROUNDING = 0.1
+"""Largest mean difference of their logits, as a share of the logits' spread."""
 
 
 def export(learner: Learner, folder: Path, mixture: Mapping[str, float] | None) -> str:
@@ -36,8 +44,8 @@ def export(learner: Learner, folder: Path, mixture: Mapping[str, float] | None) 
         A sentence that says what was written.
 
     Raises:
-        RetainError: if the folder has files, a task has no block, a weight is not finite, or the
-            method keeps no block.
+        RetainError: if the folder has files, a task has no block, a weight is not finite, the
+            method keeps no block, or blocks merged into a quantised backbone answer otherwise.
     """
     if folder.name in ("", ".."):
         raise RetainError(f"{folder}: has no name of its own; name an empty or new folder")
@@ -71,8 +79,8 @@ def _write(
         description = _copy_adapters(learner, folder)
         code = _load_adapter(learner, folder.name)
     else:
-        _save_merged(learner, folder, weights)
-        description, code = "one model", _load_merged(learner, folder.name)
+        description = _save_merged(learner, folder, weights)
+        code = _load_merged(learner, folder.name)
         if mixture is not None:
             blocks = ", ".join(f"{name} × {weight:g}" for name, weight in mixture.items())
             description += f", with blocks merged into the backbone by these weights: {blocks}"
@@ -112,11 +120,26 @@ def _weights(learner: Learner, mixture: Mapping[str, float] | None) -> list[floa
     return [mixture.get(name, 0.0) for name in pool.blocks]
 
 
-def _save_merged(learner: Learner, folder: Path, weights: list[float]) -> None:
-    """Writes a model that transformers loads, with the blocks merged into its weights."""
+def _save_merged(learner: Learner, folder: Path, weights: list[float]) -> str:
+    """Writes a model that transformers loads, with the blocks merged into its weights.
+
+    Returns:
+        What it is.
+
+    Raises:
+        RetainError: if the backbone is quantised, and the merged model's logits are not the run's.
+    """
     model, pool = learner.backbone.model, learner.method.exported_pool
+    description = "one model"
     if isinstance(pool, LoraPool):
-        pool.merge(weights)
+        if is_quantized(model):
+            description = f"one model, in {model.dtype} instead of its quantised weights"
+            expected = _logits(learner, pool, weights)
+            dequantize(model)  # 4 and 8 bits have no room for a block
+            pool.merge(weights)
+            _refuse_others(learner, expected, _logits(learner, None, weights))
+        else:
+            pool.merge(weights)
     for name, _ in list(model.named_children()):
         if name.startswith("retain_"):  # a module of the method, such as a router
             delattr(model, name)
@@ -124,6 +147,30 @@ def _save_merged(learner: Learner, folder: Path, weights: list[float]) -> None:
     # The model's in memory is for scoring; the one of the backbone is what other tools expect.
     write_text(folder / GENERATION_CONFIG_NAME, learner.backbone.generation_settings)
     learner.backbone.tokenizer.save_pretrained(folder)
+    return description
+
+
+def _logits(learner: Learner, pool: LoraPool | None, weights: list[float]) -> Tensor:
+    """Computes the logits (N, V) at the first tokens of answers to the newest test examples."""
+    backbone, examples = learner.backbone, learner.tasks[-1].test[:CHECKED]
+    rows = [backbone.encode(example, templated=learner.templated()) for example in examples]
+    batch = backbone.collate(rows)
+    if pool is not None:
+        pool.use(torch.tensor([weights] * len(rows), device=backbone.device))
+    with torch.no_grad():
+        logits, targets = backbone.answer_logits(batch)
+    return logits[targets != IGNORED].float()
+
+
+def _refuse_others(learner: Learner, expected: Tensor, merged: Tensor) -> None:
+    """Raises a RetainError if logits (N, V) differ by more than the rounding to few bits."""
+    spread = expected.std(1).mean().clamp(min=1e-12)
+    difference = float((merged - expected).abs().mean() / spread)
+    if not difference <= ROUNDING:
+        raise RetainError(
+            f"{learner.run.path}: with its blocks merged into the dequantised backbone its logits "
+            f"differ by {difference:.2f} of their spread; export adapters, without task and mixture"
+        )
 
 
 def _copy_adapters(learner: Learner, folder: Path) -> str:
@@ -199,11 +246,14 @@ def _load_merged(learner: Learner, name: str) -> list[str]:
 def _load_adapter(learner: Learner, name: str) -> list[str]:
     """Returns code lines that load the newest of the adapters in the folder `name`."""
     auto, newest = _auto_class(learner), f"{name}/{learner.run.learned()[-1].name}"
+    source = learner.backbone.source
+    imports, argument = loading_code(source.quantization, source.dtype)
     return [
         "from peft import PeftModel",
+        *imports,
         f"from transformers import {auto}",
-        f"model = PeftModel.from_pretrained({auto}.from_pretrained({learner.backbone.name!r}), "
-        f"{newest!r})",
+        f"model = PeftModel.from_pretrained({auto}.from_pretrained({learner.backbone.name!r}"
+        f"{argument}), {newest!r})",
     ]
 
 

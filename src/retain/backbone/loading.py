@@ -19,8 +19,10 @@ from transformers import (
 )
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
+from retain.backbone import quantization
 from retain.backbone.backbone import Backbone, BackboneConfig
 from retain.backbone.place import path_of
+from retain.backbone.precision import refuse_full_fine_tuning
 from retain.backbone.probe import try_out
 from retain.backbone.text import PromptConfig
 from retain.errors import RetainError, first_line
@@ -30,14 +32,23 @@ NAMED = 3
 """How many weights an error names."""
 
 
-def load_backbone(config: BackboneConfig, prompt: PromptConfig | None = None) -> Backbone:
+def load_backbone(
+    config: BackboneConfig, prompt: PromptConfig | None = None, trains_all: bool = False
+) -> Backbone:
     """Loads a model, frozen and in evaluation mode, and its tokenizer.
+
+    Args:
+        config: which model, and how.
+        prompt: how prompts become tokens.
+        trains_all: whether the model's own weights are to be trained.
 
     Raises:
         RetainError: if there is no such model, a file is damaged, weights are missing, which
             transformers would fill with random ones, or have no place, which it would leave out, or
-            the model is of a class that retain cannot train.
+            the model is of a class, or in a format, that retain cannot train.
     """
+    if trains_all:
+        refuse_full_fine_tuning(config.dtype, config.quantization is not None)
     if not config.name:
         raise RetainError(
             "backbone: its name is empty; name a hub id, a model folder or a GGUF file"
@@ -62,11 +73,21 @@ def load_backbone(config: BackboneConfig, prompt: PromptConfig | None = None) ->
         )
     else:
         source, options["revision"] = config.name, config.revision
+    device = _connected(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
         model_config = AutoConfig.from_pretrained(source, **options)
+        stored = getattr(model_config, "quantization_config", None)
+        if trains_all:
+            refuse_full_fine_tuning(config.dtype, stored is not None)
+        if config.quantization is not None and "gguf_file" in options:
+            raise RetainError(
+                "backbone.quantization: not for a GGUF file; name the model folder or hub id that "
+                "it was made from, or leave it out"
+            )
+        quantized = quantization.options(config.quantization, stored, config.dtype, device)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         model, loaded = _auto_class(model_config).from_pretrained(
             source,
@@ -76,7 +97,10 @@ def load_backbone(config: BackboneConfig, prompt: PromptConfig | None = None) ->
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
             **options,
+            **quantized,
         )
+    except RetainError:
+        raise
     except Exception as error:  # transformers raises many types for a missing or damaged model
         if "trust_remote_code" in str(error) and not config.trust_remote_code:
             raise RetainError(
@@ -96,7 +120,8 @@ def load_backbone(config: BackboneConfig, prompt: PromptConfig | None = None) ->
             "it into the model with peft's merge_and_unload and save that, or move it elsewhere"
         )
     _refuse_other_weights(config.name, loaded)
-    _place(model, config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    quantization.prepare(model)
+    _place(model, device)
     backbone = Backbone(model, tokenizer, config, prompt or PromptConfig())
     settings = cached_file(
         source,
@@ -184,23 +209,33 @@ def wrap_loaded(
     dtype = str(model.dtype).removeprefix("torch.")
     if dtype not in (dtypes := get_args(BackboneConfig.model_fields["dtype"].annotation)):
         raise RetainError(f"backbone: the model is in {dtype}; load it in {', '.join(dtypes)}")
-    _place(model, str(model.device))
+    quantization.prepare(model)
+    _place(model, _connected(str(model.device)))
     own_code = type(model).__module__.startswith("transformers_modules.")
-    named = {"name": model.name_or_path, "dtype": dtype, "trust_remote_code": own_code}
+    named = {
+        "name": model.name_or_path,
+        "dtype": dtype,
+        "quantization": quantization.kind_of(model),
+        "trust_remote_code": own_code,
+    }
     source = source or BackboneConfig.model_validate(named)
     backbone = Backbone(model, tokenizer, source, prompt or PromptConfig())
     try_out(backbone)
     return backbone
 
 
-def _place(model: PreTrainedModel, device: str) -> None:
-    """Moves a model to its device, or to this process's one where several run."""
+def _connected(device: str) -> str:
+    """Returns the device of this process, which is its own one where several run."""
     if device.partition(":")[2] not in ("", "0"):
         raise RetainError(
             f"backbone.device '{device}': training takes the first visible device; "
             "set CUDA_VISIBLE_DEVICES and name no number"
         )
-    device = processes.connect(device == "cpu") or device
+    return processes.connect(device == "cpu") or device
+
+
+def _place(model: PreTrainedModel, device: str) -> None:
+    """Moves a model to a device."""
     try:
         model.to(device)
     except RuntimeError as error:

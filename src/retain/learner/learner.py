@@ -45,6 +45,7 @@ from retain.runs.environment import (
     TEMPLATE,
     changes,
     fingerprints,
+    quantizer,
     refuse_other_backbone,
     template_of,
 )
@@ -218,7 +219,11 @@ class Learner(LearnedModel):
         source = experiment.backbone
         if run.exists:
             source = source.model_copy(update={"name": found_from(run.path, source.name)})
-        self.backbone = backbone or load_backbone(source, experiment.prompt)
+        method = find(name)
+        assert method is not None  # check_method has found it
+        self.backbone = backbone or load_backbone(
+            source, experiment.prompt, method.trains_backbone(options)
+        )
         processes.connect(self.backbone.device.type == "cpu")
         self._fingerprints = fingerprints(self.backbone)
         if run.exists:
@@ -232,8 +237,6 @@ class Learner(LearnedModel):
             for notice in filter(None, (other, changes(stored))):
                 self.progress.message(notice)
         transformers.set_seed(experiment.seed)
-        method = find(name)
-        assert method is not None  # check_method has found it
         self.method = method(self.backbone, options)
 
     # -- learning
@@ -289,7 +292,8 @@ class Learner(LearnedModel):
 
     def _prepare(self, task: Task) -> Lesson:
         """Starts a new run if needed, makes up for missing scores, and opens the task's folder."""
-        start_run(self.run, self.experiment, self._fingerprints)
+        environment = {**self._fingerprints, **quantizer(self.backbone)}
+        start_run(self.run, self.experiment, environment)
         self._report_checks(task)
         self._complete()
         index = len(self.tasks)

@@ -227,6 +227,11 @@ class Method(ABC):
     def __init__(self, backbone: Backbone, config: Any) -> None:
         """Freezes the backbone and installs what the method adds to it."""
 
+    @classmethod
+    def trains_backbone(cls, options: Any) -> bool:
+        """Tells whether the backbone's own weights are trained under these options."""
+        return False
+
     @cached_property
     def notices(self) -> list[str]:
         """What the user should know of the task that is learned; the learner reports and clears it.

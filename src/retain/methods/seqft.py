@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from retain.methods.base import MethodConfig
 from retain.methods.shared.sequential import Sequential
-from retain.methods.shared.weights import FullWeights
 
 
 class SeqFt(Sequential):
@@ -20,6 +19,7 @@ class SeqFt(Sequential):
         lowers_ram="take seqlora, which trains a LoRA",
     )
 
-    def make_weights(self, config: MethodConfig) -> FullWeights:
-        """Returns all weights of the backbone."""
-        return FullWeights(self.backbone)
+    @classmethod
+    def trains_backbone(cls, options: MethodConfig) -> bool:
+        """Says so always."""
+        return True

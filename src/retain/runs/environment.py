@@ -7,12 +7,14 @@ import json
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from retain.backbone import Backbone
+from retain.backbone.quantization import PACKAGE, is_quantized
 from retain.errors import RetainError
 from retain.runs.records import ENVIRONMENT
 
@@ -39,6 +41,11 @@ def versions() -> dict[str, str]:
     """Versions of Python, of the libraries that numbers depend on, and of loaded plugins."""
     libraries = {name: version(name) for name in LIBRARIES}
     return {"python": platform.python_version(), **libraries, **PLUGINS}
+
+
+def quantizer(backbone: Backbone) -> dict[str, str]:
+    """Version of the library that computes with a backbone in 4 or 8 bits; empty for others."""
+    return {PACKAGE: version(PACKAGE)} if is_quantized(backbone.model) else {}
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -136,9 +143,12 @@ def other_versions(stored: Mapping[str, str], patches: bool = True) -> list[str]
         stored: versions that a run was begun with.
         patches: whether to list those whose first two numbers agree.
     """
+    present = versions()
+    if PACKAGE in stored and find_spec(PACKAGE) is not None:
+        present[PACKAGE] = version(PACKAGE)
     return [
         f"{name} {stored[name]} is now {now}"
-        for name, now in versions().items()
+        for name, now in present.items()
         if name in stored and stored[name] != now
         if patches or str(stored[name]).split(".")[:2] != now.split(".")[:2]
     ]

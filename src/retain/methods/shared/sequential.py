@@ -72,9 +72,14 @@ class Sequential(Method):
         self.backbone = backbone
         self.weights = self.make_weights(config)
 
+    @classmethod
+    def trains_backbone(cls, options: Any) -> bool:
+        """Says so of `tune: full`."""
+        return isinstance(options, SequentialConfig) and options.tune == "full"
+
     def make_weights(self, config: Any) -> Weights:
         """Returns the trainable weights that the options ask for."""
-        if isinstance(config, SequentialConfig) and config.tune == "full":
+        if self.trains_backbone(config):
             return FullWeights(self.backbone)
         pool = LoraPool(
             self.backbone.model,

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from retain.backbone import Backbone
-from retain.errors import RetainError
+from retain.backbone.precision import refuse_full_fine_tuning
+from retain.backbone.quantization import is_quantized
 from retain.layers.pooled_linear import ADAPTER, LoraPool
 from retain.layers.soft_prompt import PromptPool
 from retain.system.files import read_weights, write_tensors
@@ -51,16 +52,12 @@ class FullWeights:
 
     Raises:
         RetainError: when the backbone is in half precision, where updates at usual learning rates
-            round to zero.
+            round to zero, or in 4 or 8 bits.
     """
 
     def __init__(self, backbone: Backbone) -> None:
-        if backbone.model.dtype in (torch.bfloat16, torch.float16):
-            raise RetainError(
-                f"backbone.dtype: full fine-tuning does not work in {backbone.model.dtype}, where "
-                "small steps round to zero; set it to float32 (training.bf16: true computes in "
-                "bfloat16), or train a LoRA (method.tune: lora; seqlora instead of seqft)"
-            )
+        dtype = str(backbone.model.dtype).removeprefix("torch.")
+        refuse_full_fine_tuning(dtype, is_quantized(backbone.model))
         self._model = backbone.model
         self._named = dict(backbone.model.named_parameters())
 

@@ -1,0 +1,31 @@
+"""What number formats a backbone's weights may have, for what is trained."""
+
+from __future__ import annotations
+
+from retain.errors import RetainError
+
+HALF = ("bfloat16", "float16")
+
+
+def refuse_full_fine_tuning(dtype: str, quantized: bool) -> None:
+    """Refuses formats in which the weights of a whole model do not learn.
+
+    Args:
+        dtype: of the weights.
+        quantized: whether some of them are in 4 or 8 bits.
+
+    Raises:
+        RetainError: if they are, or in half precision, where updates at usual learning rates round
+            to zero.
+    """
+    if quantized:
+        raise RetainError(
+            "backbone: full fine-tuning does not work in 4 or 8 bits, which are frozen; take it "
+            "without quantization, or train a LoRA (method.tune: lora; seqlora instead of seqft)"
+        )
+    if dtype in HALF:
+        raise RetainError(
+            f"backbone.dtype: full fine-tuning does not work in {dtype}, where small steps round "
+            "to zero; set it to float32 (training.bf16: true computes in bfloat16), or train a "
+            "LoRA (method.tune: lora; seqlora instead of seqft)"
+        )
