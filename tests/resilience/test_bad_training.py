@@ -11,13 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import LlamaForCausalLM
 
-from retain.backbone import Batch
+from retain.backbone import BackboneConfig, Batch, load_backbone
 from retain.errors import RetainError
 from retain.learner import Learner
 from retain.tasks import Task
 from retain.testing.runs import KIND, KilledError, Record
-from retain.testing.tiny import make_backbone, make_learner, make_task
+from retain.testing.tiny import make_backbone, make_learner, make_task, save_backbone
 from retain.training.phase import Phase
 
 FIRST = make_task("copy")
@@ -78,6 +79,7 @@ FEWER = (
     "01-copy and learn the task anew with per_device_train_batch_size=3 and "
     "gradient_accumulation_steps=2 in its 'training'"
 )
+SMALLER = "a smaller backbone (a frozen one also with backbone.dtype=bfloat16 or backbone.quant"
 ALL_SAVED = {"gradient_checkpointing": True}
 
 
@@ -87,7 +89,7 @@ ALL_SAVED = {"gradient_checkpointing": True}
         (torch.OutOfMemoryError("x"), {}, GO_ON),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9"), {}, GO_ON),
         (MemoryError(), ALL_SAVED, FEWER),
-        (MemoryError(), {**ALL_SAVED, "per_device_train_batch_size": 1}, "a smaller backbone"),
+        (MemoryError(), {**ALL_SAVED, "per_device_train_batch_size": 1}, SMALLER),
     ],
 )
 def test_out_of_memory_says_what_to_change(
@@ -102,6 +104,24 @@ def test_out_of_memory_says_what_to_change(
     with pytest.raises(RetainError, match=r"^training at . rows a batch: out of mem") as caught:
         learner.learn(FIRST)
     assert says in str(caught.value)
+
+
+def test_out_of_memory_while_a_backbone_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_backbone("llama", tmp_path / "model")
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("x")
+
+    monkeypatch.setattr(LlamaForCausalLM, "to", fails)
+    with pytest.raises(RetainError, match=r"^backbone.device 'cpu': out of memory; ") as caught:
+        load_backbone(BackboneConfig(name=str(folder), device="cpu"))
+    assert SMALLER in str(caught.value)
+    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", fails)
+    with pytest.raises(RetainError, match=r"^backbone '.*model': out of memory; ") as caught:
+        load_backbone(BackboneConfig(name=str(folder), device="cpu"))
+    assert SMALLER in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,9 @@ from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from retain.backbone import quantization
 from retain.backbone.backbone import Backbone, BackboneConfig
+from retain.backbone.out_of_memory import memory_advice
 from retain.backbone.place import path_of
-from retain.backbone.precision import refuse_full_fine_tuning
+from retain.backbone.precision import SMALLER, refuse_full_fine_tuning
 from retain.backbone.probe import try_out
 from retain.backbone.text import PromptConfig
 from retain.errors import RetainError, first_line
@@ -89,16 +90,17 @@ def load_backbone(
             )
         quantized = quantization.options(config.quantization, stored, config.dtype, device)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model, loaded = _auto_class(model_config).from_pretrained(
-            source,
-            dtype=getattr(torch, config.dtype),
-            attn_implementation=config.attention,
-            use_safetensors="gguf_file" not in options,  # nothing is unpickled
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
-            **options,
-            **quantized,
-        )
+        with memory_advice(f"backbone '{config.name}'", f"take {SMALLER}"):
+            model, loaded = _auto_class(model_config).from_pretrained(
+                source,
+                dtype=getattr(torch, config.dtype),
+                attn_implementation=config.attention,
+                use_safetensors="gguf_file" not in options,  # nothing is unpickled
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+                **options,
+                **quantized,
+            )
     except RetainError:
         raise
     except Exception as error:  # transformers raises many types for a missing or damaged model
@@ -237,6 +239,7 @@ def _connected(device: str) -> str:
 def _place(model: PreTrainedModel, device: str) -> None:
     """Moves a model to a device."""
     try:
-        model.to(device)
+        with memory_advice(f"backbone.device '{device}'", f"take {SMALLER}"):
+            model.to(device)
     except RuntimeError as error:
         raise RetainError(f"backbone.device '{device}': {first_line(error)}") from None

@@ -5,6 +5,11 @@ from __future__ import annotations
 from retain.errors import RetainError
 
 HALF = ("bfloat16", "float16")
+SMALLER = (
+    "a smaller backbone (a frozen one also with backbone.dtype=bfloat16 or "
+    "backbone.quantization=nf4)"
+)
+"""What takes less memory, for an error's advice."""
 
 
 def refuse_full_fine_tuning(dtype: str, quantized: bool) -> None:

@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from retain.backbone.backbone import IGNORED, Backbone, Features
 from retain.backbone.out_of_memory import memory_advice
+from retain.backbone.precision import SMALLER
 from retain.backbone.quantization import is_quantized
 from retain.errors import RetainError, first_line
 
@@ -188,7 +189,7 @@ def _seen(model: PreTrainedModel) -> Mapping[str, Calls]:
 def _reported(what: str) -> Iterator[None]:
     """Turns any exception into a RetainError that starts with `what`."""
     try:
-        with memory_advice("backbone", "take a smaller one"):
+        with memory_advice("backbone", f"take {SMALLER}"):
             yield
     except RetainError:
         raise

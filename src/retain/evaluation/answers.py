@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from transformers import StoppingCriteriaList
 
 from retain.backbone import Backbone, Features, memory_advice
+from retain.backbone.precision import SMALLER
 from retain.errors import StoppedError
 from retain.evaluation.streaming import Listener, Reply
 from retain.methods.base import Method
@@ -130,7 +131,7 @@ def answer(
 def _advice(batch_size: int) -> str:
     """Returns how to answer with less memory."""
     if batch_size == 1:
-        return "use a smaller backbone, or lower max_new_tokens"
+        return f"lower max_new_tokens, or take {SMALLER}"
     return f"lower evaluation.batch_size to {batch_size // 2} (retain run … --resume --set)"
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import psutil
 import torch
 
+from retain.backbone.precision import SMALLER
 from retain.errors import RetainError
 from retain.methods import Method
 from retain.methods.base import Footprint
@@ -52,7 +53,7 @@ def check_resources(
         memory, memory_of = torch.cuda.mem_get_info(device)[0], f"on {device}"
     for need, available, where, advice in (
         (disk, free, f"on the disk of {run.path}", method.traits.lowers_disk),
-        (ram, memory, memory_of, method.traits.lowers_ram),
+        (ram, memory, memory_of, f"{method.traits.lowers_ram}, or take {SMALLER}"),
     ):
         if need > available:
             raise RetainError(

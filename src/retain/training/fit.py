@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 
 from retain.backbone import Backbone, memory_advice
+from retain.backbone.precision import SMALLER
 from retain.errors import RetainError, StoppedError
 from retain.runs.checkpoints import keep_only, last_checkpoint
 from retain.system import processes
@@ -164,7 +165,7 @@ def _advice(config: TrainingConfig, folder: Path) -> str:
     if not config.gradient_checkpointing:
         return "continue, with --set training.gradient_checkpointing=true added to the command"
     if rows == 1:
-        return "take a smaller backbone, or lower prompt.max_prompt_tokens"
+        return f"lower prompt.max_prompt_tokens, or take {SMALLER}"
     micro = -(-rows // 2)
     twice = 2 * config.gradient_accumulation_steps
     return learn_anew(
