@@ -65,7 +65,7 @@ def naive_embedding(backbone: Backbone, ids: list[int]) -> Tensor:
 
 def naive_weights(backbone: Backbone, tasks: list[Task], prompts: list[str], s: float) -> Tensor:
     """The equations of DESIGN word for word: full scatters, a dense inverse, float64."""
-    text = files("retain.methods.sapt").joinpath("generic.txt").read_text(encoding="utf-8")
+    text = files("retain.methods.shared").joinpath("generic.txt").read_text(encoding="utf-8")
     ids = backbone.tokenizer(text, add_special_tokens=False)["input_ids"]
     windows = [ids[i : i + 100] for i in range(0, len(ids) - 100, 50)]
     generic = torch.stack([naive_embedding(backbone, window) for window in windows])
@@ -375,7 +375,7 @@ def test_generator_and_reflection_remain_available(tmp_path: Path) -> None:
 
 def test_the_generic_text_is_part_of_every_runs_state() -> None:
     """A run stores moments in its units: another text would silently route all old runs anew."""
-    text = files("retain.methods.sapt").joinpath("generic.txt").read_bytes()
+    text = files("retain.methods.shared").joinpath("generic.txt").read_bytes()
     assert hashlib.sha256(text).hexdigest()[:32] == GENERIC
 
 

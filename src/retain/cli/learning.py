@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
 
+from retain.cli.discovering import check_options, learn_discovered
 from retain.cli.shared import (
     Plugins,
     Run,
@@ -103,19 +104,40 @@ def learn(
             metavar="A.B=C",
         ),
     ] = None,
+    discover: Annotated[
+        bool,
+        typer.Option("--discover", help="Find the tasks in a file of several; show them, and ask."),
+    ] = False,
+    known: Annotated[
+        Literal["skip", "refresh", "block"],
+        typer.Option(
+            help="With --discover, examples of a learned task: leave them out; learn them as one "
+            "more task with that task's tests; learn them as a task of their own."
+        ),
+    ] = "skip",
+    yes: Annotated[
+        bool, typer.Option("--yes", help="With --discover: learn without asking.")
+    ] = False,
     trust_remote_code: TrustCode = False,
     plugins: Plugins = None,
 ) -> None:
-    """Add one more task to a finished run, and score all tasks."""
+    """Add one more task to a finished run, and score all tasks; with --discover, several."""
     from retain.experiment.config import TaskConfig
     from retain.experiment.read_tasks import read_task
     from retain.experiment.validation import check, set_field
     from retain.learner import Learner
 
+    if discover:
+        check_options(name, test, changes or (), yes)
+    elif yes or known != "skip":
+        raise RetainError("learn: --yes and --known go with --discover alone; add it")
     values: dict[str, Any] = {"path": str(task), "name": name, "metric": metric}
     values |= {} if test is None else {"test": str(test)}
     for change in changes or ():
         set_field(values, change)
+    if discover:
+        learn_discovered(run, values, known, yes, trust_remote_code)
+        return
     read = read_task(check(TaskConfig, values, "learn"))
     learner = Learner.load(run, progress_for("learn"), trust_remote_code=trust_remote_code)
     learner.learn(read)

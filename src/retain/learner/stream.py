@@ -49,10 +49,15 @@ def learn_stream(
     else:
         learner, remaining = Learner.from_config(experiment, progress), tasks
         learner.check_tasks(remaining)
-    for task in remaining:
-        learner.learn(task, more=task is not remaining[-1])
-    learner.finish_evaluation()
+    learn_tasks(learner, remaining)
     return learner
+
+
+def learn_tasks(learner: Learner, tasks: Sequence[Task]) -> None:
+    """Learns tasks that are checked, and completes the scores."""
+    for task in tasks:
+        learner.learn(task, more=task is not tasks[-1])
+    learner.finish_evaluation()
 
 
 def refuse_other_data(run: RunDirectory, tasks: Sequence[Task]) -> None:

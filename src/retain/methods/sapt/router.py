@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from retain.backbone import Backbone, Batch
 from retain.methods.base import Options, TaskContext
-from retain.methods.sapt.softmax_router import SoftmaxRouter, embedded, generic_windows
+from retain.methods.sapt.softmax_router import SoftmaxRouter, embedded
+from retain.methods.shared.whitening import generic_windows
 from retain.tasks import Task
 
 KEY_EXAMPLES = 256

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from importlib.resources import files
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retain.backbone import Backbone, Batch, Features
+from retain.backbone import Backbone, Batch
 from retain.methods.shared.pseudo_samples import BATCH
 from retain.tasks import Example
-
-WINDOW = 100
-"""Tokens per window of the generic text."""
 
 
 class SoftmaxRouter(nn.Module):
@@ -63,16 +59,3 @@ def embedded(
     encoded = [backbone.encode(Example(prompt, ("",)), with_answer=False) for prompt in prompts]
     batches = [encoded[i : i + BATCH] for i in range(0, len(encoded), BATCH)]
     return torch.cat([pooled(backbone.collate(batch)) for batch in batches])
-
-
-def generic_windows(backbone: Backbone) -> list[Features]:
-    """Cuts the packaged plain English into windows of 100 tokens, half of each in the next.
-
-    The text is the same for all runs, so what is derived from it does not depend on the tasks.
-    """
-    text = files("retain.methods.sapt").joinpath("generic.txt").read_text(encoding="utf-8")
-    ids = backbone.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return [
-        {"input_ids": [0], "route_ids": ids[start : start + WINDOW]}
-        for start in range(0, max(len(ids) - WINDOW, 1), WINDOW // 2)
-    ]

@@ -26,20 +26,19 @@ from torch import Tensor, nn
 from retain.backbone import Backbone, Batch
 from retain.backbone.hidden import HiddenStates
 from retain.methods.base import Options, TaskContext
-from retain.methods.sapt.softmax_router import SoftmaxRouter, embedded, generic_windows
+from retain.methods.sapt.softmax_router import SoftmaxRouter, embedded
 from retain.methods.shared.pseudo_samples import BATCH
+from retain.methods.shared.whitening import (
+    GENERIC,
+    Standard,
+    generic_scatter,
+    generic_windows,
+    whitening,
+)
 from retain.tasks import Task
 
-GENERIC = 60
-"""ν, the number of prompts that the generic text's covariance counts as."""
-SHRINKAGE = 0.1
-"""Share of the mean diagonal in Σ."""
-FLOOR = 1e-3
-"""Smallest σ, as a share of the mean σ."""
 RANK = 8
 """Principal parts that are kept of a task's scatter."""
-TINY = 1e-12
-"""Stands for a spread of 0, where all windows of the generic text are the same to a tokenizer."""
 
 
 class WhitenedOptions(Options):
@@ -124,16 +123,14 @@ class WhitenedRouter(SoftmaxRouter):
         windows = generic_windows(backbone)
         batches = [windows[i : i + BATCH] for i in range(0, len(windows), BATCH)]
         e = torch.cat([self.pooled(backbone.collate(batch)) for batch in batches])  # (windows, d)
-        spread = e.std(0, correction=0)
-        self._keep("centre", e.mean(0))
-        self._keep("spread", spread.clamp(min=max(FLOOR * float(spread.mean()), TINY)))
+        standard = Standard.of(e)
+        self._keep("centre", standard.centre)
+        self._keep("spread", standard.spread)
         width = e.shape[1]
         self._keep("whitening", torch.eye(width))
         self._keep("keys", torch.zeros(0, width))
         self._tasks: list[Moments] = []
-        # Σ times its degrees of freedom. On the CPU, since not every device has float64.
-        z = self._standardised(e).double().cpu()
-        self._scatter = GENERIC * torch.cov(z.T, correction=0)
+        self._scatter = generic_scatter(standard(e))  # Σ times its degrees of freedom
         self._freedom = GENERIC
         self._derived = True
         self.eval()
@@ -153,7 +150,7 @@ class WhitenedRouter(SoftmaxRouter):
             return words.sum(1) / mask.sum(1, keepdim=True)
 
     def _standardised(self, e: Tensor) -> Tensor:
-        return (e.float() - self.centre) / self.spread
+        return Standard(self.centre, self.spread)(e)
 
     def logits(self, e: Tensor) -> Tensor:
         """Computes s · cos(W z, W μ_t) (B, T) from ē (B, d), always in float32.
@@ -168,21 +165,14 @@ class WhitenedRouter(SoftmaxRouter):
     def _derive(self) -> None:
         """Derives W and the keys from the tasks' moments, once after tasks were added.
 
-        That is one Cholesky factorisation and one inversion of a triangle, 2 d³ / 3 multiplications
-        in all, whatever the number of tasks and prompts.
+        The cost of `whitening` does not depend on the number of tasks and prompts.
         """
         if self._derived:
             return
-        covariance = self._scatter / self._freedom
-        level = covariance.diagonal().mean().clamp(min=TINY)
-        identity = torch.eye(len(covariance), dtype=covariance.dtype)
-        shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * level * identity
-        whitening = torch.linalg.solve_triangular(
-            torch.linalg.cholesky(shrunk), identity, upper=False
-        ).T  # (d, d)
+        wide = whitening(self._scatter, self._freedom)
         means = torch.stack([task.mean for task in self._tasks]).double()  # (T, d)
-        self.whitening = whitening.to(self.whitening)
-        self.keys = F.normalize(means @ whitening, dim=1).to(self.keys)
+        self.whitening = wide.to(self.whitening)
+        self.keys = F.normalize(means @ wide, dim=1).to(self.keys)
         self._derived = True
 
     def nearest(self) -> tuple[int, float] | None:
