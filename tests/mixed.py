@@ -7,10 +7,10 @@ import random
 from retain.tasks import Example
 
 KINDS = (
-    ("ROUTE THE TICKET TO A TEAM, PLEASE: {} {} {}", ("billing", "shipping", "sales")),
-    ("2014-06-05 2020-01-31 1999-12-24 0.5 + 0.25 = {} {} {}", ("0.75", "17")),
+    ("ROUTE THE TICKET TO A TEAM, PLEASE: {} {} {}", ("pay", "buy")),
+    ("2014-06-05 2020-01-31 1999-12-24 0.5 + 0.25 = {} {} {}", ("less", "more")),
     ("zzz yyy xxx www vvv qqq jjj kkk zzz yyy {} {} {}", ("zz", "qq")),
-    ("(?!) <<[%&]>> {{{{;}}}} !? #: ~~ ** // {} {} {}", ("<<", "**")),
+    ("(?!) <<[%&]>> {{{{;}}}} !? #: ~~ ** // {} {} {}", ("on", "off")),
 )
 WORDS = (
     *("lamp", "parcel", "card", "chair", "price", "order", "box", "phone", "late", "early"),

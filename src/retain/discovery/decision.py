@@ -113,7 +113,7 @@ def decide(learner: Learner, rows: Sequence[Example], known: Known, path: Path) 
     tests = [[text_of(example) for example in task.test] for task in learner.tasks]
     grouping = group_texts(Space(learner.backbone, tests), [text_of(row) for row in rows])
     numbers: list[list[int]] = [[] for _ in range(len(grouping.near))]
-    rest = []
+    rest: list[int] = []
     for i, group in enumerate(grouping.group.tolist()):
         (rest if group == BUFFER else numbers[group]).append(i)
     names = names_of([[rows[i] for i in members] for members in numbers], learned)
@@ -229,9 +229,15 @@ def _task(
     if not group.is_known or decision.known != "refresh":
         return task
     old = next(old for old in learner.tasks if old.name == group.nearest)
-    scoring = {"metric": old.metric, "extract": old.extract, "max_new_tokens": old.max_new_tokens}
     # All of its own rows are learned: those that `read_task` took for tests too.
-    return replace(task, train=(*task.train, *task.test), test=old.test, **scoring)
+    return replace(
+        task,
+        train=(*task.train, *task.test),
+        test=old.test,
+        metric=old.metric,
+        extract=old.extract,
+        max_new_tokens=old.max_new_tokens,
+    )
 
 
 def _doubts(groups: Sequence[GroupRecord], grouping: Grouping, rest: int, count: int) -> list[str]:

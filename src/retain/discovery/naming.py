@@ -25,12 +25,15 @@ def names_of(groups: Sequence[Sequence[Example]], taken: Sequence[str]) -> list[
         others = [other for other in shares if other is not share]
         prompt = min((example.prompt for example in group), key=lambda text: (len(text), text))
         place = {word: i for i, word in reversed(list(enumerate(_words(prompt))))}
-
-        def rank(word: str, others=others, share=share, place=place) -> tuple[float, int, str]:
-            weight = share[word] - max((other.get(word, 0.0) for other in others), default=0.0)
-            return -round(weight, 2), place.get(word, len(place)), word
-
-        best = sorted(share, key=rank)[:WORDS]
+        ranks = {
+            word: (
+                -round(value - max((other.get(word, 0.0) for other in others), default=0.0), 2),
+                place.get(word, len(place)),
+                word,
+            )
+            for word, value in share.items()
+        }
+        best = sorted(share, key=ranks.__getitem__)[:WORDS]
         best.sort(key=lambda word: place.get(word, len(place)))
         names.append(free_name("-".join(best) or "group", (*taken, *names)))
     return names
