@@ -5,20 +5,31 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from retain.backbone import Backbone
+from retain.backbone import Backbone, BackboneConfig
 from retain.errors import RetainError
+from retain.experiment.config import ExperimentConfig, resolved
+from retain.experiment.validation import check
 from retain.layers.pooled_linear import LoraPool
 from retain.learner import Learner
 from retain.methods import METHODS
 from retain.methods.shared.weights import MODEL
 from retain.runs import results
 from retain.system.files import read_jsonl
-from retain.testing.tiny import make_backbone, make_learner, make_task, prompts_of
+from retain.testing.runs import Record
+from retain.testing.tiny import (
+    TRAINING,
+    make_backbone,
+    make_learner,
+    make_task,
+    prompts_of,
+    save_backbone,
+)
 
 ROUTED = ("sapt", "amlora", "seekr")
 WHOLE = [name for name, method in METHODS.items() if MODEL in method.traits.latest_only]
@@ -50,6 +61,35 @@ def test_learns_in_bfloat16(method: str, how: str, kind: str, tmp_path: Path) ->
     answers = learner.generate(prompts_of(FIRST, SECOND), FIRST.name)
     again = Learner.load(tmp_path / "run", backbone=backbone_in(kind, dtype))
     assert again.generate(prompts_of(FIRST, SECOND), FIRST.name) == answers
+
+
+@pytest.mark.parametrize(
+    ("method", "device", "gpu", "dtype"),
+    [
+        ("sapt", None, True, "bfloat16"),
+        ("sapt", "cpu", True, "float32"),
+        ("sapt", None, False, "float32"),
+        ("seqft", None, True, "float32"),
+        ({"name": "derpp", "tune": "lora"}, "cuda", True, "bfloat16"),
+    ],
+)
+def test_auto_is_resolved_by_device_and_method(
+    method: Any, device: str | None, gpu: bool, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: gpu)
+    source = {"name": "x", "dtype": "auto", "device": device}
+    experiment = check(ExperimentConfig, {"backbone": source, "method": method}, "test")
+    assert resolved(experiment).backbone.dtype == dtype
+
+
+def test_what_auto_stands_for_is_stored_and_told(tmp_path: Path) -> None:
+    folder, record = save_backbone("llama", tmp_path / "model"), Record()
+    source = BackboneConfig(name=str(folder), dtype="auto", device="cpu")
+    learner = Learner(source, "seqlora", tmp_path / "run", training=TRAINING, progress=record)
+    learner.learn(FIRST)
+    assert "backbone.dtype: auto is float32 here" in record.said
+    assert Learner.load(tmp_path / "run").experiment.backbone.dtype == "float32"
 
 
 @pytest.mark.parametrize("method", WHOLE)

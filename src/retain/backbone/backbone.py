@@ -51,6 +51,7 @@ PROMPT_KEYS = ("input_ids", "attention_mask")
 class BackboneConfig(BaseModel):
     """Which pretrained model to load, and how. Remote code runs only if it is enabled here.
 
+    `dtype: auto` is bfloat16 for a frozen backbone on a GPU that computes in it, float32 elsewhere.
     `quantization` stores the linear layers in 4 or 8 bits; what is computed, and all else, is in
     `dtype`. `device: null` is the first GPU, or the CPU if there is none. `attention` is
     transformers' `attn_implementation`, such as flash_attention_2; null leaves the choice to
@@ -61,7 +62,7 @@ class BackboneConfig(BaseModel):
 
     name: str  # empty for a loaded model that has none
     revision: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     quantization: Literal["nf4", "int8"] | None = None
     attention: str | None = None
     device: str | None = None

@@ -23,7 +23,7 @@ from retain.backbone import quantization
 from retain.backbone.backbone import Backbone, BackboneConfig
 from retain.backbone.out_of_memory import memory_advice
 from retain.backbone.place import path_of
-from retain.backbone.precision import SMALLER, refuse_full_fine_tuning
+from retain.backbone.precision import SMALLER, chosen_dtype, refuse_full_fine_tuning
 from retain.backbone.probe import try_out
 from retain.backbone.text import PromptConfig
 from retain.errors import RetainError, first_line
@@ -48,6 +48,8 @@ def load_backbone(
             transformers would fill with random ones, or have no place, which it would leave out, or
             the model is of a class, or in a format, that retain cannot train.
     """
+    dtype = chosen_dtype(config.dtype, config.device, trains_all)
+    config = config.model_copy(update={"dtype": dtype})
     if trains_all:
         refuse_full_fine_tuning(config.dtype, config.quantization is not None)
     if not config.name:
@@ -209,7 +211,8 @@ def wrap_loaded(
     if any(type(part).__module__.startswith("retain.") for part in model.modules()):
         raise RetainError("backbone: this model carries a Learner's layers; load a fresh one")
     dtype = str(model.dtype).removeprefix("torch.")
-    if dtype not in (dtypes := get_args(BackboneConfig.model_fields["dtype"].annotation)):
+    dtypes = get_args(BackboneConfig.model_fields["dtype"].annotation)[1:]  # without auto
+    if dtype not in dtypes:
         raise RetainError(f"backbone: the model is in {dtype}; load it in {', '.join(dtypes)}")
     quantization.prepare(model)
     _place(model, _connected(str(model.device)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from retain.errors import RetainError
 
 HALF = ("bfloat16", "float16")
@@ -10,6 +12,21 @@ SMALLER = (
     "backbone.quantization=nf4)"
 )
 """What takes less memory, for an error's advice."""
+
+
+def chosen_dtype(dtype: str, device: str | None, trains_all: bool) -> str:
+    """Returns `backbone.dtype`, and what `auto` stands for on this machine.
+
+    Args:
+        dtype: the setting.
+        device: `backbone.device`; None is a GPU if there is one.
+        trains_all: whether the backbone's own weights are trained.
+    """
+    if dtype != "auto":
+        return dtype
+    gpu = torch.cuda.is_available() and (device or "cuda").startswith("cuda")
+    fast = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if fast and not trains_all else "float32"
 
 
 def refuse_full_fine_tuning(dtype: str, quantized: bool) -> None:

@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from retain.backbone import BackboneConfig, PromptConfig
+from retain.backbone.precision import chosen_dtype
 from retain.errors import RetainError
 from retain.evaluation.answers import EvaluationConfig
 from retain.experiment.validation import UnknownFieldError, Where, check, named, place_of
@@ -242,12 +243,18 @@ def missing_method(experiment: ExperimentConfig, path: Path) -> str:
 
 def resolved(experiment: ExperimentConfig) -> ExperimentConfig:
     """The same with every option of the method spelled out, so that it does not change with the
-    defaults of a later version."""
+    defaults of a later version, and with the dtype that `auto` stands for here."""
     name, options = check_method(experiment.method, "method")
+    source, kind = experiment.backbone, find(name)
+    assert kind is not None  # check_method has found it
+    dtype = chosen_dtype(source.dtype, source.device, kind.trains_backbone(options))
+    backbone = source.model_copy(update={"dtype": dtype})
     method = {"name": name, **options.model_dump(mode="json")}
-    source = source_of(name)
-    plugins = [source] if source is not None and not is_installed(name) else []
-    return experiment.model_copy(update={"method": method, "plugins": plugins})
+    plugin = source_of(name)
+    plugins = [plugin] if plugin is not None and not is_installed(name) else []
+    return experiment.model_copy(
+        update={"backbone": backbone, "method": method, "plugins": plugins}
+    )
 
 
 FREE = (*(("training", field) for field in FREE_TRAINING), ("evaluation", "batch_size"))

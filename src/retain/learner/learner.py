@@ -196,7 +196,7 @@ class Learner(LearnedModel):
         check_folder(run.path)
         self._set_up(experiment, run, progress, backbone, callbacks)
         name = stored_name(experiment.backbone.name, run.path)
-        source = experiment.backbone.model_copy(update={"name": name})
+        source = self.experiment.backbone.model_copy(update={"name": name})
         self.experiment = self.experiment.model_copy(update={"backbone": source})
 
     def _set_up(
@@ -216,7 +216,9 @@ class Learner(LearnedModel):
         self._checked: list[Task] = []
         self._notices: dict[str, list[str]] = {}  # by task; those about all tasks under ""
         self._interrupted = False
-        source = experiment.backbone
+        source = self.experiment.backbone
+        if source.dtype != experiment.backbone.dtype:
+            self.progress.message(f"backbone.dtype: auto is {source.dtype} here")
         if run.exists:
             source = source.model_copy(update={"name": found_from(run.path, source.name)})
         method = find(name)
