@@ -180,6 +180,24 @@ def test_learn_holds_out_a_test_split(place: Path) -> None:
     assert stored["examples"] == {"train": 11, "dev": 1, "test": 2}
 
 
+@pytest.mark.parametrize(
+    ("given", "metric"), [((), "rouge_l"), (("--metric", "exact_answer"), "exact_answer")]
+)
+def test_learn_scores_a_benchmark_by_its_reader_s_metric(
+    given: tuple[str, ...], metric: str, place: Path
+) -> None:
+    instances = [{"input": f"Word {i}", "output": "abcd"[i % 4]} for i in range(8)]
+    (place / "task7").mkdir()
+    for split in ("train", "test"):
+        rows = [{**row, "input": f"{split} {row['input']}"} for row in instances]
+        text = json.dumps({"Definition": ["Name it."], "Instances": rows})
+        (place / "task7" / f"{split}.json").write_text(text)
+    done = call("learn", "out", "task7", "--set", "reader=superni", *given)
+    assert done.status == 0, done.err
+    stored = json.loads((place / "out/tasks/03-task7/task.json").read_text())
+    assert stored["metric"] == metric
+
+
 def test_eval_repeats_the_last_row_and_writes_nothing(place: Path) -> None:
     before = read_files(place)
     done = call("eval", "out")

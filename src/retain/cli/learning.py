@@ -94,8 +94,9 @@ def learn(
         Path | None, typer.Option(help="Test file; default: a fifth of the examples.", parser=path)
     ] = None,
     metric: Annotated[
-        str, typer.Option(help="Metric: exact_match, rouge_l, exact_answer, ….")
-    ] = "exact_match",
+        str | None,
+        typer.Option(help="Metric: rouge_l, exact_answer, …; default: the reader's (exact_match)."),
+    ] = None,
     changes: Annotated[
         list[str] | None,
         typer.Option(
