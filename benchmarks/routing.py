@@ -21,14 +21,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 
+import torch
 from torch import Tensor
 
-from benchmarks import fifty
+from benchmarks import fifty, four_hundred
 from benchmarks.shift import SHIFTS
 from retain.backbone import Backbone, BackboneConfig
 from retain.backbone.loading import load_backbone
 from retain.methods.base import TaskContext
 from retain.methods.sapt.method import RouterConfig
+from retain.methods.sapt.whitened import WhitenedOptions
 from retain.system.files import write_json
 from retain.tasks import Example, Task
 from retain.tasks.readers import read_long_sequence, read_superni
@@ -36,6 +38,9 @@ from retain.tasks.readers import read_long_sequence, read_superni
 MODEL = "models/SmolLM2-135M-Instruct"
 KNOWN = 5
 """Tasks that are learned where `unknown` is measured."""
+CHOSEN_ON = ("task1590", "task748", "task591", "task363", "cb")
+"""The first five tasks of `whole`, on which the default of router.threshold was chosen."""
+SAME_TEXTS = {"sst2": "task363"}
 KINDS = ("attention", "whitened")
 
 
@@ -57,12 +62,35 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Rates:
+    """What a threshold of the largest cosine does, each a mean over tasks.
+
+    `accepted` is the share of learned tasks' prompts above it, `rejected` that of others below it.
+    """
+
+    threshold: float
+    accepted: float
+    rejected: float
+
+    def __str__(self) -> str:
+        return f"{self.threshold:.2f}: {self.accepted:.3f} / {self.rejected:.3f}"
+
+
+@dataclass(frozen=True)
 class Result:
-    """A router on a stream: its curve by shift, `unknown`, and what adding a task took."""
+    """A router on a stream: its curve by shift, `unknown`, and what adding a task took.
+
+    `chosen` has the rates of the threshold from the stream's first tasks, `default` those of
+    router.threshold, `by_threshold` those of others, all on the same `judges` tasks.
+    """
 
     curves: dict[str, list[Point]]
     unknown: float | None
     seconds_per_task: float
+    judges: int = 0
+    chosen: Rates | None = None
+    default: Rates | None = None
+    by_threshold: Sequence[Rates] = ()
 
 
 def whole(size: Size) -> list[Task]:
@@ -81,17 +109,9 @@ def inputs(size: Size) -> list[Task]:
     """Returns the tasks of `whole` with the prompts' input texts only."""
 
     def bare(rows: Sequence[Example]) -> list[Example]:
-        return [Example(input_text(row), row.references) for row in rows]
+        return [Example(four_hundred.text_of(row), row.references) for row in rows]
 
     return [Task(t.name, bare(t.train), bare(t.dev), bare(t.test)) for t in whole(size)]
-
-
-def input_text(row: Example) -> str:
-    """Returns a prompt without instruction, options and cue; these tasks' options are one line."""
-    if "\nOption: " in f"\n{row.prompt}" and "\nText:" not in row.prompt:
-        after_options = f"\n{row.prompt}".partition("\nOption: ")[2].partition("\n")[2]
-        return after_options.rpartition("\nAnswer:")[0]
-    return fifty.input_of(row)
 
 
 def look_alikes(size: Size) -> list[Task]:
@@ -100,10 +120,17 @@ def look_alikes(size: Size) -> list[Task]:
     return [task_of(name, rows, of_fifty) for name, rows in fifty.tasks().items()]
 
 
+def questions(size: Size) -> list[Task]:
+    """Returns the tasks of benchmarks/four_hundred.py."""
+    size = Size(min(size.train, four_hundred.TRAIN), min(size.test, four_hundred.TEST))
+    return [task_of(name, rows, size) for name, rows in four_hundred.tasks().items()]
+
+
 STREAMS: dict[str, Callable[[Size], list[Task]]] = {
     "whole": whole,
     "inputs": inputs,
     "fifty": look_alikes,
+    "four_hundred": questions,
 }
 
 
@@ -123,7 +150,9 @@ def measured(
     backbone: Backbone, kind: str, options: dict[str, object], tasks: list[Task], shifts: list[str]
 ) -> Result:
     """Adds the tasks one by one, and routes all their prompts after each."""
-    router = RouterConfig.model_validate({"kind": kind, **options}).make(backbone)
+    config = RouterConfig.model_validate({"kind": kind, **options})
+    router = config.make(backbone)
+    states: list[dict[str, Tensor]] = []
     asked = {s: [router.embed(changed(task, s)) for task in tasks] for s in shifts}
     curves: dict[str, list[Point]] = {shift: [] for shift in shifts}
     seconds = 0.0
@@ -133,7 +162,8 @@ def measured(
         router.add_task(task, TaskContext(task.name, count - 1, Path(), seed=0))
         router(asked[shifts[0]][0])  # derives what is derived once a task
         seconds += time.monotonic() - began
-        for shift, curve in curves.items():
+        states.append({name: tensor.detach().clone() for name, tensor in router.state().items()})
+        for shift, curve in curves.items() if drawn(count, len(tasks)) else ():
             weights = [router(e).detach() for e in asked[shift][:count]]
             own = fmean(float(w[:, i].mean()) for i, w in enumerate(weights))
             top_1 = fmean(float((w.argmax(1) == i).float().mean()) for i, w in enumerate(weights))
@@ -141,7 +171,61 @@ def measured(
         if count == KNOWN and len(tasks) > KNOWN:
             largest = [router.logits(e).detach().amax(1) for e in asked[shifts[0]]]
             unknown = auroc(largest[:KNOWN], largest[KNOWN:])
-    return Result(curves, unknown, seconds / len(tasks))
+    if kind == "attention" or len(tasks) < KNOWN:
+        return Result(curves, unknown, seconds / len(tasks))
+
+    def cosines(learned: Sequence[int], of: Sequence[int]) -> list[Tensor]:
+        """Computes the largest cosine of each test prompt of some tasks, (N,) for each task."""
+        few = config.make(backbone)
+        for i in learned:
+            few.load_task(states[i])
+        return [few.logits(asked[shifts[0]][i]).amax(1) / config.scale for i in of]
+
+    left_out = [(i, [j for j in range(KNOWN) if j != i]) for i in range(KNOWN)]
+    chosen = best_threshold(
+        torch.cat([c for _, learned in left_out for c in cosines(learned, learned)]),
+        torch.cat([c for i, learned in left_out for c in cosines(learned, [i])]),
+    )
+    taken = {*CHOSEN_ON, *(source(task.name) for task in tasks[:KNOWN])}
+    judges = [i for i, task in enumerate(tasks) if i >= KNOWN and source(task.name) not in taken]
+    halves = judges[::2], judges[1::2]
+    if not halves[1]:
+        return Result(curves, unknown, seconds / len(tasks))
+    known = [c for half in halves for c in cosines(half, half)]
+    others = cosines(halves[0], halves[1]) + cosines(halves[1], halves[0])
+    values = (chosen, WhitenedOptions().threshold, *(t / 20 for t in range(20)))
+    found = [rates(value, known, others) for value in values]
+    return Result(curves, unknown, seconds / len(tasks), len(judges), *found[:2], found[2:])
+
+
+def rates(threshold: float, known: list[Tensor], others: list[Tensor]) -> Rates:
+    """Returns what a threshold does, from the largest cosines (N,) of each task's prompts."""
+    accepted = fmean(float((c >= threshold).float().mean()) for c in known)
+    rejected = fmean(float((c < threshold).float().mean()) for c in others)
+    return Rates(round(threshold, 4), round(accepted, 4), round(rejected, 4))
+
+
+def best_threshold(known: Tensor, others: Tensor) -> float:
+    """Returns the threshold that gives known numbers and others the most right answers.
+
+    Both count as much, whatever their numbers; it lies midway between two of them.
+    """
+    values = torch.cat([known, others]).sort().values
+    between = (values[1:] + values[:-1]) / 2  # (N − 1,)
+    accepted = (known >= between[:, None]).float().mean(1)
+    rejected = (others < between[:, None]).float().mean(1)
+    return float(between[(accepted + rejected).argmax()])
+
+
+def source(name: str) -> str:
+    """Returns the short name of the data set that a task's texts come from."""
+    short = name.split()[0].split("_")[0]
+    return SAME_TEXTS.get(short, short)
+
+
+def drawn(count: int, end: int) -> bool:
+    """Whether a curve has a point after so many tasks."""
+    return count <= 50 or count % 10 == 0 or count == end
 
 
 def auroc(known: list[Tensor], others: list[Tensor]) -> float:
@@ -162,8 +246,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write all curves here")
     options = parser.parse_args()
     backbone = load_backbone(BackboneConfig(name=options.model))
-    print("| stream | router | shift | tasks | own block | top-1 | unknown, AUROC | ms a task |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "| stream | router | shift | tasks | own block | top-1 | unknown, AUROC "
+        "| threshold: accepts / rejects | default: accepts / rejects | ms a task |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
     every: dict[str, dict[str, object]] = {}
     for stream in options.streams:
         tasks = STREAMS[stream](Size(options.train, options.test))
@@ -174,11 +261,12 @@ def main() -> None:
             every[stream][kind] = asdict(result)
             for shift, curve in result.curves.items():
                 end = curve[-1]
-                cells = (f"{end.own:.3f}", f"{end.top_1:.3f}", f"{result.unknown}")
+                unknown = f"{result.unknown} | {result.chosen or '–'} | {result.default or '–'}"
+                cells = (f"{end.own:.3f}", f"{end.top_1:.3f}", unknown)
                 row = (stream, kind, shift, str(len(tasks)), *cells)
                 print(f"| {' | '.join(row)} | {1000 * result.seconds_per_task:.0f} |", flush=True)
-    if options.json:
-        write_json(options.json, {"model": options.model, "layer": options.layer, **every})
+        if options.json:  # after each stream, since a long one may be stopped
+            write_json(options.json, {"model": options.model, "layer": options.layer, **every})
 
 
 if __name__ == "__main__":

@@ -84,6 +84,8 @@ def _write(
         if mixture is not None:
             blocks = ", ".join(f"{name} × {weight:g}" for name, weight in mixture.items())
             description += f", with blocks merged into the backbone by these weights: {blocks}"
+    if learner.method.not_exported:
+        description += f". {learner.method.not_exported.removesuffix('.')}"
     write_text(folder / "README.md", _card(learner, description, code, mixture))
     return description
 

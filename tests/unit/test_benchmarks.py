@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench, scale, transfer
+from benchmarks import bench, four_hundred, scale, transfer
 from benchmarks.alignment import alignment
 from benchmarks.moved_heads import compare, rank_correlation
-from benchmarks.routing import auroc, measured
+from benchmarks.routing import auroc, best_threshold, measured, rates
 from benchmarks.seekr_step import Bench
 from benchmarks.shift import reworded, shifted
 from retain.learner import Learner
+from retain.methods.sapt.whitened import THRESHOLD
 from retain.runs import results
 from retain.system.files import read_json, write_jsonl
 from retain.tasks import Example, Task
@@ -185,3 +186,54 @@ def test_growth_is_measured_over_the_first_side(tmp_path: Path) -> None:
     seconds, ratios = scale.growth(sides, 2)
     assert len(seconds) == len(ratios) == 6
     assert ratios[0] == 1.0
+
+
+def test_the_best_threshold_lies_between_known_and_others() -> None:
+    known, others = torch.tensor([0.6, 0.7, 0.8]), torch.tensor([0.1, 0.2, 0.3, 0.65])
+    assert best_threshold(known[1:], others) == pytest.approx(0.675)
+    # Below 0.6 it accepts 3 of 3 and rejects 3 of 4; above 0.65 it is 2 of 3 and 4 of 4.
+    assert best_threshold(known, others) == pytest.approx(0.45)
+    found = rates(0.45, [known], [others[:2], others[2:]])
+    assert (found.accepted, found.rejected) == (1.0, 0.75)
+
+
+def test_unknown_prompts_are_judged_on_other_tasks() -> None:
+    """No task whose texts had a part in choosing the threshold has one in its rates."""
+    tasks = []
+    for i, name in enumerate(("a", "b", "c", "d", "e", "a again", "cb", "sst2 x", "f_1", "g", "h")):
+        rows = [Example(f"{word} {i} " * 3, ("yes",)) for word in ("ant", "bear", "cat", "dog")]
+        tasks.append(Task(name, rows[:3], rows[3:], rows[3:]))
+    found = measured(make_backbone("llama"), "whitened", {}, tasks, ["none"])
+    assert found.judges == 3
+    assert found.chosen is not None
+    assert found.default is not None
+    assert found.default.threshold == THRESHOLD
+    by = found.by_threshold
+    assert [r.accepted for r in by] == sorted((r.accepted for r in by), reverse=True)
+    assert [r.rejected for r in by] == sorted(r.rejected for r in by)
+    assert len(found.curves["none"]) == len(tasks)
+    published = measured(make_backbone("llama"), "attention", {}, tasks, ["none"])
+    assert (published.judges, published.chosen) == (0, None)
+
+
+def test_four_hundred_tasks_are_24_questions_about_16_kinds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(folder: Path, split: str) -> list[Example]:
+        count = 90 + int(folder.name[4:])
+        return [
+            Example(f"Do.\n\nInput: {folder.name} row {i}\nOutput:", ("x",)) for i in range(count)
+        ]
+
+    monkeypatch.setattr(four_hundred, "DATA", tmp_path)
+    monkeypatch.setattr(four_hundred, "read_superni", read)
+    for i in range(18):
+        (tmp_path / f"superni/task{i:03d}_x").mkdir(parents=True)
+    tasks = four_hundred.tasks()
+    assert list(tasks) == list(four_hundred.tasks())
+    assert len(tasks) == 400
+    assert {len(rows) for rows in tasks.values()} == {four_hundred.TRAIN + four_hundred.TEST}
+    assert {name.split()[0] for name in tasks} == {f"task{i:03d}" for i in range(2, 18)}
+    (row,) = (r for r in tasks["task005 backwards"] if "row 7\n" in r.prompt)
+    assert row.references == ("7 row task005_x",)
+    assert all(row.references[0] for rows in tasks.values() for row in rows)

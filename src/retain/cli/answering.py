@@ -96,7 +96,8 @@ def generate(
     shown = escaped if sys.stdout.isatty() else str
     for answer in learner.answers(prompts, task):
         if as_json:
-            print(shown(json.dumps(vars(answer), ensure_ascii=False)))
+            fields = {**vars(answer), **answer.routing_fields()}
+            print(shown(json.dumps(fields, ensure_ascii=False)))
         else:
             print(shown(answer.output))
 

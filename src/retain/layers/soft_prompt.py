@@ -17,7 +17,7 @@ import torch
 from peft import PromptTuningConfig, PromptTuningInit, TaskType
 from torch import Tensor, nn
 
-from retain.backbone import Backbone
+from retain.backbone import Backbone, Batch
 from retain.backbone.probe import READ, short_forward
 from retain.errors import RetainError, first_line
 from retain.layers.pooled_linear import ADAPTER, ADAPTER_CONFIG, plain
@@ -100,6 +100,28 @@ def prompted_embedding(backbone: Backbone) -> PromptedEmbedding:
             "LoRA blocks"
         )
     return layer
+
+
+def hide_virtual(backbone: Backbone, batch: Batch, rows: Tensor) -> None:
+    """Masks the virtual tokens of some rows in place, so that they are as if they had none.
+
+    An encoder may count masked positions, and has its padding at the end. There the tokens take
+    the place of the virtual ones.
+
+    Args:
+        backbone: does not see padding.
+        batch: collated prompts, with or without answers.
+        rows: which ones, bool (B,).
+    """
+    ids, mask = batch["input_ids"], batch["attention_mask"]  # (B, S)
+    virtual = (ids < 0) & rows[:, None]
+    if not backbone.is_encoder_decoder:
+        batch["attention_mask"] = mask.masked_fill(virtual, 0)
+        return
+    ids, mask = ids.masked_fill(virtual, backbone.pad_id), mask.masked_fill(virtual, 0)
+    place = torch.arange(ids.shape[1], device=ids.device) + virtual.sum(1, keepdim=True)
+    place = place % ids.shape[1]  # (B, S)
+    batch["input_ids"], batch["attention_mask"] = ids.gather(1, place), mask.gather(1, place)
 
 
 class Prompts(nn.Module):

@@ -21,6 +21,9 @@ from retain.runs.directory import RunDirectory
 from retain.system.progress import Progress
 from retain.tasks import Example, Task
 
+NO_TASK = "no learned task"
+"""Note on an answer for which no block had a weight."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -29,12 +32,18 @@ class Answer:
     Attributes:
         prompt: the prompt.
         output: the generated text.
-        routing: the weights over blocks by task name; None for a method that does not route.
+        routing: the weights over blocks by task name; None for a method that does not route. All
+            are 0 for a prompt of no learned task, which the backbone alone has answered.
     """
 
     prompt: str
     output: str
     routing: dict[str, float] | None
+
+    def routing_fields(self) -> dict[str, Any]:
+        """Returns `routing` for JSON, with a `note` if the prompt is of no learned task."""
+        unknown = self.routing is not None and not any(self.routing.values())
+        return {"routing": self.routing, **({"note": NO_TASK} if unknown else {})}
 
 
 class LearnedModel:

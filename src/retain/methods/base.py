@@ -289,6 +289,11 @@ class Method(ABC):
         """The pool of blocks that can be exported as PEFT adapters, or None."""
         return None
 
+    @property
+    def not_exported(self) -> str:
+        """A sentence on what the run does and its exported blocks do not; "" for nothing."""
+        return ""
+
     @abstractmethod
     def save(self, context: TaskContext) -> None:
         """Writes the newest task's files into its folder. Older folders must stay unchanged."""

@@ -86,9 +86,9 @@ class ChatRequest(BaseModel):
     """The fields of a request; `read_request` makes it. An unknown field is refused.
 
     Two fields are specific to retain: `task`, the task's name for methods that need it, and
-    `routing`, whether the response has the weights over blocks. Answers are greedy, like those of
-    `retain generate`. Sampling settings are accepted without effect, since most clients always send
-    them.
+    `routing`, whether the response has the weights over blocks. A response has a `note` if its
+    prompt is of no learned task. Answers are greedy, like those of `retain generate`. Sampling
+    settings are accepted without effect, since most clients always send them.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -241,7 +241,10 @@ class Completion:
         return event({**self._chunk_head(), "choices": [choice], **(more or {})})
 
     def _routing(self, answer: Answer) -> dict[str, Any]:
-        return {"routing": answer.routing} if self._request.routing else {}
+        fields = answer.routing_fields()
+        if not self._request.routing:
+            del fields["routing"]
+        return fields
 
     def _finish(self) -> str:
         return "stop" if self.stopped or self._job.reply.ended else "length"

@@ -76,6 +76,14 @@ OWN_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "sapt-prompt",
         {"router": {"kind": "whitened"}, "length": 3, "rate": 1.0},
     ),
+    "sapt-prompt-unknown": (  # of the tiny tasks' test prompts about half are below the threshold
+        "sapt-prompt",
+        {
+            "router": {"kind": "whitened", "unknown": "base", "threshold": 0.85},
+            "length": 3,
+            "rate": 1.0,
+        },
+    ),
     "sapt-unreflected": ("sapt", {**OPTIONS["sapt"], "reflection": {"weight": 0}}),
     "sapt-real": ("sapt", {**OPTIONS["sapt"], "reflection": {"samples": "real"}}),
     "amlora-instance": (

@@ -22,8 +22,9 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch
+from retain.errors import RetainError
 from retain.layers.pooled_linear import LoraPool
-from retain.layers.soft_prompt import PromptPool
+from retain.layers.soft_prompt import PromptPool, hide_virtual
 from retain.methods.base import (
     Footprint,
     MethodConfig,
@@ -39,7 +40,7 @@ from retain.methods.sapt.diagnostics import PSEUDO, sapt_diagnostics
 from retain.methods.sapt.reflection import Reflection
 from retain.methods.sapt.router import AttentionOptions, AttentionRouter
 from retain.methods.sapt.start import START, Start
-from retain.methods.sapt.whitened import WhitenedOptions, WhitenedRouter
+from retain.methods.sapt.whitened import THRESHOLD, WhitenedOptions, WhitenedRouter
 from retain.methods.shared.lora import LoraMethodConfig
 from retain.methods.shared.pseudo_samples import (
     DrawConfig,
@@ -68,8 +69,10 @@ class RouterConfig(WhitenedOptions, AttentionOptions):
     `hidden`, `temperature`, `centre`, `key` and `rate` are of `attention`, which is trained at
     `rate` times training.learning_rate. `layer` and `scale` are of `whitened`: `layer` 0 reads
     token embeddings, k hidden states after layer k of the backbone without blocks; `scale`
-    multiplies the cosines. With `top_k` only the blocks with the largest attention keep a weight,
-    and other LoRA blocks are not computed; this is for streams of hundreds of tasks.
+    multiplies the cosines. `unknown` and `threshold` are of `whitened` too: with `unknown: base`
+    the backbone alone answers a prompt whose largest cosine is below `threshold`. With `top_k` only
+    the blocks with the largest attention keep a weight, and other LoRA blocks are not computed;
+    this is for streams of hundreds of tasks.
     """
 
     kind: Literal["attention", "whitened"] = "attention"
@@ -81,6 +84,8 @@ class RouterConfig(WhitenedOptions, AttentionOptions):
         for name, field in other.model_fields.items():
             if getattr(self, name) != field.default:
                 raise ValueError(f"{name} is no option of kind: {self.kind}; remove one of them")
+        if self.unknown == "nearest" and self.threshold != THRESHOLD:
+            raise ValueError("threshold has no effect on unknown: nearest; remove one of them")
         return self
 
     def make(self, backbone: Backbone) -> AttentionRouter | WhitenedRouter:
@@ -297,6 +302,13 @@ class Attentive(RoutedPool):
 
     # -- disk and diagnostics
 
+    @property
+    def not_exported(self) -> str:
+        """A sentence, if the backbone alone answers prompts of no learned task."""
+        if self.options.router.unknown == "nearest":
+            return ""
+        return "Prompts of no learned task are not told apart outside the run (router.unknown)."
+
     def save(self, context: TaskContext) -> None:
         """Writes the newest block, the router's state, and what the block began as."""
         super().save(context)
@@ -366,4 +378,16 @@ class SaptPrompt(Attentive):
     )
 
     def __init__(self, backbone: Backbone, config: SaptPromptConfig) -> None:
+        if backbone.sees_padding and config.router.unknown == "base":
+            raise RetainError(
+                f"method.router.unknown: base: {type(backbone.model).__name__} cannot mask the "
+                "soft prompt where no task is learned; take nearest, or method sapt"
+            )
         super().__init__(backbone, config, PromptPool(backbone, config.length), config.rate)
+
+    def route(self, batch: Batch, task: str | None = None) -> None:
+        """Sets the router's weights, and hides the soft prompt where all of them are zero."""
+        super().route(batch, task)
+        weights = self.pool.weights
+        if weights is not None:
+            hide_virtual(self.backbone, batch, (weights == 0).all(1))

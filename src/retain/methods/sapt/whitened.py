@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,8 @@ from retain.methods.shared.whitening import (
 )
 from retain.tasks import Task
 
+THRESHOLD = 0.4
+"""Cosine below which a prompt counts as of no learned task."""
 RANK = 8
 """Principal parts that are kept of a task's scatter."""
 
@@ -46,11 +48,14 @@ class WhitenedOptions(Options):
 
     `layer` 0 reads token embeddings; k reads hidden states after layer k of the backbone without
     blocks, which is better where prompts carry no instruction and costs these layers once more.
-    `scale` is s, by which cosines are multiplied before the softmax.
+    `scale` is s, by which cosines are multiplied before the softmax. `unknown: base` leaves a
+    prompt to the backbone alone if its largest cosine is below `threshold`; `nearest` never does.
     """
 
     layer: Annotated[int, Field(ge=0)] = 0
     scale: PositiveFloat = 64.0
+    unknown: Literal["base", "nearest"] = "nearest"
+    threshold: Annotated[float, Field(ge=-1, le=1)] = THRESHOLD
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,7 @@ class WhitenedRouter(SoftmaxRouter):
         super().__init__(top_k)
         self._backbone = backbone
         self._scale = options.scale
+        self._threshold = options.threshold if options.unknown == "base" else None
         self._states = HiddenStates(backbone, options.layer) if options.layer else None
         windows = generic_windows(backbone)
         batches = [windows[i : i + BATCH] for i in range(0, len(windows), BATCH)]
@@ -194,6 +200,17 @@ class WhitenedRouter(SoftmaxRouter):
         self._scatter += task.scatter()
         self._freedom += int(task.count) - 1
         self._derived = False
+
+    def forward(self, e: Tensor) -> Tensor:
+        """Computes the weights (B, T); all zero for a prompt that is near no learned task.
+
+        In training no prompt is, as all are of the task that is learned.
+        """
+        weights = super().forward(e)
+        if self._threshold is None or self.training:
+            return weights
+        nearest = self.logits(e).amax(1, keepdim=True) / self._scale  # (B, 1)
+        return weights.masked_fill(nearest < self._threshold, 0.0)
 
     # -- the protocol of a router
 
