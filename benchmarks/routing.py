@@ -194,8 +194,9 @@ def measured(
     known = [c for half in halves for c in cosines(half, half)]
     others = cosines(halves[0], halves[1]) + cosines(halves[1], halves[0])
     values = (chosen, WhitenedOptions().threshold, *(t / 20 for t in range(20)))
-    found = [rates(value, known, others) for value in values]
-    return Result(curves, unknown, seconds / len(tasks), len(judges), *found[:2], found[2:])
+    of_chosen, of_default, *of_grid = [rates(value, known, others) for value in values]
+    per_task = seconds / len(tasks)
+    return Result(curves, unknown, per_task, len(judges), of_chosen, of_default, of_grid)
 
 
 def rates(threshold: float, known: list[Tensor], others: list[Tensor]) -> Rates:

@@ -220,7 +220,7 @@ def test_four_hundred_tasks_are_24_questions_about_16_kinds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read(folder: Path, split: str) -> list[Example]:
-        count = 90 + int(folder.name[4:])
+        count = 90 + int(folder.name[4:7])
         return [
             Example(f"Do.\n\nInput: {folder.name} row {i}\nOutput:", ("x",)) for i in range(count)
         ]
