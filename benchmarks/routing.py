@@ -16,10 +16,11 @@ from __future__ import annotations
 import argparse
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,9 @@ from retain.backbone.loading import load_backbone
 from retain.methods.base import TaskContext
 from retain.methods.sapt.method import RouterConfig
 from retain.methods.sapt.whitened import WhitenedOptions
-from retain.system.files import write_json
+from retain.report import plots
+from retain.report.plots import Curve
+from retain.system.files import write_json, write_text
 from retain.tasks import Example, Task
 from retain.tasks.readers import read_long_sequence, read_superni
 
@@ -235,6 +238,16 @@ def auroc(known: list[Tensor], others: list[Tensor]) -> float:
     return round(fmean(pairs), 4)
 
 
+def draw(picture: Path, results: Mapping[str, Any]) -> None:
+    """Draws the own weight by number of tasks, a curve for each router."""
+    lines = [
+        Curve(kind, [(point["tasks"], 100 * point["own"]) for point in curves["none"]])
+        for kind, curves in ((kind, result["curves"]) for kind, result in results.items())
+    ]
+    title = "Attention on the own block, percent"
+    write_text(picture, plots.curves(lines, title, "tasks learned"))
+
+
 def main() -> None:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
@@ -245,6 +258,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=40, help="prompts of a task, at most")
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--json", type=Path, help="also write all curves here")
+    parser.add_argument("--picture", type=Path, help="also draw the last stream's curves")
     options = parser.parse_args()
     backbone = load_backbone(BackboneConfig(name=options.model))
     print(
@@ -268,6 +282,8 @@ def main() -> None:
                 print(f"| {' | '.join(row)} | {1000 * result.seconds_per_task:.0f} |", flush=True)
         if options.json:  # after each stream, since a long one may be stopped
             write_json(options.json, {"model": options.model, "layer": options.layer, **every})
+    if options.picture:
+        draw(options.picture, every[options.streams[-1]])
 
 
 if __name__ == "__main__":
