@@ -40,6 +40,11 @@ FILES = (
     ("manifest.json", "sha256 of every finished file"),
     ("scores.json", "the score matrix and the metrics: see below"),
     ("single.json", "what `retain report RUN --single` was given: a score per task, in order"),
+    (
+        "compact/NN.safetensors",
+        "a compaction (`retain compact`) made after task NN: `sharing` (each task's block), "
+        "`before` and `after` (its score), and the blocks",
+    ),
     (".lock", "held by the one process that writes"),
     ("tasks/NN-name/", "a folder per task, numbered from 01 in the order learned"),
     (

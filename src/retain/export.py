@@ -99,6 +99,12 @@ def _weights(learner: Learner, mixture: Mapping[str, float] | None) -> list[floa
             f"{path}: its method keeps neither blocks that stand alone nor a full model; use the "
             "run with retain generate or retain serve"
         )
+    shared = isinstance(pool, LoraPool) and len({*pool.sharing}) < len(pool.blocks)
+    if mixture is None and shared:
+        raise RetainError(
+            f"{path}: tasks share blocks since retain compact, so they have no adapters of their "
+            "own; merge with --task or --mixture, or roll the compaction back first"
+        )
     if mixture is None:
         return [1.0] * len(pool.blocks if pool else ()) if fixed else None
     if isinstance(pool, PromptPool):

@@ -130,6 +130,7 @@ COMMANDS = {
     "learn sapt": command("learn sapt letter.jsonl --test letter.test.jsonl", "sapt", "sapt"),
     "run --resume --set": command("run lora.yaml --resume --set training.save_steps=7", "lora"),
     "rollback": command("rollback lora --to copy", "lora"),
+    "compact": command("compact pair --blocks 1 --max-loss 100", "pair", "pair"),
     "report --single": command("report lora --single pertask", "lora pertask"),
     "report": command("report lora", "lora", "lora/report.html"),
     "export": command("export lora adapters", "lora", "adapters"),
@@ -143,6 +144,7 @@ LEAST = {
     "learn sapt": 120,
     "run --resume --set": 15,
     "rollback": 30,
+    "compact": 5,
     "report --single": 20,
     "report": 4,
     "export": 9,
@@ -163,6 +165,7 @@ def place(
         ("lora", {"name": "seqlora", "rank": 2}, ["copy", "letter"]),
         ("pertask", {"name": "pertask", "rank": 2}, ["copy", "letter"]),
         ("sapt", {"name": "sapt", **OPTIONS["sapt"]}, ["copy"]),
+        ("pair", {"name": "sapt", "router": {"kind": "whitened"}}, ["copy", "letter"]),
     ):
         values = settings(backbone_folder("llama"), *tasks)
         values |= {"method": method, "output": name}
@@ -171,7 +174,7 @@ def place(
         write_settings(folder / f"{name}.yaml", values)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for name in ("full", "lora", "pertask", "sapt"):
+        for name in ("full", "lora", "pertask", "sapt", "pair"):
             assert call("run", f"{name}.yaml").status == 0
         assert call(*COMMANDS["sweep"].argv).status == 0
         (result,) = Path("sweeps").rglob("sweep.json")
@@ -202,7 +205,7 @@ class Tried:
 def tried(name: str, place: State) -> Tried:
     """Runs a command; before each change keeps the state, and forks one that has no more room."""
     given = COMMANDS[name]
-    folders = {"full", "lora", "pertask", "sapt", "sweeps"} - {*given.begins_with}
+    folders = {"full", "lora", "pertask", "sapt", "pair", "sweeps"} - {*given.begins_with}
     restore({path: data for path, data in place.items() if path.split("/")[0] not in folders})
     states: dict[Files, State] = {}
     ends: list[Called] = []

@@ -1,8 +1,10 @@
-"""Commands on a whole run: export, rollback."""
+"""Commands on a whole run: export, compact, rollback."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated
 
 import typer
@@ -43,12 +45,40 @@ def export(
 
 
 @app.command()
+def compact(
+    run: Run,
+    blocks: Annotated[int, typer.Option("--blocks", help="Blocks to keep.", metavar="N", min=1)],
+    max_loss: Annotated[
+        float, typer.Option("--max-loss", help="Points of AP that may be lost.", min=0)
+    ] = 0.5,
+    trust_remote_code: TrustCode = False,
+    plugins: Plugins = None,
+) -> None:
+    """Merge blocks of look-alike tasks until N are left; routing over tasks stays. For sapt."""
+    from retain.learner import Learner
+    from retain.learner.compact import compact as merge
+
+    learner = Learner.load(run, progress_for(""), trust_remote_code=trust_remote_code)
+    compacted = merge(learner, blocks, max_loss)
+    if compacted is None:
+        say(f"{run}: has no more than {blocks} blocks: nothing to merge")
+        return
+    scores = zip(learner.tasks, compacted.sharing, compacted.before, compacted.after, strict=True)
+    for task, block, before, after in scores:
+        say(f"{task.name}: block {block + 1}, score {before:.1f} before, {after:.1f} after")
+    before, after = fmean(compacted.before), fmean(compacted.after)
+    say(f"AP {before:.1f} before, {after:.1f} after, with blocks: {blocks}")
+    undo = f"retain rollback {shlex.quote(str(run))} --to {shlex.quote(learner.tasks[-1].name)}"
+    say(f"to undo it: {undo}")
+
+
+@app.command()
 def rollback(
     run: Run,
     task: Annotated[str, typer.Option("--to", help="The last task to keep.", metavar="TASK")],
     plugins: Plugins = None,
 ) -> None:
-    """Permanently delete all tasks after TASK. Not available with full fine-tuning."""
+    """Permanently delete what came after TASK: tasks and compactions. Not with full fine-tuning."""
     from retain.learner.upkeep import roll_back
 
     gone = roll_back(run, task)

@@ -11,7 +11,7 @@ blocks, r their rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -285,6 +285,10 @@ class LoraPool:
         mixture: holds the weights that the layers read; None creates one.
         make_layer: creates the layers, with the arguments of `PooledLinear`.
         dropout: applied to the trainable block's input in training, as peft's lora_dropout.
+
+    Attributes:
+        blocks: the names of the T tasks, in order.
+        sharing: the number of each task's block; tasks may share one (`share`).
     """
 
     def __init__(
@@ -303,6 +307,8 @@ class LoraPool:
         self.mixture = mixture or Mixture()
         self._model = model
         self.blocks: list[str] = []
+        self.sharing: list[int] = []
+        self._weights: Tensor | None = None
         self.layers: dict[str, PooledLinear] = {}
         self._encoder_decoder = model.config.is_encoder_decoder
         for name, linear in linears.items():
@@ -343,8 +349,12 @@ class LoraPool:
     def grow(self, name: str, seed: int) -> None:
         """Freezes the trainable block and adds a fresh one, determined by `seed`."""
         self.freeze()
-        self.blocks.append(name)
+        self._add(name)
         self.restart(seed)
+
+    def _add(self, name: str) -> None:
+        self.blocks.append(name)
+        self.sharing.append(max(self.sharing, default=-1) + 1)
 
     def restart(self, seed: int) -> None:
         """Replaces the trainable block by a fresh one, determined by `seed`.
@@ -356,9 +366,33 @@ class LoraPool:
             layer.restart(generator)
 
     def copy_block(self, index: int) -> None:
-        """Sets the trainable block's factors to those of frozen block `index`."""
+        """Sets the trainable block's factors to those of task `index`'s frozen block."""
         for layer in self.layers.values():
-            layer.copy_block(index)
+            layer.copy_block(self.sharing[index])
+
+    def share(self, sharing: Sequence[int], factors: Mapping[str, Tensor]) -> None:
+        """Replaces all blocks by others, frozen, which several tasks may share.
+
+        Args:
+            sharing: each task's block, from 0.
+            factors: all blocks' factors, as `factors` returns them.
+        """
+        self.use(None)
+        self.sharing = list(sharing)
+        for name, layer in self.layers.items():
+            layer.clear()
+            As = factors[f"{name}.A"].split(self.rank)
+            Bs = factors[f"{name}.B"].split(self.rank, 1)
+            for A, B in zip(As, Bs, strict=True):
+                layer.push(A, B)
+
+    def factors(self) -> dict[str, Tensor]:
+        """Returns the frozen blocks: per layer `<name>.A` (n·r, d_in), `<name>.B` (d_out, n·r)."""
+        return {
+            f"{name}.{letter}": factor
+            for name, layer in self.layers.items()
+            for letter, factor in (("A", layer.old_A), ("B", layer.old_B))
+        }
 
     def freeze(self) -> None:
         """Moves the trainable block to the frozen ones."""
@@ -375,6 +409,7 @@ class LoraPool:
     def clear(self) -> None:
         """Removes all blocks."""
         self.blocks.clear()
+        self.sharing.clear()
         self.mixture.cache.clear()
         for layer in self.layers.values():
             layer.clear()
@@ -406,28 +441,39 @@ class LoraPool:
 
     @property
     def weights(self) -> Tensor | None:
-        """The weights (B, T) of the next forward, or None."""
-        return self.mixture.weights
+        """The weights (B, T) of the next forward, one per task, or None."""
+        return self._weights
 
     def use(self, weights: Tensor | None) -> None:
         """Sets the weights (B, T) of the next forward; None switches all blocks off."""
-        self.mixture.set(weights)
+        self._weights = weights
+        self.mixture.set(None if weights is None else self._by_block(weights))
+
+    def _by_block(self, weights: Tensor) -> Tensor:
+        """Sums weights of tasks (·, T) by the blocks that they share, (·, blocks)."""
+        blocks = max(self.sharing, default=-1) + 1
+        if blocks == len(self.sharing):
+            return weights
+        index = torch.tensor(self.sharing, device=weights.device)
+        return weights.new_zeros(len(weights), blocks).index_add(1, index, weights)
 
     def use_block(self, batch_size: int, index: int) -> None:
-        """Gives block `index` the full weight in every example; other blocks are not computed."""
+        """Gives task `index`'s block the full weight in every example; others are not computed."""
         device = next(iter(self.layers.values())).weight.device
         one_hot = torch.zeros(batch_size, len(self.blocks), device=device)
         one_hot[:, index] = 1.0
-        self.mixture.set(one_hot, range(len(self.blocks))[index])
+        self._weights = one_hot
+        self.mixture.set(self._by_block(one_hot), self.sharing[index])
 
     def merge(self, weights: Sequence[float]) -> None:
         """Merges the blocks permanently into the backbone's weights and removes the pool's layers.
 
         Args:
-            weights: one per block.
+            weights: one per task.
         """
+        (by_block,) = self._by_block(torch.tensor([list(weights)]))
         for name, layer in self.layers.items():
-            self._model.set_submodule(name, layer.merged(torch.tensor(weights)))
+            self._model.set_submodule(name, layer.merged(by_block))
         self.layers.clear()
 
     def save_block(self, folder: Path, base_name: str) -> None:
@@ -477,7 +523,7 @@ class LoraPool:
             )
         tensors = read_weights(path, {_peft_name(key): s for key, s in self.shapes().items()})
         self.freeze()
-        self.blocks.append(name)
+        self._add(name)
         for layer_name, layer in self.layers.items():
             A, B = (tensors[_peft_name(f"{layer_name}.{letter}")] for letter in "AB")
             layer.push(A, B)

@@ -24,6 +24,7 @@ from retain.experiment.config import ExperimentConfig, check_method, resolved, s
 from retain.experiment.validation import check
 from retain.learner.check_examples import check_examples
 from retain.learner.check_resources import check_resources
+from retain.learner.compact import load_compacted
 from retain.learner.learned_model import LearnedModel
 from retain.learner.lesson import Lesson, Seeds
 from retain.learner.score_row import score_row
@@ -177,6 +178,7 @@ class Learner(LearnedModel):
             learner.tasks.append(task)
             seed = Seeds(experiment.seed, index).of(0)
             learner.method.load(TaskContext(task.name, index, task_folder, seed))
+            load_compacted(run, learner.method, index)
         return learner
 
     def _begin(

@@ -7,12 +7,13 @@ from pathlib import Path
 from retain.errors import RetainError
 from retain.experiment.config import stored_experiment
 from retain.runs import results
+from retain.runs.compacted import compacted_file
 from retain.runs.directory import RunDirectory
 from retain.runs.records import CONFIG, SINGLE
 
 
 def roll_back(folder: Path, task: str) -> list[str]:
-    """Deletes all tasks after `task` from a run; returns the names of the deleted tasks.
+    """Deletes all tasks after `task` from a run, and compactions made since; returns their names.
 
     Raises:
         RetainError: when there is no such task, its weights are no longer kept, or a file that is
@@ -30,10 +31,12 @@ def roll_back(folder: Path, task: str) -> list[str]:
     else:
         raise RetainError(f"{folder}: no task '{task}'; name one of {', '.join(names)}")
     deleted = [_name(run, task_folder) for task_folder in learned[len(names) :]]
+    since = [compacted_file(run, index) for index in range(len(names) - 1, len(learned))]
+    compactions = [path.relative_to(folder).as_posix() for path in since if run.is_committed(path)]
     with run.locked():
-        run.roll_back(len(names) - 1, method.traits.latest_only, [SINGLE])
+        run.roll_back(len(names) - 1, method.traits.latest_only, [SINGLE, *compactions])
         results.write_scores(run)
-    return deleted
+    return deleted + compactions
 
 
 def verify(run: RunDirectory) -> list[str]:

@@ -294,6 +294,14 @@ class Method(ABC):
         """A sentence on what the run does and its exported blocks do not; "" for nothing."""
         return ""
 
+    def task_keys(self) -> Tensor | None:
+        """Returns a direction per task (T, d), by which `retain compact` finds look-alike tasks.
+
+        None where tasks cannot share a block. Else `exported_pool` is a `LoraPool` whose weights
+        the method sets with `use`, one per task.
+        """
+        return None
+
     @abstractmethod
     def save(self, context: TaskContext) -> None:
         """Writes the newest task's files into its folder. Older folders must stay unchanged."""

@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -101,7 +102,8 @@ class RunDirectory:
     def _remove_temporary(self) -> None:
         """Deletes temporary files that a killed writer may have left."""
         if processes.is_first():
-            for path in (*self.path.glob(".*.tmp"), *(self.path / "tasks").rglob(".*.tmp")):
+            below = [self.path / "tasks", self.path / "compact"]
+            for path in chain(self.path.glob(".*.tmp"), *(at.rglob(".*.tmp") for at in below)):
                 if TEMPORARY.fullmatch(path.name):
                     with suppress(OSError):
                         shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -19,8 +19,8 @@ MANIFEST = "manifest.json"
 TASK_PLACE = r"tasks/\d{1,9}-[\w.-]{1,60}(/[\w.-]{1,60})*"
 NAME = re.compile(rf"{TASK_PLACE}|(?!tasks/)[\w.-]{{1,60}}(/[\w.-]{{1,60}})*")
 """Names of a run's files; a manifest that names any other is refused."""
-REMOVABLE = re.compile(rf"{TASK_PLACE}|{re.escape(SINGLE)}")
-"""Names of what may be deleted: a task's folder, files in it, and scores that go with a task."""
+REMOVABLE = re.compile(rf"{TASK_PLACE}|{re.escape(SINGLE)}|compact/\d{{1,9}}\.safetensors")
+"""Names of what may be deleted: a task's folder, files in it, and what goes with a task."""
 
 
 class Manifest(NamedTuple):

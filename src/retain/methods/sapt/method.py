@@ -309,6 +309,10 @@ class Attentive(RoutedPool):
             return ""
         return "Prompts of no learned task are not told apart outside the run (router.unknown)."
 
+    def task_keys(self) -> Tensor:
+        """Returns the tasks' keys, (T, d)."""
+        return self.router.task_keys()
+
     def save(self, context: TaskContext) -> None:
         """Writes the newest block, the router's state, and what the block began as."""
         super().save(context)

@@ -85,6 +85,10 @@ class Router(SoftmaxRouter):
         """K (T, d), oldest first."""
         return self.old_keys if self.key is None else torch.cat([self.old_keys, self.key[None]])
 
+    def task_keys(self) -> Tensor:
+        """Returns K (T, d)."""
+        return self.keys
+
     def logits(self, e: Tensor) -> Tensor:
         """Computes K q / τ (B, T) from pooled embeddings e (B, d), always in float32."""
         with torch.autocast(e.device.type, enabled=False):

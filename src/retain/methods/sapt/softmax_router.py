@@ -34,6 +34,10 @@ class SoftmaxRouter(nn.Module):
     def logits(self, e: Tensor) -> Tensor:
         """Computes the logits (B, T) from pooled embeddings e (B, d), always in float32."""
 
+    @abstractmethod
+    def task_keys(self) -> Tensor:
+        """Returns what a prompt's query is compared with: a key per task, (T, d)."""
+
     def attention(self, e: Tensor) -> Tensor:
         """Computes the attention over the blocks (B, T) from pooled embeddings e (B, d)."""
         return F.softmax(self.logits(e), dim=-1)

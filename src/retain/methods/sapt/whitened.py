@@ -182,6 +182,11 @@ class WhitenedRouter(SoftmaxRouter):
         self.keys = F.normalize(means @ wide, dim=1).to(self.keys)
         self._derived = True
 
+    def task_keys(self) -> Tensor:
+        """Returns W μ_t of every task divided by its length, (T, d)."""
+        self._derive()
+        return self.keys
+
     def nearest(self) -> tuple[int, float] | None:
         """Returns the task nearest to the newest one, and the cosine of W μ of the two.
 
