@@ -144,8 +144,31 @@ def test_examples_of_a_learned_task(copied: Path, known: Known) -> None:
         with pytest.raises(RetainError, match=r"was decided .*; delete mixed.discovered"):
             stored_decision(Path("mixed.jsonl"), other, kind)  # type: ignore[arg-type]
     learner.tasks.pop()
-    with pytest.raises(RetainError, match="was decided for a run of copy"):
+    with pytest.raises(RetainError, match=r"is for a run that learns copy, .* give its groups"):
         tasks_to_learn(learner, decision, config)
+
+
+def test_a_refresh_learns_no_test_of_the_task(copied: Path) -> None:
+    learner, config = Learner.load("run"), TaskConfig(path="mixed.jsonl", train_limit=5)
+    tests = list(learner.tasks[0].test)
+    decision = decide(learner, [*AGAIN, *tests], "refresh", Path("mixed.jsonl"))
+    (again,) = tasks_to_learn(learner, decision, config)
+    assert len(again.train) == 5
+    assert {*again.train, *again.dev} <= set(AGAIN)
+    assert list(again.test) == tests
+    write_jsonl(Path("mixed.discovered") / decision.groups[0].file, (row.as_row() for row in tests))
+    with pytest.raises(RetainError, match="tests of 'copy' alone"):
+        tasks_to_learn(learner, decision, config)
+
+
+def test_a_group_has_a_name(copied: Path) -> None:
+    rows = [*mixed_rows(0, 9)]
+    decide(Learner.load("run"), rows, "skip", Path("mixed.jsonl"))
+    decision = stored()
+    decision["groups"][0]["name"] = " "
+    Path("mixed.discovered/decision.json").write_text(json.dumps(decision), encoding="utf-8")
+    with pytest.raises(RetainError, match="a group has no name; give it one"):
+        stored_decision(Path("mixed.jsonl"), rows, "skip")
 
 
 def test_it_says_what_it_is_not_sure_of(copied: Path) -> None:

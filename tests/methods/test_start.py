@@ -142,7 +142,7 @@ def test_the_run_says_what_each_block_began_as(tmp_path: Path) -> None:
     assert starts[0] == Start()
     assert (starts[1].nearest, starts[1].copied) == ("copy", True)
     assert starts[1].cosine is not None
-    said = f"cosine {starts[1].cosine:.2f}: the block begins a copy of that task's"
+    said = f"cosine {starts[1].cosine:.2f}: the block begins as a copy of that task's"
     assert [line for line in heard.lines if "nearest" in line] == [
         f"constant: nearest task 'copy', {said}"
     ]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -182,6 +181,8 @@ def stored_decision(path: Path, rows: Sequence[Example], known: Known) -> Decisi
             "then"
         )
     names = [group.name for group in decision.groups if group.learn]
+    if not all(name.strip() for name in names):
+        raise RetainError(f"{place}: a group has no name; give it one")
     if twice := [name for name in names if names.count(name) > 1]:
         raise RetainError(f"{place}: two groups are named '{twice[0]}'; give one another name")
     return decision
@@ -206,9 +207,11 @@ def tasks_to_learn(learner: Learner, decision: Decision, config: TaskConfig) -> 
     if names[: len(decision.learned)] != decision.learned or begun != [
         group.name for group in groups[: len(begun)]
     ]:
+        first = ", ".join([*decision.learned, *(group.name for group in groups)])
         raise RetainError(
-            f"{folder / DECISION}: was decided for a run of {', '.join(decision.learned)}, and "
-            f"{learner.run.path} has learned {', '.join(names)}; delete {folder} to decide anew"
+            f"{folder / DECISION}: is for a run that learns {first}, and {learner.run.path} has "
+            f"learned {', '.join(names)}; give its groups these names, or delete {folder} to "
+            "decide anew"
         )
     tasks = [_task(learner, decision, group, config, folder) for group in groups]
     for number, task in enumerate(tasks[: len(begun)], start=len(decision.learned)):
@@ -224,19 +227,27 @@ def _task(
     learner: Learner, decision: Decision, group: GroupRecord, config: TaskConfig, folder: Path
 ) -> Task:
     """Reads a group's file as a task; one that refreshes a task is scored on the task's tests."""
-    place = {"path": str(folder / group.file), "name": group.name, "columns": {}}
-    task = read_task(config.model_copy(update=place))
+    path = folder / group.file
     if not group.is_known or decision.known != "refresh":
-        return task
+        here = {"path": str(path), "name": group.name, "columns": {}}
+        return read_task(config.model_copy(update=here))
     old = next(old for old in learner.tasks if old.name == group.nearest)
-    # All of its own rows are learned: those that `read_task` took for tests too.
-    return replace(
-        task,
-        train=(*task.train, *task.test),
-        test=old.test,
-        metric=old.metric,
-        extract=old.extract,
-        max_new_tokens=old.max_new_tokens,
+    tests = {example.prompt for example in old.test}
+    rows = [row for row in read_rows(path) if row.prompt not in tests]
+    if len(rows) < 2:
+        raise RetainError(
+            f"{path}: has tests of '{old.name}' alone, which are not learned; set 'learn' of "
+            f"'{group.name}' to false in {folder / DECISION}"
+        )
+    return Task.split(
+        group.name,
+        rows,
+        old.test,
+        old.metric,
+        old.extract,
+        config.train_limit,
+        config.model_dump()["training"],
+        old.max_new_tokens,
     )
 
 

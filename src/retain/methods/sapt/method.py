@@ -230,7 +230,7 @@ class Attentive(RoutedPool):
         self._began = Start(nearest=name, cosine=cosine, copied=copied)
         if copied:
             self.pool.copy_block(index)
-        how = "a copy of that task's" if copied else "fresh"
+        how = "as a copy of that task's" if copied else "fresh"
         self.notices.append(f"nearest task '{name}', cosine {cosine:.2f}: the block begins {how}")
 
     def _pseudo_samples(self, task: Task, context: TaskContext) -> Iterator[Phase]:
