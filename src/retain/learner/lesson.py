@@ -182,7 +182,7 @@ def unusual_settings(
     phase: Phase, layout: Batches, config: TrainingConfig, backbone: Backbone
 ) -> Iterator[str]:
     """Yields warnings about settings that are valid but probably unintended."""
-    published = phase.replay is not None and phase.replay.every is None
+    published = phase.replay is not None and phase.replay.every == "reference"
     replays = layout.steps // (layout.every + 1)
     if layout.every and replays < (FEW_REPLAYS if published else 1):
         yield (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -10,7 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from retain.testing.tiny import save_backbone
+with warnings.catch_warnings():
+    # peft imports bitsandbytes where it is installed, and that a deprecated part of torch.
+    warnings.filterwarnings("ignore", ".*torch.jit.script_method", DeprecationWarning)
+    from retain.testing.tiny import save_backbone
 
 
 def pytest_configure(config: pytest.Config) -> None:
