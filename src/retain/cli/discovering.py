@@ -81,7 +81,7 @@ def learn_discovered(
     tasks = decisions.tasks_to_learn(learner, decision, config)
     show(decision)
     if not tasks:
-        say("nothing to learn")
+        say("nothing to learn: the groups are learned, and keep their settings")
         if learner.tasks:
             learner.finish_evaluation()
             print_scores([run])
