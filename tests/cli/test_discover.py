@@ -140,9 +140,10 @@ def test_examples_of_a_learned_task(copied: Path, known: Known) -> None:
         assert list(again.test) == list(learner.tasks[0].test)
     assert again.metric == ("exact_match" if known == "refresh" else "rouge_l")
     assert stored_decision(Path("mixed.jsonl"), rows, known) == decision
-    for other, kind in ((rows[1:], known), (rows, "skip")):
+    others: list[tuple[list[Example], Known]] = [(rows[1:], known), (rows, "skip")]
+    for other, kind in others:
         with pytest.raises(RetainError, match=r"was decided .*; delete mixed.discovered"):
-            stored_decision(Path("mixed.jsonl"), other, kind)  # type: ignore[arg-type]
+            stored_decision(Path("mixed.jsonl"), other, kind)
     learner.tasks.pop()
     with pytest.raises(RetainError, match=r"is for a run that learns copy, .* give its groups"):
         tasks_to_learn(learner, decision, config)

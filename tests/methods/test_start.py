@@ -19,6 +19,7 @@ from retain.learner.upkeep import roll_back
 from retain.methods.sapt.diagnostics import sapt_diagnostics
 from retain.methods.sapt.method import Attentive
 from retain.methods.sapt.start import START, Start
+from retain.methods.sapt.whitened import WhitenedRouter
 from retain.runs.records import read_record
 from retain.system.files import read_tensors
 from retain.system.progress import Progress
@@ -57,9 +58,10 @@ def factors(learner: Learner) -> dict[str, Tensor]:
 
 def begun(learner: Learner, task: Task, folder: Path) -> tuple[dict[str, Tensor], Start]:
     """The block with which a task's phase begins, and what it began as."""
+    assert isinstance(learner.method, Attentive)
     index = len(learner.tasks)
     next(iter(learner.method.phases(task, context_of(task, folder, index, seed=7))))
-    return factors(learner), learner.method._began  # type: ignore[attr-defined]
+    return factors(learner), learner.method._began
 
 
 def block_of(learner: Learner, index: int) -> list[Tensor]:
@@ -74,7 +76,9 @@ def is_block(factors: dict[str, Tensor], block: list[Tensor]) -> bool:
 
 def naive_cosines(learner: Learner, tasks: list[Task]) -> list[float]:
     """Whitened cosines of the last task's mean with those of the others, by a dense inverse."""
-    router = learner.method.router  # type: ignore[attr-defined]
+    assert isinstance(learner.method, Attentive)
+    router = learner.method.router
+    assert isinstance(router, WhitenedRouter)
     backbone = learner.backbone
     means = []
     for task in tasks:

@@ -44,7 +44,7 @@ class Seen:
     task: int
 
 
-def recorded(learner: Learner, seen: list[Seen], task: int) -> None:
+def recorded(patch: pytest.MonkeyPatch, learner: Learner, seen: list[Seen], task: int) -> None:
     """Keeps each micro-batch of a method's loss, with the weights."""
     method = learner.method
     assert isinstance(method, Ewc)
@@ -56,7 +56,7 @@ def recorded(learner: Learner, seen: list[Seen], task: int) -> None:
         seen.append(Seen({key: t.clone() for key, t in batch.items()}, weights, task))
         return loss(batch)
 
-    method.loss = record  # type: ignore[method-assign]
+    patch.setattr(method, "loss", record)
 
 
 def cross_entropy_of_answers(backbone: Backbone, batch: Batch) -> Tensor:
@@ -88,10 +88,9 @@ def test_fisher_information_of_micro_batches(rows: int, accumulation: int, tmp_p
     seen: list[Seen] = []
     ends = []  # θ* after each task
     for number, name in enumerate(("copy", "constant")):
-        loss = learner.method.loss
-        recorded(learner, seen, number)
-        learner.learn(uneven(name))
-        learner.method.loss = loss  # type: ignore[method-assign]
+        with pytest.MonkeyPatch.context() as patch:
+            recorded(patch, learner, seen, number)
+            learner.learn(uneven(name))
         named = learner.method.weights.named_parameters()
         ends.append({key: p.detach().clone() for key, p in named.items()})
     found = {name: f.clone() for name, f in learner.method._fisher.items()}
@@ -189,7 +188,7 @@ def test_the_distillation_of_all_positions(tmp_path: Path) -> None:
     torch.testing.assert_close(parts["distillation"], expected, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(parts["task"], cross_entropy_of_answers(backbone, batch))
     release(backbone.model, phase)
-    method.loss(batch)["distillation"].backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(method.loss(batch)["distillation"])
     gradient = backbone.embedding.weight.grad
     assert gradient is not None
     assert gradient.abs().max() > 0

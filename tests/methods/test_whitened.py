@@ -22,7 +22,7 @@ from retain.errors import RetainError
 from retain.learner import Learner
 from retain.learner.upkeep import roll_back
 from retain.methods.sapt import Sapt
-from retain.methods.sapt.method import RouterConfig, SaptConfig
+from retain.methods.sapt.method import Attentive, RouterConfig, SaptConfig
 from retain.methods.sapt.whitened import RANK, Moments, WhitenedOptions, WhitenedRouter
 from retain.tasks import Example, Task
 from retain.testing.tiny import WIDTH, context_of, make_backbone, make_learner, make_task
@@ -220,7 +220,8 @@ def test_four_hundred_tasks_take_one_factorisation_a_task(monkeypatch: pytest.Mo
 
 
 def buffers(learner: Learner) -> dict[str, Tensor]:
-    return dict(learner.method.router.named_buffers())  # type: ignore[attr-defined]
+    assert isinstance(learner.method, Attentive)
+    return dict(learner.method.router.named_buffers())
 
 
 @pytest.mark.parametrize("variant", ["sapt-whitened", "sapt-hidden", "sapt-prompt-whitened"])
@@ -288,7 +289,9 @@ def test_the_blocks_have_no_part_in_hidden_states(tmp_path: Path) -> None:
     for name in NAMES:
         learner.learn(make_task(name))
     bare = make_router(layer=1)
-    router = learner.method.router  # type: ignore[attr-defined]
+    assert isinstance(learner.method, Attentive)
+    router = learner.method.router
+    assert isinstance(router, WhitenedRouter)
     batch = learner.backbone.collate(
         [learner.backbone.encode(row, with_answer=False) for row in make_task("copy").test]
     )

@@ -248,7 +248,7 @@ def test_a_reference_of_which_nothing_is_left_is_refused(backbone: Backbone) -> 
         said(backbone, task_of(["a"], ["a", "so\nAnswer:"]))
 
 
-def test_marks_that_the_tokenizer_loses_are_told() -> None:
+def test_marks_that_the_tokenizer_loses_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """T5 reads no line break, so what it learns would not be cut where the reference is."""
     plain = make_backbone("llama")
     kept = plain.tokenizer.decode
@@ -256,7 +256,7 @@ def test_marks_that_the_tokenizer_loses_are_told() -> None:
     def without_breaks(*args: object, **kwargs: object) -> str:
         return str(kept(*args, **kwargs)).replace("\n", " ")
 
-    plain.tokenizer.decode = without_breaks  # type: ignore[method-assign]
+    monkeypatch.setattr(plain.tokenizer, "decode", without_breaks)
     lines = said(plain, task_of(["a\nReasoning: b", "b"], ["a", "b"]))
     assert lines == [
         "t: 1 of 2 training answers do not survive the backbone's tokenizer, and no answer of the "
