@@ -44,7 +44,7 @@ from benchmarks.timing import Side, times_of
 from retain import Learner, Task
 from retain.backbone import Backbone
 from retain.evaluation.answers import EvaluationConfig, answer
-from retain.layers.pooled_linear import LoraPool
+from retain.layers.lora_pool import LoraPool
 from retain.methods.seqft import SeqFt
 from retain.system.files import write_json
 from retain.system.progress import Progress

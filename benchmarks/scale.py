@@ -27,7 +27,7 @@ import transformers
 
 from benchmarks import bench, seekr_step
 from benchmarks.timing import Side, times_of
-from retain.layers.pooled_linear import LoraPool
+from retain.layers.lora_pool import LoraPool
 from retain.methods.sapt.method import SaptConfig
 from retain.methods.sapt.reflection import Reflection
 from retain.methods.sapt.router import Router

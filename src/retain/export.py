@@ -15,7 +15,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from retain.backbone.backbone import IGNORED
 from retain.backbone.quantization import dequantize, is_quantized, loading_code
 from retain.errors import RetainError
-from retain.layers.pooled_linear import ADAPTER, ADAPTER_CONFIG, LoraPool
+from retain.layers.lora_pool import ADAPTER, ADAPTER_CONFIG, LoraPool
 from retain.layers.soft_prompt import PromptPool
 from retain.learner import Learner
 from retain.report import RunSummary, markdown, summarise

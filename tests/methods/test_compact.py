@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from retain.errors import RetainError
 from retain.export import export
+from retain.layers.lora_pool import LoraPool
 from retain.layers.merging import cosines, grouped, merged, truncated
-from retain.layers.pooled_linear import LoraPool
 from retain.learner import Learner
 from retain.learner.compact import compact
 from retain.learner.upkeep import roll_back, verify

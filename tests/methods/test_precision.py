@@ -15,7 +15,7 @@ from retain.backbone import Backbone, BackboneConfig
 from retain.errors import RetainError
 from retain.experiment.config import ExperimentConfig, resolved
 from retain.experiment.validation import check
-from retain.layers.pooled_linear import LoraPool
+from retain.layers.lora_pool import LoraPool
 from retain.learner import Learner
 from retain.methods import METHODS
 from retain.methods.shared.weights import MODEL

@@ -17,7 +17,7 @@ from retain.backbone import Backbone, BackboneConfig, load_backbone
 from retain.backbone.quantization import is_quantized
 from retain.errors import RetainError
 from retain.export import export
-from retain.layers.pooled_linear import LoraPool
+from retain.layers.lora_pool import LoraPool
 from retain.learner import Learner
 from retain.methods import METHODS, find
 from retain.runs import results

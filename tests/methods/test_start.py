@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from retain.errors import RetainError
-from retain.layers.pooled_linear import ADAPTER
+from retain.layers.lora_pool import ADAPTER
 from retain.learner import Learner
 from retain.learner.upkeep import roll_back
 from retain.methods.sapt.diagnostics import sapt_diagnostics

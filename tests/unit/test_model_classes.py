@@ -20,7 +20,7 @@ from retain.backbone.probe import linear_calls
 from retain.backbone.window import window_of
 from retain.errors import RetainError
 from retain.export import export
-from retain.layers.pooled_linear import LoraPool
+from retain.layers.lora_pool import LoraPool
 from retain.layers.targets import target_linears
 from retain.learner import Learner
 from retain.methods import find

@@ -9,7 +9,8 @@ from transformers.pytorch_utils import Conv1D
 
 from retain.errors import RetainError
 from retain.layers.attentive_linear import Attending, AttentiveLinear
-from retain.layers.pooled_linear import LoraPool, Mixture, PooledLinear
+from retain.layers.lora_pool import LoraPool
+from retain.layers.pooled_linear import Mixture, PooledLinear
 from retain.testing.tiny import make_backbone
 
 SCALE = 1.7

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from retain.layers.pooled_linear import LoraPool
+from retain.layers.lora_pool import LoraPool
 
 
 def cosines(pool: LoraPool) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from retain.backbone import Backbone, Batch
 from retain.backbone.probe import READ, short_forward
 from retain.errors import RetainError, first_line
-from retain.layers.pooled_linear import ADAPTER, ADAPTER_CONFIG, plain
+from retain.layers.lora_pool import ADAPTER, ADAPTER_CONFIG, plain
 from retain.runs.records import read_record
 from retain.system.files import read_weights, write_json, write_tensors
 

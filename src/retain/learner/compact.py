@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from retain.errors import RetainError
+from retain.layers.lora_pool import LoraPool
 from retain.layers.merging import cosines, grouped, merged
-from retain.layers.pooled_linear import LoraPool
 from retain.learner.learned_model import LearnedModel
 from retain.methods.base import Method
 from retain.runs.compacted import Compacted, compacted_file, read_compacted

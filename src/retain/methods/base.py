@@ -17,7 +17,7 @@ from torch import Tensor
 
 from retain.backbone import Backbone, Batch, Features
 from retain.errors import RetainError
-from retain.layers.pooled_linear import LoraPool
+from retain.layers.lora_pool import LoraPool
 from retain.layers.soft_prompt import PromptPool
 from retain.runs.directory import RunDirectory
 from retain.runs.sections import Section

@@ -20,7 +20,7 @@ from retain.layers.attentive_linear import (
     Gate,
     entropy,
 )
-from retain.layers.pooled_linear import LoraPool
+from retain.layers.lora_pool import LoraPool
 from retain.methods.amlora.diagnostics import GATES, amlora_diagnostics
 from retain.methods.base import (
     Footprint,

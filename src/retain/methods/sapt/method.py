@@ -23,7 +23,7 @@ from torch import Tensor
 
 from retain.backbone import Backbone, Batch
 from retain.errors import RetainError
-from retain.layers.pooled_linear import LoraPool
+from retain.layers.lora_pool import LoraPool
 from retain.layers.soft_prompt import PromptPool, hide_virtual
 from retain.methods.base import (
     Footprint,

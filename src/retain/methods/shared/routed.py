@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor, nn
 
 from retain.backbone import Backbone, Batch
-from retain.layers.pooled_linear import LoraPool
+from retain.layers.lora_pool import LoraPool
 from retain.layers.soft_prompt import PromptPool
 from retain.methods.base import Footprint, Method, ParamGroup, Phase, TaskContext, trainable
 from retain.methods.shared.routing_diagnostics import WEIGHTS, routing_diagnostics

@@ -11,7 +11,7 @@ from torch import nn
 from retain.backbone import Backbone
 from retain.backbone.precision import refuse_full_fine_tuning
 from retain.backbone.quantization import is_quantized
-from retain.layers.pooled_linear import ADAPTER, LoraPool
+from retain.layers.lora_pool import ADAPTER, LoraPool
 from retain.layers.soft_prompt import PromptPool
 from retain.system.files import read_weights, write_tensors
 
