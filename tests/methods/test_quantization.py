@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from retain.backbone import Backbone, BackboneConfig, load_backbone
-from retain.backbone.quantization import is_quantized
+from retain.backbone.quantization import NO_KERNEL, is_quantized, prepare
 from retain.errors import RetainError
 from retain.export import export
 from retain.layers.lora_pool import LoraPool
@@ -231,6 +232,8 @@ def test_exported_adapters_say_how_the_backbone_is_loaded(
     code = card.split("```python\n")[1].split("```")[0]
     names: dict[str, Any] = {}
     exec(code.replace("'out/", f"'{tmp_path}/out/"), names)
+    # On a CPU with AVX512-BF16 bitsandbytes itself takes widths in multiples of 32 only.
+    prepare(names["model"].base_model.model)
     batch = learner.backbone.collate([learner.backbone.encode(e) for e in FIRST.test])
     learner.method.route(batch, "copy")
     with torch.no_grad():
@@ -239,6 +242,16 @@ def test_exported_adapters_say_how_the_backbone_is_loaded(
         Backbone(names["model"].base_model.model, learner.backbone.tokenizer, "exported")
     )
     torch.testing.assert_close(exported, expected, rtol=0, atol=1e-4)
+
+
+def test_only_the_line_on_a_missing_kernel_is_silenced(caplog: pytest.LogCaptureFixture) -> None:
+    spec = util.find_spec("bitsandbytes.backends.cpu.ops")
+    assert spec is not None
+    assert f'"{NO_KERNEL}: %s.' in Path(str(spec.origin)).read_text(encoding="utf-8")
+    logger = logging.getLogger(spec.name)
+    logger.warning(f"{NO_KERNEL}: %s. Please", ImportError("No module named 'kernels'"))
+    logger.warning("something else")
+    assert caplog.messages == ["something else"]
 
 
 @pytest.mark.parametrize("bits", BITS)

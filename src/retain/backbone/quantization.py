@@ -22,6 +22,15 @@ from retain.errors import RetainError
 LAYERS = ("Linear4bit", "Linear8bitLt")
 """The classes of bitsandbytes that take a linear layer's place."""
 PACKAGE = "bitsandbytes"
+NO_KERNEL = "Failed to load CPU gemm_4bit_forward from kernels-community"
+"""How a line begins that bitsandbytes logs when it is imported on a CPU with AVX512-BF16.
+
+That kernel is for what `prepare` switches off, and peft imports bitsandbytes wherever it is
+installed: so the line would stand above the output of every command.
+"""
+logging.getLogger(f"{PACKAGE}.backends.cpu.ops").addFilter(
+    lambda record: not str(record.msg).startswith(NO_KERNEL)
+)
 
 
 def options(kind: str | None, stored: Any, dtype: str, device: str) -> dict[str, Any]:
