@@ -12,11 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from benchmarks import architectures
 from retain.backbone import Backbone, BackboneConfig, load_backbone
-from retain.backbone.probe import linear_calls
+from retain.backbone.probe import linear_calls, try_out
 from retain.backbone.window import window_of
 from retain.errors import RetainError
 from retain.export import export
@@ -24,7 +29,14 @@ from retain.layers.lora_pool import LoraPool
 from retain.layers.targets import target_linears
 from retain.learner import Learner
 from retain.methods import find
-from retain.testing.tiny import EVALUATION, TRAINING, make_backbone, make_task, save_backbone
+from retain.testing.tiny import (
+    EVALUATION,
+    TRAINING,
+    make_backbone,
+    make_task,
+    make_tokenizer,
+    save_backbone,
+)
 
 TASK = make_task("copy")
 WRITERS = ("bart", "fsmt", "led", "m2m_100", "blenderbot", "t5")
@@ -339,3 +351,22 @@ def test_export_has_the_backbones_generation_settings(llama: Any, tmp_path: Path
     learner.learn(TASK)
     export(learner, tmp_path / "exported", None)
     assert (tmp_path / "exported" / "generation_config.json").read_text().strip() == settings
+
+
+def test_roundings_in_bfloat16_are_no_sign_of_unmasked_padding() -> None:
+    """The largest of twenty thousand is a seventh of the logits' spread."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=20_000,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        initializer_range=0.2,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    model = LlamaForCausalLM(config).to(torch.bfloat16).eval()
+    backbone = Backbone(model, make_tokenizer(), "bfloat16")
+    try_out(backbone)
+    assert not backbone.sees_padding
