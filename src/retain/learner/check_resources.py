@@ -13,8 +13,10 @@ from retain.errors import RetainError
 from retain.methods import Method
 from retain.methods.base import Footprint
 from retain.runs.directory import RunDirectory
+from retain.system import processes
 from retain.tasks import Task
 from retain.training.config import TrainingConfig
+from retain.training.shard import effective
 
 OPTIMIZER_STATE = {"adamw_torch": 2, "adafactor": 0, "sgd": 0}
 """Numbers that an optimizer keeps per parameter. Adafactor keeps only row and column means."""
@@ -66,9 +68,11 @@ def check_resources(
 def _need(method: Method, task: Task, training: TrainingConfig) -> Footprint:
     """Returns a task's footprint, with gradients and optimizer state added."""
     need = method.footprint(task, training.per_device_train_batch_size)
-    state = (1 + OPTIMIZER_STATE[training.optim]) * need.trainable
+    state = OPTIMIZER_STATE[training.optim] * need.trainable  # of all processes together
+    share = state if effective(training.shard) == "none" else state // processes.count()
     # A checkpoint has parameters instead of gradients; the previous one exists until it is sealed.
-    return need + Footprint(passing=2 * state, ram=state)
+    checkpoints = 2 * (need.trainable + state)
+    return need + Footprint(passing=checkpoints, ram=need.trainable + share)
 
 
 def size(count: float) -> str:

@@ -63,6 +63,7 @@ from retain.system.progress import Progress
 from retain.tasks import Task
 from retain.training.config import TrainingConfig
 from retain.training.fit import check_class
+from retain.training.shard import effective
 from retain.training.trackers import require_installed
 from retain.training.trainer import check_callbacks
 
@@ -302,12 +303,20 @@ class Learner(LearnedModel):
         self._complete()
         index = len(self.tasks)
         folder, seeds = self.run.task_folder(index, task.name), Seeds(self.experiment.seed, index)
-        take_up(self.run, folder, task, fixed_training(task.training), self.progress.message)
+        training = self._training(task)
+        take_up(
+            self.run,
+            folder,
+            task,
+            fixed_training(task.training),
+            effective(training.shard),
+            self.progress.message,
+        )
         self._score_zero_shot(task, folder / ZERO_SHOT)
         return Lesson(
             self.method,
             self.backbone,
-            self._training(task),
+            training,
             task,
             TaskContext(task.name, index, folder, seeds.of(0)),
             seeds,

@@ -30,6 +30,7 @@ def take_up(
     folder: Path,
     task: Task,
     training: Mapping[str, Any],
+    shard: str,
     say: Callable[[str], None],
 ) -> None:
     """Marks a task's unfinished work as begun, or checks that existing work can be continued.
@@ -41,18 +42,20 @@ def take_up(
         folder: the task's folder.
         task: the task that is about to be learned.
         training: the task's own training settings, but for those that may change meanwhile.
+        shard: what the processes share out, on which a checkpoint's files depend.
         say: receives a message on what may change the numbers.
 
     Raises:
         RetainError: when there is work that was begun on another task, on other examples, under
-            other training settings of the task's own, by another number of processes, or under
-            libraries that differ by more than a patch version.
+            other training settings of the task's own, by another number of processes or with other
+            shares of theirs, or under libraries that differ by more than a patch version.
     """
     key = {
         "task": task.name,
         "training": dict(sorted(training.items())),
         "fingerprints": task.fingerprints(),
         "processes": processes.count(),  # they share out the rows of each step
+        "shard": shard,
         **versions(),
     }
     for begun in run.unlearned():
@@ -76,12 +79,13 @@ def take_up(
 def _difference(mark: Path, key: Mapping[str, Any]) -> str:
     """How unfinished work differs from what is to be learned; empty where it can be continued."""
     try:
-        stored = read_record(dict[str, Any], mark)
+        # Work that says nothing of shares was begun without.
+        stored = {"shard": "none", **read_record(dict[str, Any], mark)}
     except RetainError:
         return f"has a damaged {UNFINISHED}/{TASK}"
     differ = [
         f"{name} {stored.get(name)!r} is now {key[name]!r}"
-        for name in ("task", "training", "processes")
+        for name in ("task", "training", "processes", "shard")
         if stored.get(name) != key[name]
     ]
     if stored.get("fingerprints") != key["fingerprints"]:

@@ -16,9 +16,10 @@ from pydantic import (
 
 from retain.training.extra import check_scheduler, checked_extra
 from retain.training.phase import MOST, Amount, Count
+from retain.training.shard import Shard
 from retain.training.trackers import Tracker
 
-FREE = ("gradient_checkpointing", "torch_compile", "save_steps", "report_to")
+FREE = ("gradient_checkpointing", "torch_compile", "shard", "save_steps", "report_to")
 """What may change while a run goes on: it changes the work, and its numbers by rounding at most."""
 POLYNOMIAL_END = 1e-7
 """The learning rate at which transformers' polynomial schedule ends."""
@@ -28,6 +29,7 @@ class TrainingConfig(BaseModel):
     """How a task is trained. Names and meanings are those of transformers.TrainingArguments.
 
     `extra` passes further names of it on to Trainer, those of `retain.training.extra.PASSED_ON`.
+    `shard` is retain's own: what several processes share out (`retain.training.shard`).
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -51,6 +53,7 @@ class TrainingConfig(BaseModel):
     bf16: bool = False
     gradient_checkpointing: bool = False
     torch_compile: bool = False
+    shard: Shard = "none"
     save_steps: Count = 100
     logging_steps: Count = 1
     report_to: list[Tracker] = []

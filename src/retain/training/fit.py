@@ -24,6 +24,7 @@ from retain.training.batches import Batches
 from retain.training.config import TrainingConfig
 from retain.training.parameters import release
 from retain.training.phase import Phase
+from retain.training.shard import effective
 from retain.training.trackers import PROJECT, TrackedPhase, tracking
 from retain.training.trainer import (
     Intervals,
@@ -97,7 +98,7 @@ def fit(
     if config.gradient_checkpointing:
         backbone.model.activation_checkpointing_enable({"use_reentrant": False})
     options = config.model_dump(
-        exclude={"max_steps", "gradient_checkpointing", "torch_compile", "extra"}
+        exclude={"max_steps", "gradient_checkpointing", "torch_compile", "shard", "extra"}
     )
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -126,6 +127,7 @@ def fit(
             phase,
             backbone,
             DataLoader(rows, batch_sampler=layout, collate_fn=backbone.collate),
+            effective(config.shard),
             model=PhaseModule(backbone.model, phase),
             args=arguments,
             train_dataset=rows,

@@ -28,12 +28,21 @@ from retain.system import processes
 from retain.system.progress import Progress
 from retain.training.parameters import trained_tensors
 from retain.training.phase import UNITS, Phase, Unit
+from retain.training.shard import Shard, share_of, shared_out
 
 STATE = "phase_state."
 """Prefix, in a checkpoint, of what a phase's hooks keep."""
 NAMED = 3
 """How many of a batch's examples an error names."""
-PRIVATE = {Trainer: ("_save_checkpoint", "_get_grad_norm"), TrainingArguments: ("_n_gpu",)}
+PRIVATE = {
+    Trainer: (
+        "_save_checkpoint",
+        "_get_grad_norm",
+        "_save_optimizer_and_scheduler",
+        "_load_optimizer_and_scheduler",
+    ),
+    TrainingArguments: ("_n_gpu",),
+}
 """The names with an underscore that this module overrides or sets, by their class."""
 
 
@@ -71,10 +80,18 @@ class PhaseTrainer(Trainer):
     """Trainer over parameter groups, keeping the means of the loss parts for the log."""
 
     def __init__(
-        self, phase: Phase, backbone: Backbone, data: DataLoader[Batch], **kwargs: Any
+        self,
+        phase: Phase,
+        backbone: Backbone,
+        data: DataLoader[Batch],
+        shard: Shard,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.phase = phase
+        self._shard = shard
+        # Several processes reduce gradients in buckets; without it they would be in memory twice.
+        self.accelerator.ddp_handler.gradient_as_bucket_view = True
         self._backbone = backbone
         self._inputs: list[Batch] = []  # the step's micro-batches so far, for errors
         self._data = data
@@ -99,8 +116,27 @@ class PhaseTrainer(Trainer):
                 weight_decay = decay if decays else 0.0
                 settings = {"lr": rate * group.rate, "weight_decay": weight_decay}
                 groups.append({"params": members, **settings})
-        self.optimizer = kind([group for group in groups if group["params"]], **options)
+        groups = [group for group in groups if group["params"]]
+        if self._shard == "optimizer":
+            self.optimizer = shared_out(kind, groups, options)
+        else:
+            self.optimizer = kind(groups, **options)
         return self.optimizer
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)  # on the first process alone
+        if self._shard == "optimizer" and not processes.is_first():
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            torch.save(self.optimizer.state_dict(), share_of(output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self._shard == "none" or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        share = torch.load(share_of(checkpoint), map_location="cpu", weights_only=True)
+        self.optimizer.load_state_dict(share)
+        schedule = torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True)
+        self.lr_scheduler.load_state_dict(schedule)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Also measures the micro-batches of the coming step."""
