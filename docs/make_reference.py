@@ -62,12 +62,13 @@ FILES = (
     (
         "…/predictions/NN.jsonl",
         "answers given right after this task to the test examples of task NN: `prompt`, "
-        "`references`, `prediction`, `score` (0 to 100), and `routing` where the method routes",
+        "`references`, `prediction`, `score` (0 to 100), `routing` where the method routes, and "
+        "`example`, its place in the test split from 0, where a sample was asked",
     ),
     (
         "…/evaluation.json",
         "this task's row of the matrix: `scores` of all tasks so far, and `routing`, the mean "
-        "weights over the blocks (null without blocks)",
+        "weights over the blocks (null without blocks); `samples` as in `scores.json`",
     ),
     ("…/zero_shot.json", "the task's score before it was learned (`evaluation.zero_shot`)"),
     ("…/adapter_*", "the task's block in PEFT's layout"),
@@ -82,6 +83,11 @@ FILES = (
 SCORES = {
     "tasks": "names, in the order learned",
     "matrix": "`matrix[i][j]`: score on task j after learning task i, 0 to 100; null: not measured",
+    "samples": (
+        "`samples[i]`: the scores of row i that are of a sample (`evaluation.old`): `task` from 0, "
+        "`examples` asked, `of` how many, standard `error`; empty if all are of all"
+    ),
+    "standard_errors": "of the metrics that rest on such scores",
     "single": "per task the score of a pertask run, or null until `retain report RUN --single`",
     "zero_shot": "per task the score before it was learned, or null",
 }

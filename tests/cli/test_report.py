@@ -17,6 +17,7 @@ from retain.methods.amlora.diagnostics import SIGMOID, SOFTMAX, LayerGates, effe
 from retain.methods.base import flat
 from retain.methods.shared.pseudo_diagnostics import TaskSamples, samples_section
 from retain.methods.shared.routing_diagnostics import SHARES, Routing, routing_section
+from retain.metrics.continual import Drop
 from retain.report import (
     RunSummary,
     heat_map,
@@ -299,7 +300,7 @@ def test_page_and_tables_say_what_weights_are(numbers: str, says: str) -> None:
 
 
 def test_a_gain_of_pseudo_samples_has_a_plus() -> None:
-    samples = [TaskSamples("a", 3, None, -1.7), TaskSamples("b", 3, None, 2.0)]
+    samples = [TaskSamples("a", 3, None, Drop(-1.7)), TaskSamples("b", 3, None, Drop(2.0))]
     (table,) = section_tables(samples_section(samples, real=True))
     assert [line.split()[-1] for line in shown(table).splitlines()[-3:-1]] == ["+1.7", "-2.0"]
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from itertools import combinations
 from pathlib import Path
+from statistics import fmean, pvariance
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from retain.errors import RetainError
 from retain.metrics import continual
+from retain.metrics.continual import Drop, Drops
 from retain.metrics.published import sapt_backward_transfer, sapt_forward_transfer
 from retain.metrics.text import METRICS, check_metric_name, exact_match, normalise, rouge_l, score
 from retain.metrics.trace import TASK_METRICS, edit_similarity, first_letter, rouge_l_union, sari
@@ -283,6 +286,23 @@ def test_metrics_follow_their_formulas(R: Any, data: st.DataObject) -> None:
     assert same(sapt_backward_transfer(R), sum(changes) / T)
     assert same(found["forward_transfer"], sum(R[j][j] - single[j] for j in range(T)) / T)
     assert same(sapt_forward_transfer(R), sum(R[j][j] for j in range(T)) / T - 50.94)
+
+
+@given(st.lists(SCORE, min_size=2, max_size=6), st.data())
+def test_the_standard_error_is_that_of_all_samples(population: Any, data: st.DataObject) -> None:
+    """Over all samples, the mean of its square is the variance of the sample's mean."""
+    count = data.draw(st.integers(2, len(population)))
+    samples = list(combinations(population, count))
+    squares = [continual.standard_error(sample, len(population)) ** 2 for sample in samples]
+    assert fmean(squares) == pytest.approx(pvariance(map(fmean, samples)), abs=1e-9)
+
+
+def test_the_errors_of_metrics_are_those_of_means_of_samples() -> None:
+    whole, sampled = Drop(5.0), Drop(1.0, 4.0)
+    lost = [Drops(whole, sampled), Drops(whole, Drop(2.0, 3.0)), Drops(None, None)]
+    found = continual.standard_errors([3.0, 4.0, None, None], lost)
+    assert found == {"average_performance": 1.25, "forgetting": pytest.approx(5 / 3)}
+    assert continual.summary([[1.0]], lost=lost[:1])["forgetting"] == 1.0
 
 
 @given(matrices(least=2))

@@ -72,3 +72,15 @@ def test_another_task_is_named(tasks: list[dict[str, Any]], says: str) -> None:
 def test_a_task_that_the_run_lacks() -> None:
     with pytest.raises(RetainError, match=r"task 2 \(last\) is not in the run"):
         refuse_changes(experiment(COPY), experiment(COPY, LETTER), FOLDER, 2)
+
+
+def test_other_old_scores_are_another_experiment() -> None:
+    given = experiment(COPY, evaluation={"old": "limit  20"})
+    with pytest.raises(RetainError, match=r"evaluation.old: all is now limit 20\)"):
+        refuse_changes(experiment(COPY), given, FOLDER, 1)
+
+
+@pytest.mark.parametrize("old", ["limit", "limit 1", "limit 0", "some", "sampled -2", 3])
+def test_old_scores_are_all_or_a_number(old: Any) -> None:
+    with pytest.raises(ValueError, match=r"evaluation.old"):
+        experiment(COPY, evaluation={"old": old})

@@ -144,14 +144,18 @@ def check(
     plugins: Plugins = None,
 ) -> None:
     """Exit with status 1 if a task lost more than --max-forgetting points; for CI."""
-    from retain.metrics.continual import points_lost
     from retain.runs import results
+    from retain.runs.labels import score_text
 
-    scores = results.final_scores(results.open_run(run))
-    lost = zip(scores.tasks, points_lost(scores.matrix), strict=True)
-    worse = [(name, value) for name, value in lost if value is not None and value > points]
-    for name, value in worse:
-        say(f"{name}: lost {value:.1f} points since it was learned")
+    opened = results.open_run(run)
+    names = results.final_scores(opened).tasks
+    lost = [
+        (name, drops.since_learned)
+        for name, drops in zip(names, results.dropped(opened), strict=False)
+    ]
+    worse = [(name, drop) for name, drop in lost if drop is not None and drop.points > points]
+    for name, drop in worse:
+        say(f"{name}: lost {score_text(drop.points, drop.error)} points since it was learned")
     if worse:
         raise typer.Exit(1)
     say(f"no task lost more than {points:g} points")

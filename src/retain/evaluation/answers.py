@@ -13,6 +13,7 @@ from transformers import StoppingCriteriaList
 from retain.backbone import Backbone, Features, memory_advice
 from retain.backbone.precision import SMALLER
 from retain.errors import StoppedError
+from retain.evaluation.old import ALL, OldScores
 from retain.evaluation.streaming import Listener, Reply
 from retain.methods.base import Method
 from retain.metrics import text
@@ -26,7 +27,9 @@ class EvaluationConfig(BaseModel):
 
     `max_new_tokens` applies to tasks without a `max_new_tokens` of their own. `limit` is the number
     of examples used from the start of each test split. `zero_shot` also scores each task just
-    before it is learned.
+    before it is learned. `old` is about older tasks, in every row of the score matrix but the last
+    of a stream: `limit N` asks each of them N test examples, drawn once, and `sampled N` measures N
+    of them, drawn for each row; `all` measures everything.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -35,6 +38,7 @@ class EvaluationConfig(BaseModel):
     batch_size: PositiveInt = 32
     limit: PositiveInt | None = None
     zero_shot: bool = False
+    old: OldScores = ALL
 
     def for_task(self, task: Task) -> EvaluationConfig:
         """Returns these settings with the task's `max_new_tokens`, if it has one."""

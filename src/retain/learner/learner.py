@@ -255,11 +255,12 @@ class Learner(LearnedModel):
         Args:
             task: the task to learn.
             more: whether further tasks follow at once. A method that trains on all tasks together
-                (multitask) then waits for the last one.
+                (multitask) then waits for the last one, and `evaluation.old` says which older
+                scores are measured: the last row has all of them.
 
         Returns:
             The new row of the score matrix, one score (0 to 100) per task; None where a task is not
-            scored yet.
+            scored.
 
         Raises:
             RetainError: when another task of this name is learned already, or the task has no
@@ -268,8 +269,8 @@ class Learner(LearnedModel):
         self._refuse_interrupted()
         if is_learned_last(self.run, task, self.backbone):
             self.progress.message(f"{task.name}: is learned; completes its scores where any lack")
-            self.finish_evaluation()
-            return list(self.scores["matrix"][-1])
+            self.finish_evaluation(more)
+            return list(results.rows(self.run)[-1].scores)
         self._check(task)
         with self.run.locked():
             lesson = self._prepare(task)
@@ -280,8 +281,8 @@ class Learner(LearnedModel):
             self.tasks.append(replace(task, train=(), dev=()))
             self._interrupted = False
             self._clean_up()
-            self._score()
-        return list(self.scores["matrix"][-1])
+            self._score(more)
+        return list(results.rows(self.run)[-1].scores)
 
     def _check(self, task: Task) -> None:
         """Raises a RetainError for a task that cannot be learned, before anything is written."""
@@ -300,7 +301,7 @@ class Learner(LearnedModel):
         environment = {**self._fingerprints, **quantizer(self.backbone)}
         start_run(self.run, self.experiment, environment)
         self._report_checks(task)
-        self._complete()
+        self._complete(more=True)
         index = len(self.tasks)
         folder, seeds = self.run.task_folder(index, task.name), Seeds(self.experiment.seed, index)
         training = self._training(task)
@@ -368,11 +369,15 @@ class Learner(LearnedModel):
             with self.run.locked():
                 write_settings(self.run, self.experiment)
 
-    def finish_evaluation(self) -> None:
-        """Scores the row of the last learned task if it is missing, and rewrites scores.json."""
+    def finish_evaluation(self, more: bool = False) -> None:
+        """Scores the row of the last learned task if it is missing, and rewrites scores.json.
+
+        Args:
+            more: as in `learn`.
+        """
         self._refuse_interrupted()
         with self.run.locked():
-            self._complete()
+            self._complete(more)
             results.write_scores(self.run)
 
     def _training(self, task: Task) -> TrainingConfig:
@@ -387,20 +392,28 @@ class Learner(LearnedModel):
 
     # -- scores
 
-    def _complete(self) -> None:
+    def _complete(self, more: bool) -> None:
         """Completes the newest task where a crash came before: cleans up and scores its row."""
         if self.tasks:
             self._clean_up()
-            self._score()
+            self._score(more)
 
     def _clean_up(self) -> None:
         """Deletes the newest task's checkpoints."""
         remove_folders(self.run.learned()[-1] / UNFINISHED)
 
-    def _score(self) -> None:
+    def _score(self, more: bool) -> None:
         """Scores all tasks so far, unless their row is there already."""
-        seeds = Seeds(self.experiment.seed, len(self.tasks) - 1)
-        score_row(self.run, self.tasks, self._evaluate, self.method, seeds, self.progress.message)
+        score_row(
+            self.run,
+            self.tasks,
+            self._evaluate,
+            self.method,
+            self.experiment.evaluation,
+            self.experiment.seed,
+            self.progress.message,
+            more,
+        )
 
     def _score_zero_shot(self, task: Task, path: Path) -> None:
         """Scores a task before it is learned, if asked for; not if the method needs its name."""

@@ -60,6 +60,8 @@ def read_changes(run: RunDirectory) -> Changes:
         if name not in newest or not results.holds(run, first):
             continue
         then, now = (read_records(Prediction, path) for path in (first, newest[name]))
+        asked = [place if row.example is None else row.example for place, row in enumerate(now)]
+        then = [row for place, row in enumerate(then) if place in set(asked)]
         lost = [
             Lost(name, old.prompt, old.references, old.prediction, new.prediction, points)
             for old, new in zip(then, now, strict=False)

@@ -69,7 +69,8 @@ class Entry:
         options: the method's options, the settings of training, backbone, prompt and evaluation,
             and each task's own, as `a.b` and value; missing ones have their default.
         seed: the run's.
-        tests: of each task in order its name, test data, and how they are scored.
+        tests: of each task in order its name, test data, how they are scored, and which of them
+            the newest score is of.
         learned: by task the fingerprints of its training and development examples.
         metrics: as in scores.json.
         examples: by task the newest scores of its N test examples, (N,), 0 to 100.
@@ -125,10 +126,11 @@ def read_entry(folder: Path) -> Entry:
     """
     run = results.open_run(folder)
     values, scores = results.experiment_values(run), results.final_scores(run)
-    examples = {
-        name: torch.tensor([row.score for row in read_records(Prediction, path)])
+    predictions = {
+        name: read_records(Prediction, path)
         for name, path in results.newest_predictions(run).items()
     }
+    examples = {n: torch.tensor([row.score for row in rows]) for n, rows in predictions.items()}
     filled = _filled(values, folder)
     for part, field in IRRELEVANT:
         filled[part].pop(field, None)
@@ -140,8 +142,16 @@ def read_entry(folder: Path) -> Entry:
     }
     options = dict(flat({**filled.pop("method"), **filled, "tasks": by_task}))
     learned = {task.name: task.fingerprints.train + task.fingerprints.dev for task in tasks}
-    tests = tuple(results.comparable_keys(run))
+    tests = tuple(
+        (*key, _asked(predictions.get(key[0], ()))) for key in results.comparable_keys(run)
+    )
     return Entry(folder, method, options, values["seed"], tests, learned, scores.metrics, examples)
+
+
+def _asked(predictions: Sequence[Prediction]) -> str:
+    """Which test examples were asked, where that is a sample: two runs need the same."""
+    places = [row.example for row in predictions if row.example is not None]
+    return _digest(places) if places else ""
 
 
 def _filled(settings: Mapping[str, Any], folder: Path) -> dict[str, dict[str, Any]]:

@@ -16,7 +16,13 @@ from retain.report import losses
 from retain.report.changes import Changes, changes_table
 from retain.report.draw_sections import drawings, section_tables
 from retain.report.plots import Curve, curves, drawing_svg, heat_map
-from retain.report.summary import RunSummary, not_as_published, sentence, with_distinct_labels
+from retain.report.summary import (
+    RunSummary,
+    not_as_published,
+    samples_note,
+    sentence,
+    with_distinct_labels,
+)
 from retain.report.tables import (
     cost_table,
     examined_table,
@@ -118,8 +124,13 @@ def _tasks(run: RunSummary) -> Part:
 def _scores(run: RunSummary) -> Part:
     return Part(
         "Scores",
-        "The score in row “after A”, column B was measured on task B after task A was learned.",
-        [heat_map(run.matrix, run.row_labels, run.tasks, f"Scores of {run.label}", 100.0)],
+        "The score in row “after A”, column B was measured on task B after task A was learned."
+        + (f" {samples_note(run.samples.values())}" if run.samples else ""),
+        [
+            heat_map(
+                run.matrix, run.row_labels, run.tasks, f"Scores of {run.label}", 100.0, run.samples
+            )
+        ],
         [("Scores as a table", score_table(run))],
     )
 

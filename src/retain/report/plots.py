@@ -5,8 +5,8 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from xml.sax.saxutils import quoteattr
@@ -20,6 +20,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from rich.cells import cell_len
 
 from retain.runs.labels import short
+from retain.runs.records import Sample
 from retain.system.files import write_bytes
 from retain.system.printing import escaped
 
@@ -73,13 +74,17 @@ class Drawing(Protocol):
 
 @dataclass(frozen=True)
 class Panel:
-    """One heat map; the properties are lengths in inches."""
+    """One heat map; the properties are lengths in inches.
+
+    A cell whose (row, column) is among `samples` has its standard error below its value.
+    """
 
     matrix: Sequence[Sequence[float | None]]
     rows: list[str]
     columns: list[str]
     title: str
     vmax: float
+    samples: Mapping[tuple[int, int], Sample] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.rows or not self.columns or len(self.rows) != len(self.matrix):
@@ -138,9 +143,12 @@ class Panel:
         for i, row in enumerate(self.matrix):
             for j, value in enumerate(row):
                 if value is not None:
-                    self._draw_cell(axes, x0 + j * _CELL, y0 + i * _CELL, value)
+                    sample = self.samples.get((i, j))
+                    words = f"{value:.1f}" if self.vmax > 1 else f"{value:.2f}"
+                    words += "" if sample is None else f"\n± {sample.error:.1f}"
+                    self._draw_cell(axes, x0 + j * _CELL, y0 + i * _CELL, value, words)
 
-    def _draw_cell(self, axes: Axes, x: float, y: float, value: float) -> None:
+    def _draw_cell(self, axes: Axes, x: float, y: float, value: float, words: str) -> None:
         red, green, blue, _ = colour = matplotlib.colormaps["viridis"](value / self.vmax)
         side = _CELL - _GAP
         axes.add_patch(Rectangle((x, y), side, side, facecolor=colour, linewidth=0, clip_on=False))
@@ -148,7 +156,7 @@ class Panel:
         axes.text(
             x + side / 2,
             y + side / 2,
-            f"{value:.1f}" if self.vmax > 1 else f"{value:.2f}",
+            words,
             fontsize=9,
             ha="center",
             va="center",
@@ -162,15 +170,17 @@ def heat_map(
     column_labels: Sequence[str],
     title: str,
     vmax: float,
+    samples: Mapping[tuple[int, int], Sample] | None = None,
 ) -> str:
     """A heat map of `matrix` (rows may be short) as an `<svg>` element to put into an HTML page.
 
     Colours run from 0 to `vmax` (> 0, same unit as the values). Each cell shows its value, with
-    one decimal when `vmax` is above 1 and two otherwise; None and missing cells are blank. The
+    one decimal when `vmax` is above 1 and two otherwise, and below it the standard error of a value
+    that is of a sample (by row and column); None and missing cells are blank. The
     background is transparent, labels have the text colour of the page, and long ones are cut.
     Equal input gives equal output. Raises ValueError for an empty matrix or wrong label counts.
     """
-    return drawing_svg(new_panel(matrix, row_labels, column_labels, title, vmax))
+    return drawing_svg(new_panel(matrix, row_labels, column_labels, title, vmax, samples))
 
 
 def curves(
@@ -271,10 +281,11 @@ def new_panel(
     column_labels: Sequence[str],
     title: str,
     vmax: float,
+    samples: Mapping[tuple[int, int], Sample] | None = None,
 ) -> Panel:
     """A heat map in inches, ready to be drawn; ValueError for labels that do not fit."""
     rows, columns = [short(label) for label in row_labels], [short(c) for c in column_labels]
-    return Panel(matrix, rows, columns, escaped(" ".join(title.split())), vmax)
+    return Panel(matrix, rows, columns, escaped(" ".join(title.split())), vmax, samples or {})
 
 
 def _figure(panels: Sequence[Drawing]) -> Figure:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from retain.methods import find
+from retain.metrics.continual import Drops, drops
 from retain.report.changes import Changes
 from retain.report.losses import PhaseLosses
 from retain.runs.labels import score_text
+from retain.runs.records import Sample
 from retain.runs.results import TaskCost
 from retain.runs.sections import Section
 
@@ -26,6 +28,28 @@ NO_FORWARD_TRANSFER = (
     "--single PERTASK_RUN has been given one."
 )
 """Note below a table in which FWT is "–"."""
+
+
+NO_FORGETTING = (
+    "F.Ra: the best of all earlier scores minus the newest; – where evaluation.old left some out. "
+    "BWT needs only those right after learning."
+)
+"""Note below a table in which F.Ra is "–" because of `evaluation.old: sampled N`."""
+
+
+def samples_note(samples: Collection[Sample]) -> str:
+    """What scores with "±" are of, in a sentence."""
+    asked = sorted({sample.examples for sample in samples})
+    of = sorted({sample.of for sample in samples})
+    return (
+        f"± is the standard error of a score of {_span(asked)} test examples, drawn from "
+        f"{_span(of)} (evaluation.old), or of what rests on such scores. Differences are over the "
+        "same examples."
+    )
+
+
+def _span(numbers: Sequence[int]) -> str:
+    return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
 
 
 def not_as_published(label: str, method: str, options: Mapping[str, Any]) -> str | None:
@@ -77,7 +101,10 @@ class RunSummary:
 
     `matrix[i][j]` is the score (0..100) on task j after learning task i. Row i holds i+1 entries;
     None means not measured. The newest task has no row while it is not scored.
+    `samples[i, j]` says which scores are not of all test examples, and of how many.
     `metrics` maps the keys of `METRIC_LABELS` to points; a missing key counts as None.
+    `standard_errors` has those metrics that rest on such samples. `dropped` is what each task but
+    the newest has lost, over the same examples; where it is not given, all scores are of all.
     `folder` is where it is, absolute; `examined` has an entry per learned task.
     `sections` are what its method shows, `losses` those of training, `changes` the answers that
     were lost, and `costs` what each learned task took.
@@ -96,6 +123,23 @@ class RunSummary:
     losses: Sequence[PhaseLosses] = ()
     changes: Changes | None = None
     costs: Sequence[TaskCost] = ()
+    samples: Mapping[tuple[int, int], Sample] = field(default_factory=dict)
+    standard_errors: Mapping[str, float] = field(default_factory=dict)
+    dropped: Sequence[Drops] | None = None
+
+    @property
+    def drops(self) -> Sequence[Drops]:
+        """What each scored task but the newest has lost at the last row."""
+        return drops(self.matrix) if self.dropped is None else self.dropped
+
+    def cell(self, row: int, task: int) -> str:
+        """A score of the matrix as text, with its standard error if it is of a sample."""
+        sample = self.samples.get((row, task))
+        return score_text(self.matrix[row][task], None if sample is None else sample.error)
+
+    def metric(self, key: str) -> str:
+        """A metric as text, with its standard error if it rests on samples."""
+        return score_text(self.metrics.get(key), self.standard_errors.get(key))
 
     @property
     def row_labels(self) -> list[str]:
@@ -129,35 +173,37 @@ def sentence(summary: RunSummary) -> str:
     average = summary.metrics.get("average_performance")
     lost = summary.metrics.get("forgetting")
     if learned == 1:
-        return f"{start}; its score is {'unknown' if average is None else score_text(average)}."
+        known = "unknown" if average is None else summary.metric("average_performance")
+        return f"{start}; its score is {known}."
     parts = []
     if average is not None:
-        parts.append(f"scores {score_text(average)} on average")
+        parts.append(f"scores {summary.metric('average_performance')} on average")
     if lost is not None:
-        parts.append(_lost_text(round(lost, 1)) + (_most_lost(summary) if lost > 0 else ""))
+        error = summary.standard_errors.get("forgetting")
+        parts.append(_lost_text(round(lost, 1), error) + (_most_lost(summary) if lost > 0 else ""))
     if not parts:
         return f"{start}; its scores were not measured."
     when = "after the last it" if scored == learned else "after the one before, it"
     return f"{start}; {when} {' and '.join(parts)}."
 
 
-def _lost_text(lost: float) -> str:
+def _lost_text(lost: float, error: float | None) -> str:
+    points = f"{score_text(abs(lost), error)} points"
     if lost > 0:
-        return f"lost {lost:.1f} points on earlier tasks since the best score each ever had"
+        return f"lost {points} on earlier tasks since the best score each ever had"
     if lost < 0:
-        return f"gained {-lost:.1f} points on earlier tasks over the best score each had before"
-    return "lost nothing on earlier tasks"
+        return f"gained {points} on earlier tasks over the best score each had before"
+    return "lost nothing on earlier tasks" if error is None else f"lost {points} on earlier tasks"
 
 
 def _most_lost(summary: RunSummary) -> str:
     """Phrase on which of several earlier tasks lost most, and its points."""
-    *before, last = summary.matrix
-    drops = []
-    for j, now in enumerate(last[:-1]):
-        known = [score for row in before[j:] if (score := row[j]) is not None]
-        if known and now is not None:
-            drops.append((max(known) - now, summary.tasks[j]))
-    if len(before) < 2 or not drops:
+    lost = [
+        (drops.since_best, task)
+        for drops, task in zip(summary.drops, summary.tasks, strict=False)
+        if drops.since_best is not None
+    ]
+    if len(summary.matrix) < 3 or not lost:
         return ""
-    points, task = max(drops, key=lambda drop: drop[0])
-    return f", most on {task} ({points:.1f})"
+    drop, task = max(lost, key=lambda one: one[0].points)
+    return f", most on {task} ({score_text(drop.points, drop.error)})"

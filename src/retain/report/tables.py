@@ -10,12 +10,15 @@ from rich.table import Table
 from rich.text import Text
 
 from retain.errors import RetainError
+from retain.metrics.continual import Drop
 from retain.report.layout import cuts, new_table
 from retain.report.plots import new_panel, panels_png
 from retain.report.summary import (
     METRIC_LABELS,
+    NO_FORGETTING,
     NO_FORWARD_TRANSFER,
     RunSummary,
+    samples_note,
     sentence,
     with_distinct_labels,
 )
@@ -27,15 +30,16 @@ from retain.system.printing import escaped
 def score_table(summary: RunSummary, columns: range | None = None) -> Table:
     """The score matrix: a row "after <number> <task>" per learned task, a column per number.
 
-    Cells above the diagonal are empty; "–" marks a score that was not measured. `columns` limits
-    the table to these task indices and to the rows that reach them; None shows all.
+    Cells above the diagonal are empty; "–" marks a score that was not measured, and "±" one of a
+    sample. `columns` limits the table to these task indices and to the rows that reach them; None
+    shows all.
     """
     columns = columns if columns is not None else range(len(summary.tasks))
     table = new_table(summary.label, [str(j + 1) for j in columns])
-    for number, row in enumerate(summary.matrix, start=1):
-        cells = [score_text(row[j]) if j < len(row) else "" for j in columns]
+    for i, row in enumerate(summary.matrix):
+        cells = [summary.cell(i, j) if j < len(row) else "" for j in columns]
         if any(cells):
-            table.add_row(Text(f"after {number} {short(summary.tasks[number - 1])}"), *cells)
+            table.add_row(Text(f"after {i + 1} {short(summary.tasks[i])}"), *cells)
     return table
 
 
@@ -48,7 +52,7 @@ def metrics_table(summaries: Sequence[RunSummary]) -> Table:
 
 
 def metrics_notes(summaries: Sequence[RunSummary]) -> list[str]:
-    """Notes below the metrics: that tasks differ, and how to get an FWT that is "–"."""
+    """Notes below the metrics: what rests on samples, that tasks differ, and why some are "–"."""
     notes = []
     scored = [run.examined[: len(run.matrix)] for run in summaries]
     if len({frozenset(task.test for task in tasks) for tasks in scored}) > 1:
@@ -56,6 +60,12 @@ def metrics_notes(summaries: Sequence[RunSummary]) -> list[str]:
     gains = [run.metrics.get("forward_transfer") for run in summaries]
     if None in gains and any(gain is not None for gain in gains):  # or it has no row
         notes.append(NO_FORWARD_TRANSFER)
+    if samples := [sample for run in summaries for sample in run.samples.values()]:
+        notes.append(samples_note(samples))
+    if any(run.metrics.get("forgetting") is None and run.drops for run in summaries) and any(
+        run.metrics.get("backward_transfer") is not None for run in summaries
+    ):
+        notes.append(NO_FORGETTING)
     return notes
 
 
@@ -88,13 +98,14 @@ def examined_table(summary: RunSummary) -> Table:
 def standings_table(summary: RunSummary) -> Table:
     """Table of each task's score right after learning, its best, the newest, and the change."""
     table = new_table("", ["then", "best", "now", "change"])
-    for j, task in enumerate(summary.tasks[: len(summary.matrix)]):
-        column = [row[j] for row in summary.matrix[j:]]
-        known = [value for value in column if value is not None]
-        first, now = column[0], column[-1]
-        change = None if first is None or now is None else now - first
-        best = score_text(max(known, default=None))
-        cells = (score_text(first), best, score_text(now), change_text(change))
+    last = len(summary.matrix) - 1
+    changes = [*(drops.since_learned for drops in summary.drops), _none_yet(summary)]
+    for j, task in enumerate(summary.tasks[: last + 1]):
+        scores = {
+            i: score for i in range(j, last + 1) if (score := summary.matrix[i][j]) is not None
+        }
+        best = summary.cell(max(scores, key=lambda i: scores[i]), j) if scores else score_text(None)
+        cells = (summary.cell(j, j), best, summary.cell(last, j), change_text(changes[j]))
         table.add_row(Text(short(task)), *cells)
     return table
 
@@ -121,8 +132,12 @@ def markdown(summaries: Sequence[RunSummary]) -> str:
     parts = []
     for summary in summaries:
         rows = [
-            [label, *(score_text(value) for value in row), *[""] * (len(summary.tasks) - len(row))]
-            for label, row in zip(summary.row_labels, summary.matrix, strict=True)
+            [
+                label,
+                *(summary.cell(i, j) for j in range(i + 1)),
+                *[""] * (len(summary.tasks) - i - 1),
+            ]
+            for i, label in enumerate(summary.row_labels)
         ]
         parts += [f"### {_escape(summary.label)}", _escape(sentence(summary))]
         parts.append(_markdown_table(summary.tasks, rows))
@@ -144,17 +159,22 @@ def matrices_png(summaries: Sequence[RunSummary], path: Path) -> None:
             raise RetainError(f"{summary.label}: no scores to draw yet; let it finish a task")
     panels_png(
         [
-            new_panel(s.matrix, s.row_labels, s.tasks, s.label, 100.0)
+            new_panel(s.matrix, s.row_labels, s.tasks, s.label, 100.0, s.samples)
             for s in with_distinct_labels(summaries)
         ],
         path,
     )
 
 
+def _none_yet(summary: RunSummary) -> Drop | None:
+    """The newest task's change: none, if it is scored."""
+    return Drop(0.0) if summary.matrix and summary.matrix[-1][-1] is not None else None
+
+
 def _metric_rows(summaries: Sequence[RunSummary]) -> list[list[str]]:
     """Label and values of each metric that at least one run has."""
     return [
-        [words, *(score_text(summary.metrics.get(key)) for summary in summaries)]
+        [words, *(summary.metric(key) for summary in summaries)]
         for key, words in METRIC_LABELS.items()
         if any(summary.metrics.get(key) is not None for summary in summaries)
     ]

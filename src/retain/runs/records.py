@@ -9,7 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+)
 
 from retain.errors import RetainError
 from retain.metrics.extract import WHOLE
@@ -81,15 +89,33 @@ class TaskRecord(Record):
         return self.metric if self.extract == WHOLE else f"{self.metric} ({self.extract})"
 
 
+class Sample(Record):
+    """Says that the score of task `task` (from 0) is of `examples` out of `of` test examples.
+
+    `error` is its standard error, as in `continual.standard_error`.
+    """
+
+    task: NonNegativeInt
+    examples: PositiveInt
+    of: PositiveInt
+    error: float
+
+
 class Row(Record):
     """`evaluation.json`: the score (0 to 100) of every task so far, and mean weights over blocks.
 
-    `routing[j]` holds the mean weight on each of the T blocks over the test prompts of task j, or
-    None where the method does not route.
+    `routing[j]` holds the mean weight on each of the T blocks over the test prompts of task j that
+    were asked, or None where the method does not route. `samples` has the scores that are not of
+    all test examples.
     """
 
     scores: list[float | None]
     routing: list[list[float] | None]
+    samples: list[Sample] = Field(default_factory=list)
+
+    def sample(self, task: int) -> Sample | None:
+        """What the score of a task is of; None if of all test examples."""
+        return next((sample for sample in self.samples if sample.task == task), None)
 
 
 class Scores(Record):
@@ -97,14 +123,18 @@ class Scores(Record):
 
     `matrix[i][j]` is the score (0 to 100) on task j after learning task i. `single` are scores of
     one model per task, which forward transfer compares with; `zero_shot` were taken just before
-    each task was learned. `metrics` is as in `continual.summary`.
+    each task was learned. `metrics` is as in `continual.summary`. `samples[i]` has the scores of
+    row i that are not of all test examples, and `standard_errors` those of the metrics that rest on
+    such scores.
     """
 
     tasks: list[str]
     matrix: list[list[float | None]]
+    samples: list[list[Sample]]
     single: list[float] | None
     zero_shot: list[float | None]
     metrics: dict[str, float | None]
+    standard_errors: dict[str, float]
 
 
 class Cost(Record):
@@ -117,7 +147,8 @@ class Cost(Record):
 class Prediction(Record):
     """A line of `predictions/<nn>.jsonl`: the answer to a test prompt, its score from 0 to 100.
 
-    `routing` holds the weight on each of the T blocks, where the method routes.
+    `routing` holds the weight on each of the T blocks, where the method routes. `example` is the
+    place of the prompt in the test split, from 0, where a sample of it was asked.
     """
 
     prompt: str
@@ -125,6 +156,7 @@ class Prediction(Record):
     prediction: str
     score: float
     routing: list[float] | None = None
+    example: NonNegativeInt | None = None
 
 
 class LogRow(Record):

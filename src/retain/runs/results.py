@@ -13,6 +13,8 @@ import yaml
 
 from retain.errors import RetainError, first_line
 from retain.metrics import continual
+from retain.metrics.continual import Drops
+from retain.runs import drops
 from retain.runs.directory import RunDirectory
 from retain.runs.manifest import MANIFEST
 from retain.runs.records import (
@@ -224,7 +226,11 @@ def rows(run: RunDirectory) -> list[Row]:
         row = read(run, folder / EVALUATION, Row)
         if row is not None:
             read_so_far.append(row)
-            if not len(row.scores) == len(row.routing) == len(read_so_far):
+            sampled = {sample.task for sample in row.samples}
+            measured = {j for j, score in enumerate(row.scores) if score is not None}
+            if not len(row.scores) == len(row.routing) == len(read_so_far) or (
+                sampled - measured or len(sampled) < len(row.samples)
+            ):
                 raise RetainError(
                     f"{folder / EVALUATION}: not a row of {len(read_so_far)} tasks; restore it "
                     "from a copy"
@@ -245,20 +251,35 @@ def scores(run: RunDirectory, single: Sequence[float] | None = None) -> Scores:
         single: of each task the score of a model trained on it alone; None takes what was given
             to `write_scores` before.
     """
-    matrix = [row.scores for row in rows(run)]
+    all_rows = rows(run)
+    matrix = [row.scores for row in all_rows]
     learned = run.learned()[: len(matrix)]
     if single is None:
         single = read(run, run.path / SINGLE, list[float])
     if single is not None and len(single) != len(matrix):
         single = None  # given for a shorter stream
     zero_shot = [read(run, folder / ZERO_SHOT, float) for folder in learned]
+    lost = drops.dropped(run, all_rows)
+    last_samples = [all_rows[-1].sample(j) for j in range(len(matrix))]
+    last_errors = [sample.error if sample else None for sample in last_samples]
     return Scores(
         tasks=[task_record(run, folder).name for folder in learned],
         matrix=matrix,
+        samples=[row.samples for row in all_rows],
         single=None if single is None else list(single),
         zero_shot=zero_shot,
-        metrics=continual.summary(matrix, single, zero_shot),
+        metrics=continual.summary(matrix, single, zero_shot, lost),
+        standard_errors=continual.standard_errors(last_errors, lost),
     )
+
+
+def dropped(run: RunDirectory) -> list[Drops]:
+    """What every scored task but the newest has lost, over the same test examples.
+
+    Raises:
+        RetainError: as in `rows`, and when predictions that it needs are damaged.
+    """
+    return drops.dropped(run, rows(run))
 
 
 def final_scores(run: RunDirectory) -> Scores:
@@ -295,11 +316,18 @@ def _cost(run: RunDirectory, folder: Path) -> TaskCost:
 
 
 def newest_predictions(run: RunDirectory) -> dict[str, Path]:
-    """Files of the newest predictions by task; one that cannot be forgotten is decoded once."""
+    """Files of the newest predictions by task; one that cannot be forgotten is decoded once.
+
+    They may be of a sample of the test examples: `Prediction.example` then says which. A task that
+    the last row has left out is left out here.
+    """
     folders = run.learned()
+    last_row = (rows(run) or [Row(scores=[], routing=[])])[-1].scores
     newest = {}
     for j, folder in enumerate(folders):
-        paths = [predictions_file(later, j) for later in folders[j:]]
+        left_out = j < len(last_row) and last_row[j] is None
+        since = len(last_row) if left_out else j  # older answers are not the newest model's
+        paths = [predictions_file(later, j) for later in folders[since:]]
         committed = [path for path in paths if run.is_committed(path)]
         if committed and holds(run, committed[-1]):
             newest[task_record(run, folder).name] = committed[-1]

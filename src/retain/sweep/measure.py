@@ -101,7 +101,9 @@ class Collector:
                     status="finished",
                     tasks=scores.tasks,
                     matrix=scores.matrix,
+                    samples=scores.samples,
                     measures=measure(run),
+                    standard_errors=scores.standard_errors,
                 )
         except RetainError as error:
             return SweepRun(**where, status="failed", reason=str(error))
@@ -152,14 +154,19 @@ def _own_block(run: RunDirectory) -> float | None:
 
 
 def _rouge_l(run: RunDirectory) -> float | None:
-    """Mean over tasks of the ROUGE-L of the newest answers."""
+    """Mean over tasks of the ROUGE-L of the newest answers; None if some are of a sample."""
     extracts = {
         task.name: task.extract
         for task in (results.task_record(run, folder) for folder in run.learned())
     }
     scores: list[float | None] = []
-    for name, path in results.newest_predictions(run).items():
+    newest = results.newest_predictions(run)
+    if len(newest) < len(extracts):
+        return None
+    for name, path in newest.items():
         rows = read_records(Prediction, path)
+        if any(row.example is not None for row in rows):
+            return None
         predictions = [row.prediction for row in rows]
         references, prompts = [row.references for row in rows], [row.prompt for row in rows]
         scores.append(score("rouge_l", predictions, references, prompts, extracts[name]))

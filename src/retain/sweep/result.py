@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from retain.runs.records import Record
+from retain.runs.records import Record, Sample
 
 SWEEP = "sweep.json"
 
@@ -38,7 +38,8 @@ class SweepRun(Record):
 
     `status` is `failed` when the run could not be made, or is not the one that the sweep asks for;
     `reason` says why. `tasks`, `matrix` and `measures` are those of a finished run; `matrix[i][j]`
-    is the score on task j after learning task i.
+    is the score on task j after learning task i. `samples` and `standard_errors` are as in
+    scores.json.
     """
 
     variant: str
@@ -48,7 +49,9 @@ class SweepRun(Record):
     reason: str | None = None
     tasks: list[str] = Field(default_factory=list)
     matrix: list[list[float | None]] = Field(default_factory=list)
+    samples: list[list[Sample]] = Field(default_factory=list)
     measures: Measures | None = None
+    standard_errors: dict[str, float] = Field(default_factory=dict)
 
 
 class Sweep(Record):

@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.text import Text
 
 from retain.report.layout import new_table
-from retain.report.summary import not_as_published
+from retain.report.summary import not_as_published, samples_note
 from retain.sweep.result import Sweep, SweepRun
 from retain.system.printing import csv_text, escaped
 
@@ -57,13 +57,16 @@ def lines(sweep: Sweep) -> list[Line]:
 
 
 def footnotes(sweep: Sweep) -> list[str]:
-    """A line for each variant of a published method with other options than its paper's."""
+    """What scores with "±" are of, and which published methods have other options."""
     shared = sweep.settings.get("method", {})
     methods = {v: {**shared, **own.get("method", {})} for v, own in sweep.variants.items()}
     notes = [
         not_as_published(variant, str(method.get("name")), method)
         for variant, method in methods.items()
     ]
+    samples = [sample for run in sweep.runs for row in run.samples for sample in row]
+    if samples:
+        notes.insert(0, f"In the line of a seed, {samples_note(samples)}")
     return [note for note in notes if note]
 
 
@@ -95,11 +98,13 @@ def as_markdown(sweep: Sweep) -> str:
 
 
 def as_csv(sweep: Sweep) -> str:
-    """A row per run: where it is, its status, and its measures in full precision."""
-    rows: list[list[Any]] = [["run", "variant", "seed", "status", *COLUMNS]]
+    """A row per run: where it is, its status, its measures, and the errors of those of samples."""
+    errors = [f"{field}_standard_error" for field in SCORES]
+    rows: list[list[Any]] = [["run", "variant", "seed", "status", *COLUMNS, *errors]]
     for run in sweep.runs:
         values = (value for (value,) in _values([run]).values())
-        rows.append([run.path, run.variant, run.seed, run.status, *values])
+        of_samples = (run.standard_errors.get(field) for field in SCORES)
+        rows.append([run.path, run.variant, run.seed, run.status, *values, *of_samples])
     return csv_text(rows)
 
 
@@ -109,15 +114,18 @@ def _values(runs: Sequence[SweepRun]) -> dict[str, list[float | None]]:
 
 
 def _cells(runs: Sequence[SweepRun]) -> list[str]:
-    return [_cell(field, values) for field, values in _values(runs).items()]
+    errors = runs[0].standard_errors if len(runs) == 1 else {}
+    return [_cell(field, values, errors.get(field)) for field, values in _values(runs).items()]
 
 
-def _cell(field: str, values: Sequence[float | None]) -> str:
-    """The value of one run, or the mean of several."""
+def _cell(field: str, values: Sequence[float | None], error: float | None) -> str:
+    """The value of one run, with its error if it is of samples, or the mean of several."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return "–"
     if field == "parameters":
         return f"{statistics.fmean(known):,.0f}"
     mean = f"{statistics.fmean(known):.2f}"
-    return mean if len(known) == 1 or field in COSTS else f"{mean} ± {statistics.stdev(known):.2f}"
+    if len(known) == 1 or field in COSTS:
+        return mean if error is None else f"{mean} ± {error:.2f}"
+    return f"{mean} ± {statistics.stdev(known):.2f}"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from retain.methods.shared.pseudo_samples import QUALITY, Quality
-from retain.metrics.continual import points_lost
+from retain.metrics.continual import Drop
 from retain.runs import results
 from retain.runs.directory import RunDirectory
 from retain.runs.labels import change_text, short
@@ -29,13 +29,13 @@ class TaskSamples:
         task: the task's name.
         count: the number of pseudo-samples.
         quality: measures taken when they were generated; None for real inputs.
-        lost: points that the task's score has lost since it was learned; None if not measured.
+        lost: what the task's score has lost since it was learned; None if not measured.
     """
 
     task: str
     count: int
     quality: Quality | None
-    lost: float | None
+    lost: Drop | None
 
 
 def read_samples(run: RunDirectory, file: str) -> list[TaskSamples]:
@@ -48,15 +48,17 @@ def read_samples(run: RunDirectory, file: str) -> list[TaskSamples]:
     Raises:
         RetainError: when a file is damaged.
     """
-    lost = points_lost(results.scores(run).matrix)
+    lost = [drops.since_learned for drops in results.dropped(run)]
+    scored = len(results.rows(run))
     samples = []
     for i, folder in enumerate(run.learned()):
         if results.holds(run, folder / file):
             name = results.task_record(run, folder).name
             quality = results.read(run, folder / QUALITY, Quality)
             count = quality.count if quality else len(read_jsonl(folder / file))
-            points = lost[i] if i < len(lost) else None  # the newest may not be scored yet
-            samples.append(TaskSamples(name, count, quality, points))
+            # The newest has lost nothing, if it is scored yet.
+            drop = lost[i] if i < len(lost) else Drop(0.0) if i < scored else None
+            samples.append(TaskSamples(name, count, quality, drop))
     return samples
 
 
@@ -85,7 +87,7 @@ def samples_section(samples: Sequence[TaskSamples], real: bool) -> Section:
 
 
 def _cells(samples: TaskSamples) -> list[str]:
-    change = change_text(None if samples.lost is None else -samples.lost)
+    change = change_text(samples.lost)
     quality = samples.quality
     if quality is None:
         return [str(samples.count), *["–"] * 5, change]
