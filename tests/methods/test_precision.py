@@ -100,6 +100,7 @@ def test_a_whole_model_in_half_precision_is_refused(method: str, tmp_path: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not")  # torch reads it
 @pytest.mark.parametrize("kind", ["llama", "t5"])
 def test_a_compiled_pool_takes_the_same_gradients(kind: str) -> None:
     """In one graph: nothing of the pool breaks it."""

@@ -78,13 +78,13 @@ def test_equals_the_formula_forward_and_backward(
 ) -> None:
     torch.manual_seed(seed)
     attending = Attending(
-        activation=activation, gate=gate, hidden=hidden, train_all=train_all, on=True
+        rank, SCALE, activation=activation, gate=gate, hidden=hidden, train_all=train_all, on=True
     )
     if instance:
         attending.prompt = torch.ones(2, length)
         attending.prompt[1, : length // 2] = 0
     base = Conv1D(11, 7) if conv else nn.Linear(7, 11)
-    layer = AttentiveLinear(base.requires_grad_(False), rank, SCALE, attending, False)
+    layer = AttentiveLinear(base.requires_grad_(False), attending, False)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(count):
         layer.freeze()
@@ -137,9 +137,11 @@ def test_the_entropy_of_even_gates() -> None:
 
 def test_gates_in_later_steps_are_the_prompts() -> None:
     """A generation's single tokens use what the prompt chose, also after beams were spread."""
-    attending = Attending(activation="none", gate="softmax", hidden=None, train_all=False, on=True)
+    attending = Attending(
+        2, SCALE, activation="none", gate="softmax", hidden=None, train_all=False, on=True
+    )
     attending.prompt = torch.ones(2, 4)
-    layer = AttentiveLinear(nn.Linear(7, 11), 2, SCALE, attending, False)
+    layer = AttentiveLinear(nn.Linear(7, 11), attending, False)
     generator = torch.Generator().manual_seed(0)
     layer.restart(generator)
     layer.B.data.normal_()

@@ -1,5 +1,7 @@
 """The fused pool against the paper's formula: every block's own output, weighted and summed."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -43,8 +45,8 @@ def test_equals_the_formula_forward_and_backward(count, rank, length, gradient, 
     d_in, d_out, batch = 7, 11, 3
     base = Conv1D(d_out, d_in) if conv else nn.Linear(d_in, d_out)
     base.requires_grad_(False)
-    mixture = Mixture()
-    layer = PooledLinear(base, rank, SCALE, mixture, old_block_gradient=gradient)
+    mixture = Mixture(rank, SCALE)
+    layer = PooledLinear(base, mixture, old_block_gradient=gradient)
     blocks = blocks_for(count, rank, d_in, d_out)
     for A, B in blocks[:-1]:
         layer.push(A, B)
@@ -58,7 +60,7 @@ def test_equals_the_formula_forward_and_backward(count, rank, length, gradient, 
         weights = torch.softmax(torch.arange(batch * count).view(batch, count) * 0.3, -1)
         weights.requires_grad_(True)
         if fused:
-            mixture.weights = weights
+            mixture.set(weights)
             y = layer(x)
             newest = (layer.A, layer.B)
         else:
@@ -82,8 +84,8 @@ def test_few_blocks_are_the_mixture_when_the_others_have_no_weight(
     count, top, beams, learning, seed
 ):
     torch.manual_seed(seed)
-    mixture = Mixture()
-    layer = PooledLinear(nn.Linear(7, 11).requires_grad_(False), 2, SCALE, mixture, True)
+    mixture = Mixture(2, SCALE)
+    layer = PooledLinear(nn.Linear(7, 11).requires_grad_(False), mixture, True)
     for A, B in blocks_for(count, 2, 7, 11):
         layer.push(A, B)
     if learning:
@@ -92,12 +94,12 @@ def test_few_blocks_are_the_mixture_when_the_others_have_no_weight(
     weights = torch.rand(3, count)
     weights[weights < weights.topk(min(top, count), 1).values[:, -1:]] = 0.0
     weights = torch.cat([weights, torch.rand(3, int(learning))], 1).requires_grad_(True)
-    mixture.weights = weights
     x = torch.randn(3 * beams, 4, 7, requires_grad=True)
     slope = torch.randn(3 * beams, 4, 11)
     results = []
     for few in (None, top):
         mixture.top_k = few
+        mixture.set(weights)
         y = layer(x)
         gradients = torch.autograd.grad((y * slope).sum(), [x, weights])
         # A block without a weight is not computed, so its weight takes no gradient.
@@ -110,8 +112,8 @@ def test_few_blocks_are_the_mixture_when_the_others_have_no_weight(
 @settings(max_examples=20, deadline=None)
 def test_one_block_is_the_mixture_with_all_weight_on_it(count, index, learning):
     assume(-count <= index < count)
-    mixture = Mixture()
-    layer = PooledLinear(nn.Linear(4, 6), 2, SCALE, mixture, True)
+    mixture = Mixture(2, SCALE)
+    layer = PooledLinear(nn.Linear(4, 6), mixture, True)
     for A, B in blocks_for(count, 2, 4, 6):
         layer.push(A, B)
     if learning:
@@ -127,7 +129,7 @@ def test_one_block_is_the_mixture_with_all_weight_on_it(count, index, learning):
 
 def test_the_cache_is_cleared_when_the_blocks_change():
     backbone = make_backbone("llama")
-    pool = LoraPool(backbone.model, None, 2, 4, mixture=Mixture(top_k=2))
+    pool = LoraPool(backbone.model, None, 2, 4)
     for name in "abcd":
         pool.grow(name, seed=0)
     for change in (pool.freeze, pool.thaw, pool.clear):
@@ -137,14 +139,15 @@ def test_the_cache_is_cleared_when_the_blocks_change():
 
 
 def test_a_layer_without_sequences_is_refused():
-    layer = PooledLinear(nn.Linear(4, 6), 2, SCALE, Mixture(weights=torch.ones(2, 0)), False)
+    layer = PooledLinear(nn.Linear(4, 6), Mixture(2, SCALE), False)
+    layer.mixture.set(torch.ones(2, 0))
     with pytest.raises(RetainError, match=r"got input of shape \(6, 4\), expected"):
         layer(torch.randn(6, 4))
 
 
 def test_a_generation_gathers_its_blocks_once(monkeypatch):
-    mixture = Mixture(top_k=2)
-    layer = PooledLinear(nn.Linear(4, 6), 2, SCALE, mixture, False)
+    mixture = Mixture(2, SCALE, top_k=2)
+    layer = PooledLinear(nn.Linear(4, 6), mixture, False)
     for A, B in blocks_for(5, 2, 4, 6):
         layer.push(A, B)
     calls = []
@@ -164,16 +167,59 @@ def test_a_generation_gathers_its_blocks_once(monkeypatch):
     assert len(calls) == 4
 
 
+def test_a_bfloat16_pool_is_the_float32_one_up_to_rounding():
+    """Frozen blocks are in bfloat16; what is trained, and its sums over layers, in float32."""
+    torch.manual_seed(0)
+    base, blocks = nn.Linear(64, 48), blocks_for(5, 4, 64, 48)
+    x, slope = torch.randn(3, 6, 64), torch.randn(3, 6, 48)
+    weights = torch.softmax(torch.randn(3, 5), 1).requires_grad_(True)
+    results = []
+    for dtype in (torch.bfloat16, torch.float32):
+        mixture = Mixture(4, SCALE, dtype)
+        layer = PooledLinear(deepcopy(base).to(dtype).requires_grad_(False), mixture, True)
+        for A, B in blocks:
+            layer.push(A, B)
+        assert layer.old_A.dtype == layer.old_B.dtype == dtype
+        layer.thaw()
+        torch.testing.assert_close((layer.A.data, layer.B.data), blocks[-1], rtol=0, atol=0)
+        mixture.set(weights)
+        y = layer(x.to(dtype))
+        assert y.dtype == dtype
+        learned = [weights, layer.A, layer.B]
+        results.append([y, *torch.autograd.grad((y * slope).sum(), learned)])
+        layer.freeze()
+        layer.thaw()
+        torch.testing.assert_close(layer.A.data, blocks[-1][0], rtol=0, atol=0)
+    for half, single in zip(*results, strict=True):
+        assert (half.float() - single).norm() < 0.01 * single.norm()
+    assert [result.dtype for result in results[0][1:]] == [torch.float32] * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_pool_computes_in_the_backbones_bfloat16(dtype):
+    backbone = make_backbone("llama")
+    backbone.model.to(dtype)
+    pool = LoraPool(backbone.model, None, 2, 4)
+    pool.grow("a", seed=0)
+    pool.grow("b", seed=1)
+    layer = next(iter(pool.layers.values()))
+    assert layer.old_A.dtype == (torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
+    assert {p.dtype for p in pool.parameters()} == {torch.float32}
+    pool.use(torch.full((2, 2), 0.5, requires_grad=True))
+    x = torch.randn(2, 3, layer.d_in).to(dtype)
+    assert layer(x).dtype == dtype
+
+
 @given(count=st.integers(1, 5), beams=st.integers(1, 3))
 @settings(max_examples=10, deadline=None)
 def test_beams_use_their_samples_weights(count, beams):
     torch.manual_seed(0)
-    mixture = Mixture()
-    layer = PooledLinear(nn.Linear(4, 6), 2, SCALE, mixture, False)
+    mixture = Mixture(2, SCALE)
+    layer = PooledLinear(nn.Linear(4, 6), mixture, False)
     for A, B in blocks_for(count, 2, 4, 6):
         layer.push(A, B)
     x = torch.randn(3, 2, 4)
-    mixture.weights = torch.rand(3, count)
+    mixture.set(torch.rand(3, count))
     alone = layer(x)
     torch.testing.assert_close(
         layer(x.repeat_interleave(beams, 0)), alone.repeat_interleave(beams, 0)
@@ -182,12 +228,12 @@ def test_beams_use_their_samples_weights(count, beams):
 
 def test_frozen_blocks_take_no_gradient_and_off_means_off():
     base = nn.Linear(4, 6)
-    mixture = Mixture()
-    layer = PooledLinear(base, 2, SCALE, mixture, False)
+    mixture = Mixture(2, SCALE)
+    layer = PooledLinear(base, mixture, False)
     layer.push(*blocks_for(1, 2, 4, 6)[0])
     x = torch.randn(1, 3, 4)
     torch.testing.assert_close(layer(x), base(x), rtol=0, atol=0)
-    mixture.weights = torch.ones(1, 1)
+    mixture.set(torch.ones(1, 1))
     assert not torch.allclose(layer(x), base(x))
     assert not layer.old_A.requires_grad
     assert not layer.old_B.requires_grad
@@ -195,7 +241,7 @@ def test_frozen_blocks_take_no_gradient_and_off_means_off():
 
 
 def test_freeze_and_thaw_return_the_same_block():
-    layer = PooledLinear(nn.Linear(4, 6), 2, SCALE, Mixture(), False)
+    layer = PooledLinear(nn.Linear(4, 6), Mixture(2, SCALE), False)
     for A, B in blocks_for(2, 2, 4, 6):
         layer.push(A, B)
     before = layer.old_A.clone(), layer.old_B.clone()
@@ -207,7 +253,7 @@ def test_freeze_and_thaw_return_the_same_block():
 
 
 def test_pushed_blocks_follow_a_model_that_moves():
-    layer = PooledLinear(nn.Linear(4, 6), 2, SCALE, Mixture(), False)
+    layer = PooledLinear(nn.Linear(4, 6), Mixture(2, SCALE), False)
     for A, B in blocks_for(2, 2, 4, 6):
         layer.push(A, B)
     layer.to(torch.float64)
@@ -217,11 +263,12 @@ def test_pushed_blocks_follow_a_model_that_moves():
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_any_number_of_blocks(count):
-    layer = PooledLinear(nn.Linear(4, 6), 2, SCALE, Mixture(), False)
+    layer = PooledLinear(nn.Linear(4, 6), Mixture(2, SCALE), False)
     blocks = blocks_for(count, 2, 4, 6)
     for A, B in blocks:
         layer.push(A, B)
-    layer.mixture.weights = weights = torch.rand(2, count)
+    weights = torch.rand(2, count)
+    layer.mixture.set(weights)
     x = torch.randn(2, 5, 4)
     expected = layer.base(x)
     for i, (A, B) in enumerate(blocks):
@@ -235,11 +282,13 @@ def test_dropout_is_of_the_trainable_block_in_training_only(make):
     p, rank = 0.5, 2
     base = nn.Linear(7, 11).requires_grad_(False)
     if make == "pooled":
-        mixture = Mixture()
-        layer = PooledLinear(base, rank, SCALE, mixture, True, dropout=p)
+        mixture = Mixture(rank, SCALE)
+        layer = PooledLinear(base, mixture, True, dropout=p)
     else:
-        mixture = Attending(activation="none", gate="sigmoid", hidden=None, train_all=False)
-        layer = AttentiveLinear(base, rank, SCALE, mixture, True, dropout=p)
+        mixture = Attending(
+            rank, SCALE, activation="none", gate="sigmoid", hidden=None, train_all=False
+        )
+        layer = AttentiveLinear(base, mixture, True, dropout=p)
     old, new = blocks_for(2, rank, 7, 11)
     layer.push(*old)
     layer.restart()

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retain.layers.pooled_linear import Factors, Mixture, PooledLinear
+from retain.layers.pooled_linear import Factors, Mixture, PooledLinear, plus
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -84,13 +84,11 @@ class AttentiveLinear(PooledLinear):
     def __init__(
         self,
         base: nn.Linear,
-        rank: int,
-        scale: float,
         mixture: Mixture,
         old_block_gradient: bool,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__(base, rank, scale, mixture, old_block_gradient, dropout)
+        super().__init__(base, mixture, old_block_gradient, dropout)
         self.zero = nn.Parameter(self._empty(1))
         self.reads_prompt = True
 
@@ -117,7 +115,7 @@ class AttentiveLinear(PooledLinear):
         }
         for name, tensor in fresh.items():
             old = self.selector(name)
-            new = tensor.to(self._old_A)
+            new = tensor.to(self._old_A.device)
             if self.mixture.train_all:
                 new, old = torch.cat([old, new]), old[:0]
             self.register_buffer(f"old_{name}", old, persistent=False)
@@ -168,28 +166,29 @@ class AttentiveLinear(PooledLinear):
         if self.mixture.weights is not None or not self.mixture.on:
             return super().adapted(x)
         y: Tensor = self.base(x)
-        # Frozen and trainable factors stay separate, so that backward skips the frozen ones.
-        pairs = [(self.old_A, self.old_B), (self.A, self.B)]
-        factors = [(A, B) for A, B in pairs if A is not None and B is not None and len(A)]
         x = x.to(self.old_A.dtype)
-        # Dropout is applied to the input of the trainable block only.
-        inputs = [self._dropped(x) if A is self.A else x for A, _ in factors]
-        z = torch.cat([F.linear(u, A) for u, (A, _) in zip(inputs, factors, strict=True)], 2)
+        # Frozen and trainable factors stay separate, so that backward skips the frozen ones.
+        parts = [(x, self.old_A, self.old_B)] if len(self.old_A) else []
+        if self.A is not None and self.B is not None:
+            # Dropout is applied to the input of the trainable block only.
+            parts.append((self._dropped(x), self.A.to(x.dtype), self.B.to(x.dtype)))
+        z = torch.cat([F.linear(u, A) for u, A, _ in parts], 2)
         z = z.unflatten(2, (-1, self.rank))  # (B, S, T, r)
-        gates = self._gates(self._scores(z, [B for _, B in factors]))  # (B, S or 1, T + 1)
+        gates = self._gates(self._scores(z, [B for _, _, B in parts]))  # (B, S or 1, T + 1)
         if self.mixture.collects:
             self.mixture.gates.setdefault(self, gates)
-        mixed = (z * (gates[:, :, 1:, None] * self.scale).to(z.dtype)).flatten(2)  # (B, S, T · r)
-        parts = mixed.split([len(A) for A, _ in factors], 2)
-        for part, (_, B) in zip(parts, factors, strict=True):
-            y = y + F.linear(part, B).to(y.dtype)
+        scales = gates[:, :, 1:, None] * self.mixture.scale
+        mixed = (z * scales.to(z.dtype)).flatten(2)  # (B, S, T · r)
+        by_part = mixed.split([len(A) for _, A, _ in parts], 2)
+        for part, (_, _, B) in zip(by_part, parts, strict=True):
+            y = plus(y, part, B)
         return y
 
     def _scores(self, z: Tensor, factors: list[Tensor]) -> Tensor:
         """Computes scores (B, S, T + 1), zero block first, from z (B, S, T, r) and all B."""
         M_in_rank_space, b, v = self._selectors(factors)
         activation = ACTIVATIONS[self.mixture.activation]
-        product = torch.einsum("bstr,tmr->bstm", z, M_in_rank_space.to(z.dtype))
+        product = torch.einsum("bstr,tmr->bstm", z.to(b.dtype), M_in_rank_space)
         scores = (activation(product + b) * v).sum(3)  # (B, S, T)
         zero = self.zero.expand(*scores.shape[:2], 1)
         return torch.cat([zero.to(scores), scores], 2).float()
@@ -206,10 +205,10 @@ class AttentiveLinear(PooledLinear):
             by_block = [B.unflatten(1, (-1, self.rank)) for B in factors]  # (d_out, ·, r)
             parts = M.split([B.shape[1] for B in by_block])  # (·, m, d_out)
             products = [
-                torch.einsum("tmd,dtr->tmr", part, B)
+                torch.einsum("tmd,dtr->tmr", part, B.to(part.dtype))
                 for part, B in zip(parts, by_block, strict=True)
             ]
-            selectors = self.scale * torch.cat(products), b, v
+            selectors = self.mixture.scale * torch.cat(products), b, v
             if not graph:
                 self.mixture.cache[self] = selectors
         return selectors

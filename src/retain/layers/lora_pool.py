@@ -35,7 +35,8 @@ class LoraPool:
         alpha: blocks are scaled by alpha / r.
         old_block_gradient: whether frozen blocks pass a gradient to their input x. SAPT's equations
             do, its published code does not. Their weights a_i get a gradient in both cases.
-        mixture: holds the weights that the layers read; None creates one.
+        make_mixture: creates what holds the weights that the layers read, with the arguments of
+            `Mixture`.
         make_layer: creates the layers, with the arguments of `PooledLinear`.
         dropout: applied to the trainable block's input in training, as peft's lora_dropout.
 
@@ -51,13 +52,15 @@ class LoraPool:
         rank: int,
         alpha: float,
         old_block_gradient: bool = False,
-        mixture: Mixture | None = None,
+        make_mixture: Callable[..., Mixture] = Mixture,
         make_layer: Callable[..., PooledLinear] = PooledLinear,
         dropout: float = 0.0,
     ) -> None:
         linears, self.endings = target_linears(model, target_modules)
         self.rank, self.alpha, self.dropout = rank, alpha, dropout
-        self.mixture = mixture or Mixture()
+        # Products in float16 would overflow, and their gradients round to zero.
+        dtype = torch.bfloat16 if model.dtype == torch.bfloat16 else torch.float32
+        self.mixture = make_mixture(rank=rank, scale=alpha / rank, dtype=dtype)
         self._model = model
         self.blocks: list[str] = []
         self.sharing: list[int] = []
@@ -65,9 +68,7 @@ class LoraPool:
         self.layers: dict[str, PooledLinear] = {}
         self._encoder_decoder = model.config.is_encoder_decoder
         for name, linear in linears.items():
-            layer = make_layer(
-                linear, rank, alpha / rank, self.mixture, old_block_gradient, dropout
-            )
+            layer = make_layer(linear, self.mixture, old_block_gradient, dropout)
             layer.positions_first = positions_first(model, name)
             model.set_submodule(name, layer)
             self.layers[name] = layer
@@ -140,9 +141,12 @@ class LoraPool:
                 layer.push(A, B)
 
     def factors(self) -> dict[str, Tensor]:
-        """Returns the frozen blocks: per layer `<name>.A` (n·r, d_in), `<name>.B` (d_out, n·r)."""
+        """Returns the frozen blocks: per layer `<name>.A` (n·r, d_in), `<name>.B` (d_out, n·r).
+
+        They are float32 tensors of the precision that the blocks are computed in.
+        """
         return {
-            f"{name}.{letter}": factor
+            f"{name}.{letter}": factor.float()
             for name, layer in self.layers.items()
             for letter, factor in (("A", layer.old_A), ("B", layer.old_B))
         }

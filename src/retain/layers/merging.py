@@ -76,8 +76,8 @@ def merged(pool: LoraPool, groups: Sequence[int], shares: Sequence[int]) -> dict
     """
     factors = {}
     for name, layer in pool.layers.items():
-        As = layer.old_A.cpu().split(pool.rank)
-        Bs = layer.old_B.cpu().split(pool.rank, 1)
+        As = layer.old_A.cpu().float().split(pool.rank)
+        Bs = layer.old_B.cpu().float().split(pool.rank, 1)
         pairs = []
         for group in range(max(groups) + 1):
             inside = [i for i, other in enumerate(groups) if other == group]

@@ -79,7 +79,7 @@ class OLora(IncLora):
         for layer in self.pool.layers.values():
             assert layer.A is not None
             with torch.autocast(layer.A.device.type, enabled=False):
-                terms.append(overlap(layer.old_A, layer.A, self.options.weighting))
+                terms.append(overlap(layer.old_A.to(layer.A), layer.A, self.options.weighting))
         stacked = torch.stack(terms)
         return stacked.sum() if self.options.weighting == "published" else stacked.mean()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -110,7 +111,8 @@ class AmLora(Method):
         self.backbone = backbone
         self.options = config
         selector = config.selector
-        self.attending = Attending(
+        make_mixture = partial(
+            Attending,
             activation=selector.activation,
             gate=selector.gate,
             hidden=selector.hidden,
@@ -121,10 +123,12 @@ class AmLora(Method):
             config.target_modules,
             config.rank,
             config.alpha,
-            mixture=self.attending,
+            make_mixture=make_mixture,
             make_layer=AttentiveLinear,
             dropout=config.dropout,
         )
+        assert isinstance(self.pool.mixture, Attending)
+        self.attending = self.pool.mixture
         self.layers: dict[str, AttentiveLinear] = {
             name: layer
             for name, layer in self.pool.layers.items()
