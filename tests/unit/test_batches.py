@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import chain
 from typing import Literal
 
@@ -89,6 +90,33 @@ def test_the_task_comes_in_the_order_of_trainers_own_sampler() -> None:
         order = list(sampler)
         expected += [order[i : i + 4] for i in range(0, 21, 4)]
     assert list(Batches(phase_of(21), 4, 1, 3.0, -1, seed=7)) == expected
+
+
+@given(
+    lengths=st.lists(st.integers(1, 300), min_size=1, max_size=60),
+    memory=st.lists(st.integers(1, 300), max_size=20),
+    size=st.integers(1, 5),
+    accumulation=st.integers(2, 4),
+)
+def test_rows_of_a_step_are_sorted_before_it_is_cut(
+    lengths: list[int], memory: list[int], size: int, accumulation: int
+) -> None:
+    """The step has the rows that it would have unsorted, and no more padding."""
+    rows, old = ([{"input_ids": [1] * n} for n in part] for part in (lengths, memory))
+    equal = phase_of(len(rows), len(old), 2)
+    phase = replace(equal, data=rows, replay=replace(equal.replay, rows=old) if old else None)
+    plain, found = (
+        list(Batches(given, size, accumulation, 2.0, -1, seed=0)) for given in (equal, phase)
+    )
+    of = lengths + memory
+    for begin in range(0, len(plain), accumulation):
+        ours, theirs = (step[begin : begin + accumulation] for step in (found, plain))
+        assert sorted(chain(*ours)) == sorted(chain(*theirs))
+        assert sorted(map(len, ours)) == sorted(map(len, theirs))
+        in_order = [of[row] for row in chain(*ours)]
+        assert in_order == sorted(in_order, reverse=True)
+        padded = [sum(max(of[i] for i in b) * len(b) for b in step) for step in (ours, theirs)]
+        assert padded[0] <= padded[1]
 
 
 def test_more_memory_than_task_is_replayed_at_every_step() -> None:

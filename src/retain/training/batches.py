@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from itertools import count, islice
+from collections.abc import Iterator, Sequence
+from itertools import chain, count, islice
 
 import torch
 from torch.utils.data import Sampler
@@ -20,8 +20,9 @@ REPLAY_SEED = 500
 class Batches(Sampler[list[int]]):
     """Yields the example numbers of every micro-batch of a phase.
 
-    Replayed examples are numbered after the task's. The task's examples come in the same order
-    with replay as without.
+    Replayed examples are numbered after the task's. The task's examples come in the same steps
+    with replay as without. Those of a step are sorted by length before its micro-batches are cut,
+    so that little is padded, and processes that compute at the same time have as much to do.
 
     Args:
         phase: provides the data, replayed examples, `max_steps` and `tasks`.
@@ -41,6 +42,7 @@ class Batches(Sampler[list[int]]):
         self, phase: Phase, size: int, accumulation: int, epochs: float, max_steps: int, seed: int
     ) -> None:
         self._examples, self._size, self._accumulation = len(phase.data), size, accumulation
+        self._rows = (phase.data, phase.replay.rows if phase.replay else ())
         self._seed = seed
         batches_per_epoch = -(-len(phase.data) // size)
         fixed = phase.max_steps or max_steps * phase.tasks
@@ -62,13 +64,31 @@ class Batches(Sampler[list[int]]):
         return self.steps * self._accumulation
 
     def __iter__(self) -> Iterator[list[int]]:
+        lengths = [len(row["input_ids"]) for rows in self._rows for row in rows]
         task = _endless(self._examples, self._size, self._seed)
         replayed = _endless(self._replayed, self._replay_size, self._seed + REPLAY_SEED)
         for step in range(1, self._task_steps + 1):
-            yield from islice(task, self._accumulation)
+            yield from by_length(list(islice(task, self._accumulation)), lengths)
             if self.every and step % self.every == 0:
-                for batch in islice(replayed, self._accumulation):
-                    yield [self._examples + number for number in batch]
+                old = islice(replayed, self._accumulation)
+                batches = [[self._examples + number for number in batch] for batch in old]
+                yield from by_length(batches, lengths)
+
+
+def by_length(batches: list[list[int]], lengths: Sequence[int]) -> list[list[int]]:
+    """Sorts the rows of a step's micro-batches by length, longest first; one alone stays as it is.
+
+    Args:
+        batches: row numbers of each micro-batch.
+        lengths: of every row.
+
+    Returns:
+        As many micro-batches of the same rows, and of the same sizes.
+    """
+    if len(batches) == 1:
+        return batches
+    rows = iter(sorted(chain.from_iterable(batches), key=lambda row: -lengths[row]))
+    return [list(islice(rows, size)) for size in sorted(map(len, batches))]
 
 
 def _endless(examples: int, size: int, seed: int) -> Iterator[list[int]]:
