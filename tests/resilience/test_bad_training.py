@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaForCausalLM
 
 from retain.backbone import BackboneConfig, Batch, load_backbone
@@ -72,6 +73,62 @@ def test_it_stops_before_the_step(
     whole = fresh.learn(FIRST)
     resumed = Learner.load(tmp_path / "run", backbone=make_backbone("llama"))
     assert resumed.learn(FIRST) == whole
+
+
+def test_the_micro_batch_that_is_bad_is_named(tmp_path: Path) -> None:
+    """All losses of a step are read after its last micro-batch."""
+    settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3}
+    learner = make_learner("seqlora", make_backbone("llama"), tmp_path / "run", **settings)
+    loss, batches = learner.method.loss, []
+
+    def spoiled(batch: Batch) -> dict[str, Tensor]:
+        batches.append(learner.backbone.prompts(batch))
+        parts = loss(batch)
+        return not_a_number(parts, learner) if len(batches) == 5 else parts
+
+    learner.method.loss = spoiled
+    with pytest.raises(RetainError) as caught:
+        learner.learn(FIRST)
+    first, second = batches[4]
+    said = f"phase 'learn', step 2: the loss 'task' is nan, on {first!r}, {second!r}; the last"
+    assert said in str(caught.value)
+    for parameter in learner.backbone.model.parameters():
+        assert torch.isfinite(parameter).all()
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often a number is read from the device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_waits_for_the_device_as_often_with_more_micro_batches(tmp_path: Path) -> None:
+    counts = []
+    for number, micro in enumerate((1, 3)):
+        settings = {"per_device_train_batch_size": 6 // micro, "max_steps": 4}
+        learner = make_learner(
+            "seqlora",
+            make_backbone("llama"),
+            tmp_path / str(number),
+            **settings,
+            gradient_accumulation_steps=micro,
+        )
+        loss, inside = learner.method.loss, Reads()
+
+        def counted(batch: Batch, loss: Any = loss, inside: Reads = inside) -> dict[str, Tensor]:
+            with inside:  # what the model itself reads
+                part = loss(batch)["task"]
+            return {"task": part, "half": part / 2}
+
+        learner.method.loss = counted
+        with Reads() as reads:
+            learner.learn(FIRST)
+        counts.append(reads.count - inside.count)
+    assert counts[0] == counts[1]
 
 
 GO_ON = "training at 6 rows a batch: out of memory; continue, with --set training.gradient_check"

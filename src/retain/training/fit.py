@@ -108,6 +108,7 @@ def fit(
         run_name=tracked.run_name,
         project=PROJECT,
         disable_tqdm=True,
+        logging_nan_inf_filter=False,  # reads each loss; PhaseTrainer refuses them once a step
         remove_unused_columns=False,
         log_level="error",
         use_cpu=backbone.device.type == "cpu",

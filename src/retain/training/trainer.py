@@ -94,11 +94,12 @@ class PhaseTrainer(Trainer):
         self.accelerator.ddp_handler.gradient_as_bucket_view = True
         self._backbone = backbone
         self._inputs: list[Batch] = []  # the step's micro-batches so far, for errors
+        self._parts: list[dict[str, Tensor]] = []  # their weighted loss parts, not read yet
         self._data = data
         # Trainer then divides the loss by the number of micro-batches.
         self.model_accepts_loss_kwargs = False
-        self._micro_batches = 1  # of the coming step, over all processes
-        self._sizes: dict[Unit, int] = {}  # of the coming step, summed over its micro-batches
+        self._sizes: list[dict[Unit, int]] = []  # of the coming step's micro-batches here
+        self._all_sizes: list[dict[Unit, int]] = []  # and of those in all processes
         self._losses: dict[str, list[float]] = {}  # each part's values since the last log
 
     def get_train_dataloader(self) -> Any:
@@ -141,33 +142,33 @@ class PhaseTrainer(Trainer):
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Also measures the micro-batches of the coming step."""
         batches, items = super().get_batch_samples(*args, **kwargs)
-        local = [{unit: _size(batch, unit) for unit in UNITS} for batch in batches]
-        sizes = processes.gather(local)
-        self._inputs = []
-        self._micro_batches = len(sizes)
-        self._sizes = {unit: sum(size[unit] for size in sizes) for unit in UNITS}
+        answers = [(batch["labels"] != IGNORED).sum() for batch in batches]
+        counts = torch.stack(answers).tolist() if batches else []  # one read from the device
+        self._sizes = [
+            {"answers": count, "rows": len(batch["labels"]), "step": 1}
+            for count, batch in zip(counts, batches, strict=True)
+        ]
+        self._all_sizes = processes.gather(self._sizes)
+        self._inputs, self._parts = [], []
         return batches, items
 
-    def _weights(self, batch: Batch) -> dict[Unit, float]:
+    def _weights(self, sizes: dict[Unit, int]) -> dict[Unit, float]:
         """Returns a micro-batch's weight in its step for each unit; the weights' mean is 1."""
-        count = self._micro_batches
+        count = len(self._all_sizes)
         if count == 1:
             return dict.fromkeys(UNITS, 1.0)
-        return {unit: count * _size(batch, unit) / self._sizes[unit] for unit in UNITS}
+        totals = {unit: sum(other[unit] for other in self._all_sizes) for unit in UNITS}
+        return {unit: count * sizes[unit] / totals[unit] for unit in UNITS}
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """Sums the weighted loss parts of a micro-batch, and refuses one that is not finite."""
+        """Sums the weighted loss parts of a micro-batch, and keeps them for `_get_grad_norm`."""
+        weights = self._weights(self._sizes[len(self._inputs)])
         self._inputs.append(inputs)
-        weights = self._weights(inputs)
         parts = {
             name: weights[self.phase.units.get(name, "answers")] * part
             for name, part in model(**inputs).items()
         }
-        for name, value in parts.items():
-            number = value.item()
-            if not math.isfinite(number):
-                self._stop(f"the loss '{name}' is {number}", self.state.global_step + 1)
-            self._losses.setdefault(name, []).append(number)
+        self._parts.append({name: part.detach() for name, part in parts.items()})
         return torch.stack(list(parts.values())).sum()
 
     def check_result(self) -> None:
@@ -175,7 +176,8 @@ class PhaseTrainer(Trainer):
         tensors = trained_tensors(self.model).values()
         finite = torch.stack([torch.isfinite(tensor).all() for tensor in tensors])
         if not finite.all():  # one read from the GPU for all of them
-            self._stop("trained parameters are no longer finite", self.state.global_step)
+            step = self.state.global_step
+            self._stop("trained parameters are no longer finite", step, self._inputs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self.check_result()
@@ -183,14 +185,26 @@ class PhaseTrainer(Trainer):
             super()._save_checkpoint(*args, **kwargs)
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> float:
-        norm: float = super()._get_grad_norm(*args, **kwargs)
-        if not math.isfinite(norm):
-            self._stop(f"the gradient's norm is {norm}", self.state.global_step + 1)
-        return norm
+        """Returns the gradient's norm; stops before the step if it or a loss is not finite.
 
-    def _stop(self, what: str, step: int) -> NoReturn:
+        All of a step's loss parts are read from the device here at once, with the norm.
+        """
+        norm = torch.as_tensor(super()._get_grad_norm(*args, **kwargs))
+        names = [(i, name) for i, parts in enumerate(self._parts) for name in parts]
+        values = [self._parts[i][name].float() for i, name in names]
+        *losses, read_norm = torch.stack([*values, norm.to(values[0])]).tolist()
+        step = self.state.global_step + 1
+        for (i, name), loss in zip(names, losses, strict=True):
+            if not math.isfinite(loss):
+                self._stop(f"the loss '{name}' is {loss}", step, self._inputs[i : i + 1])
+            self._losses.setdefault(name, []).append(loss)
+        if not math.isfinite(read_norm):
+            self._stop(f"the gradient's norm is {read_norm}", step, self._inputs)
+        return float(read_norm)
+
+    def _stop(self, what: str, step: int, batches: list[Batch]) -> NoReturn:
         """Raises the error that names a step and its examples, before anything of it is kept."""
-        texts = [text for batch in self._inputs for text in self._backbone.prompts(batch)]
+        texts = [text for batch in batches for text in self._backbone.prompts(batch)]
         shown = ", ".join(repr(text[:40]) for text in texts[:NAMED])
         more = f" and {len(texts) - NAMED} more" if len(texts) > NAMED else ""
         last = last_checkpoint(Path(str(self.args.output_dir)))
@@ -209,12 +223,6 @@ class PhaseTrainer(Trainer):
             logs = {**logs, **{f"loss_{name}": mean for name, mean in means.items()}}
             self._losses = {}
         super().log(logs, *args, **kwargs)
-
-
-def _size(batch: Batch, unit: Unit) -> int:
-    if unit == "answers":
-        return int((batch["labels"] != IGNORED).sum())
-    return len(batch["labels"]) if unit == "rows" else 1
 
 
 class Report(TrainerCallback):
