@@ -101,7 +101,7 @@ def test_the_task_comes_in_the_order_of_trainers_own_sampler() -> None:
 def test_rows_of_a_step_are_sorted_before_it_is_cut(
     lengths: list[int], memory: list[int], size: int, accumulation: int
 ) -> None:
-    """The step has the rows that it would have unsorted, and no more padding."""
+    """The step has the rows that it would have unsorted, and with even batches no more padding."""
     rows, old = ([{"input_ids": [1] * n} for n in part] for part in (lengths, memory))
     equal = phase_of(len(rows), len(old), 2)
     phase = replace(equal, data=rows, replay=replace(equal.replay, rows=old) if old else None)
@@ -116,7 +116,8 @@ def test_rows_of_a_step_are_sorted_before_it_is_cut(
         in_order = [of[row] for row in chain(*ours)]
         assert in_order == sorted(in_order, reverse=True)
         padded = [sum(max(of[i] for i in b) * len(b) for b in step) for step in (ours, theirs)]
-        assert padded[0] <= padded[1]
+        if len({*map(len, ours)}) == 1:  # else a long row may need to share a batch with fewer
+            assert padded[0] <= padded[1]
 
 
 def test_more_memory_than_task_is_replayed_at_every_step() -> None:
