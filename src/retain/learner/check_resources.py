@@ -16,10 +16,8 @@ from retain.runs.directory import RunDirectory
 from retain.system import processes
 from retain.tasks import Task
 from retain.training.config import TrainingConfig
+from retain.training.optimizer import STATE
 from retain.training.shard import effective
-
-OPTIMIZER_STATE = {"adamw_torch": 2, "adafactor": 0, "sgd": 0}
-"""Numbers that an optimizer keeps per parameter. Adafactor keeps only row and column means."""
 
 
 def check_resources(
@@ -68,7 +66,7 @@ def check_resources(
 def _need(method: Method, task: Task, training: TrainingConfig) -> Footprint:
     """Returns a task's footprint, with gradients and optimizer state added."""
     need = method.footprint(task, training.per_device_train_batch_size)
-    state = OPTIMIZER_STATE[training.optim] * need.trainable  # of all processes together
+    state = int(STATE[training.optim] * need.trainable)  # of all processes together
     share = state if effective(training.shard) == "none" else state // processes.count()
     # A checkpoint has parameters instead of gradients; the previous one exists until it is sealed.
     checkpoints = 2 * (need.trainable + state)

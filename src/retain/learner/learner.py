@@ -61,6 +61,7 @@ from retain.system import processes
 from retain.system.files import remove_folders, write_json
 from retain.system.progress import Progress
 from retain.tasks import Task
+from retain.training import optimizer
 from retain.training.config import TrainingConfig
 from retain.training.fit import check_class
 from retain.training.shard import effective
@@ -197,6 +198,7 @@ class Learner(LearnedModel):
             )
         run.refuse_foreign()
         check_folder(run.path)
+        optimizer.require_installed(experiment.training.optim)
         self._set_up(experiment, run, progress, backbone, callbacks)
         name = stored_name(experiment.backbone.name, run.path)
         source = self.experiment.backbone.model_copy(update={"name": name})
@@ -343,6 +345,7 @@ class Learner(LearnedModel):
         settings = [self._training(task) for task in tasks]
         for config in (self.experiment.training, *settings):
             require_installed(config.report_to)
+            optimizer.require_installed(config.optim)
             check_class(self.backbone, config)
         notice = check_resources(self.method, list(zip(tasks, settings, strict=True)), self.run)
         self._notices = {"": [notice] if notice else []}

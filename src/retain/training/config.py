@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -15,6 +16,7 @@ from pydantic import (
 )
 
 from retain.training.extra import check_scheduler, checked_extra
+from retain.training.optimizer import Optimizer
 from retain.training.phase import MOST, Amount, Count
 from retain.training.shard import Shard
 from retain.training.trackers import Tracker
@@ -44,10 +46,11 @@ class TrainingConfig(BaseModel):
         "constant", "constant_with_warmup", "linear", "cosine", "polynomial"
     ] = "linear"
     warmup_steps: NonNegativeInt = 0
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of a phase's steps
     weight_decay: Annotated[float, Field(ge=0, le=MOST)] = 0.0
     max_grad_norm: NonNegativeFloat = 1.0
-    optim: Literal["adamw_torch", "adafactor", "sgd"] = "adamw_torch"
-    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9  # of adamw_torch, as the next two
+    optim: Optimizer = "adamw_torch"
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9  # of the three AdamW, as the next two
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     adam_epsilon: Annotated[float, Field(gt=0, le=1)] = 1e-8
     bf16: bool = False
@@ -79,6 +82,15 @@ class TrainingConfig(BaseModel):
         return value
 
     @model_validator(mode="after")
+    def _one_warmup(self) -> Self:
+        if self.warmup_steps and self.warmup_ratio:
+            raise ValueError(
+                f"warmup_steps ({self.warmup_steps}) and warmup_ratio ({self.warmup_ratio:g}) both "
+                "say how long the warmup is; remove one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _falls(self) -> Self:
         if self.lr_scheduler_type == "polynomial" and self.learning_rate <= POLYNOMIAL_END:
             raise ValueError(
@@ -92,8 +104,14 @@ class TrainingConfig(BaseModel):
 
     def refuse_all_warmup(self, steps: int) -> None:
         """Raises a ValueError where the polynomial schedule of so many steps divides by zero."""
-        if self.lr_scheduler_type == "polynomial" and self.warmup_steps == steps:
+        if self.lr_scheduler_type == "polynomial" and self.warmup(steps) == steps:
+            name = "warmup_ratio" if self.warmup_ratio else "warmup_steps"
             raise ValueError(
-                f"warmup_steps ({steps}) is the number of all steps, which leaves none to "
-                "lr_scheduler_type: polynomial; lower it"
+                f"{name} ({getattr(self, name):g}) is the number of all steps, which leaves none "
+                "to lr_scheduler_type: polynomial; lower it"
             )
+
+    def warmup(self, steps: int) -> int:
+        """Returns the number of warmup steps of a phase with so many steps."""
+        # As in Trainer. A float's own rounding must not add a step: 0.07 · 100 is above 7.
+        return self.warmup_steps or math.ceil(round(self.warmup_ratio * steps, 6))

@@ -98,11 +98,20 @@ def fit(
     if config.gradient_checkpointing:
         backbone.model.activation_checkpointing_enable({"use_reentrant": False})
     options = config.model_dump(
-        exclude={"max_steps", "gradient_checkpointing", "torch_compile", "shard", "extra"}
+        exclude={
+            "max_steps",
+            "warmup_steps",
+            "warmup_ratio",
+            "gradient_checkpointing",
+            "torch_compile",
+            "shard",
+            "extra",
+        }
     )
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=layout.steps,
+        warmup_steps=config.warmup(layout.steps),
         seed=seed,
         save_strategy="steps",
         run_name=tracked.run_name,
@@ -201,6 +210,7 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             # accelerate always passes it, and torch has renamed it in 2.13
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
+            warnings.filterwarnings("ignore", "Paged optimizers are not supported on CPU")
             # torch.compile reads it itself
             warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
             yield
