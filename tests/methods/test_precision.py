@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from retain.backbone import Backbone, BackboneConfig
+from retain.backbone.precision import refuse_lacking
 from retain.errors import RetainError
 from retain.experiment.config import ExperimentConfig, resolved
+from retain.experiment.resume import refuse_changes, settled
 from retain.experiment.validation import check
 from retain.layers.lora_pool import LoraPool
 from retain.learner import Learner
@@ -64,32 +66,103 @@ def test_learns_in_bfloat16(method: str, how: str, kind: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("method", "device", "gpu", "dtype"),
+    ("method", "device", "gpu", "dtype", "bf16"),
     [
-        ("sapt", None, True, "bfloat16"),
-        ("sapt", "cpu", True, "float32"),
-        ("sapt", None, False, "float32"),
-        ("seqft", None, True, "float32"),
-        ({"name": "derpp", "tune": "lora"}, "cuda", True, "bfloat16"),
+        ("sapt", None, True, "bfloat16", False),
+        ("sapt", "cpu", True, "float32", False),
+        ("sapt", None, False, "float32", False),
+        ("seqft", None, True, "float32", True),
+        ("seqft", "cpu", True, "float32", False),
+        ({"name": "derpp", "tune": "lora"}, "cuda", True, "bfloat16", False),
     ],
 )
 def test_auto_is_resolved_by_device_and_method(
-    method: Any, device: str | None, gpu: bool, dtype: str, monkeypatch: pytest.MonkeyPatch
+    method: Any,
+    device: str | None,
+    gpu: bool,
+    dtype: str,
+    bf16: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: gpu)
-    source = {"name": "x", "dtype": "auto", "device": device}
+    source = {"name": "x", "device": device}
     experiment = check(ExperimentConfig, {"backbone": source, "method": method}, "test")
-    assert resolved(experiment).backbone.dtype == dtype
+    here = resolved(experiment)
+    assert (here.backbone.dtype, here.training.bf16) == (dtype, bf16)
+    set_by_user = {"training": {"bf16": not bf16}, "backbone": {**source, "dtype": "float16"}}
+    given = check(ExperimentConfig, {"method": method, **set_by_user}, "test")
+    assert (resolved(given).backbone.dtype, resolved(given).training.bf16) == ("float16", not bf16)
 
 
-def test_what_auto_stands_for_is_stored_and_told(tmp_path: Path) -> None:
+def test_what_auto_stands_for_is_told_and_stays_the_run_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the run goes on on a machine for which `auto` would be something else."""
     folder, record = save_backbone("llama", tmp_path / "model"), Record()
-    source = BackboneConfig(name=str(folder), dtype="auto", device="cpu")
+    source = BackboneConfig(name=str(folder), device="cpu")
     learner = Learner(source, "seqlora", tmp_path / "run", training=TRAINING, progress=record)
     learner.learn(FIRST)
-    assert "backbone.dtype: auto is float32 here" in record.said
-    assert Learner.load(tmp_path / "run").experiment.backbone.dtype == "float32"
+    (told,) = [line for line in record.said if line.startswith("weights in")]
+    assert told.startswith("weights in float32, on cpu")
+    stored = Learner.load(tmp_path / "run").experiment
+    assert (stored.backbone.dtype, stored.training.bf16) == ("float32", False)
+    monkeypatch.setattr("retain.backbone.precision._gpu_has_bfloat16", lambda _: True)
+    given = stored.model_copy(
+        update={
+            "backbone": stored.backbone.model_copy(update={"dtype": "auto"}),
+            "training": stored.training.model_copy(update={"bf16": "auto"}),
+        }
+    )
+    refuse_changes(stored, given, tmp_path / "run", 0)
+    assert settled(given, stored) == stored
+    given.backbone.dtype = "bfloat16"
+    with pytest.raises(RetainError, match="dtype: float32 is now bfloat16"):
+        refuse_changes(stored, given, tmp_path / "run", 0)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_answers_are_computed_as_training_is(
+    autocast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[bool] = set()
+    generate = Backbone.generate
+
+    def look(*args: Any, **options: Any) -> list[str]:
+        seen.add(torch.is_autocast_enabled("cpu"))
+        return generate(*args, **options)
+
+    monkeypatch.setattr(Backbone, "generate", look)
+    learner = make_learner("seqft", make_backbone("llama"), tmp_path / "run", bf16=autocast)
+    learner.learn(replace(FIRST, training={"bf16": "auto"}))
+    Learner.load(tmp_path / "run", backbone=make_backbone("llama")).generate(prompts_of(FIRST))
+    assert seen == {autocast}
+
+
+def test_a_format_that_the_device_lacks_is_refused_before_the_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacks(*_: Any, **__: Any) -> None:
+        raise RuntimeError("'layer_norm' not implemented for 'Half'")
+
+    monkeypatch.setattr(torch.nn.functional, "layer_norm", lacks)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", None)
+    folder = save_backbone("llama", tmp_path / "model")
+    source = BackboneConfig(name=str(folder), dtype="float16", device="cpu")
+    with pytest.raises(RetainError, match=r"backbone.dtype: cpu does not compute in float16 \('la"):
+        Learner(source, "seqlora", tmp_path / "run")
+    source.dtype = "float32"
+    with pytest.raises(RetainError, match=r"training.bf16: cpu does not compute in bfloat16"):
+        Learner(source, "seqlora", tmp_path / "run", training={"bf16": True})
+
+
+def test_a_format_that_a_gpu_emulates_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "ones", lambda *size, device: torch.zeros(size))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    with pytest.raises(RetainError, match=r"cuda does not compute in bfloat16 \(it would"):
+        refuse_lacking("bfloat16", None, "backbone.dtype")
+    refuse_lacking("float16", None, "backbone.dtype")
 
 
 @pytest.mark.parametrize("method", WHOLE)

@@ -51,7 +51,8 @@ PROMPT_KEYS = ("input_ids", "attention_mask")
 class BackboneConfig(BaseModel):
     """Which pretrained model to load, and how. Remote code runs only if it is enabled here.
 
-    `dtype: auto` is bfloat16 for a frozen backbone on a GPU that computes in it, float32 elsewhere.
+    `dtype: auto` is bfloat16 for a frozen backbone on a GPU that computes in it, float32 elsewhere;
+    a run keeps which.
     `quantization` stores the linear layers in 4 or 8 bits; what is computed, and all else, is in
     `dtype`. `device: null` is the first GPU, or the CPU if there is none. `attention` is
     transformers' `attn_implementation`, such as flash_attention_2; null leaves the choice to
@@ -62,7 +63,7 @@ class BackboneConfig(BaseModel):
 
     name: str  # empty for a loaded model that has none
     revision: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantization: Literal["nf4", "int8"] | None = None
     attention: str | None = None
     device: str | None = None
@@ -84,6 +85,7 @@ class Backbone:
         generation_settings: the model's own generation_config.json, which exports carry on.
         sees_padding: whether what a row gives depends on the padding before it, as in RWKV.
         virtual_tokens: number of soft-prompt tokens, with ids −1, −2, …, before each prompt.
+        autocasts: whether `precision` computes in bfloat16, as the run's training does.
 
     Raises:
         RetainError: if a chat template is wanted and the tokenizer has none, or the tokenizer does
@@ -103,13 +105,17 @@ class Backbone:
             if hasattr(part, "layerdrop"):
                 part.layerdrop = 0.0
         self.tokenizer = tokenizer
-        self.source = BackboneConfig(name=source) if isinstance(source, str) else source
+        if isinstance(source, str):
+            dtype = str(model.dtype).removeprefix("torch.")
+            source = BackboneConfig.model_validate({"name": source, "dtype": dtype})
+        self.source = source
         self.name = name = self.source.name
         self.prompt = prompt or PromptConfig()
         self.is_encoder_decoder: bool = model.config.is_encoder_decoder
         self.window, self.answer_window = window_of(model)
         self.sees_padding = False  # until it is tried
         self.virtual_tokens = 0
+        self.autocasts = False
         if self.prompt.chat_template is True and not tokenizer.chat_template:
             raise RetainError(
                 f"backbone '{name}': its tokenizer has no chat template; "
@@ -167,6 +173,10 @@ class Backbone:
     def device(self) -> torch.device:
         """The device of the model."""
         return self.embedding.weight.device
+
+    def precision(self) -> torch.autocast:
+        """Returns a context in which answers are computed as the run's training computes."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocasts)
 
     @property
     def end_ids(self) -> list[int]:

@@ -23,7 +23,13 @@ from retain.backbone import quantization
 from retain.backbone.backbone import Backbone, BackboneConfig
 from retain.backbone.out_of_memory import memory_advice
 from retain.backbone.place import path_of
-from retain.backbone.precision import SMALLER, chosen_dtype, refuse_full_fine_tuning
+from retain.backbone.precision import (
+    SMALLER,
+    chosen_dtype,
+    device_of,
+    refuse_full_fine_tuning,
+    refuse_lacking,
+)
 from retain.backbone.probe import try_out
 from retain.backbone.text import PromptConfig
 from retain.errors import RetainError, first_line
@@ -76,7 +82,8 @@ def load_backbone(
         )
     else:
         source, options["revision"] = config.name, config.revision
-    device = _connected(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _connected(device_of(config.device))
+    refuse_lacking(config.dtype, device, "backbone.dtype")
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -240,7 +247,9 @@ def _connected(device: str) -> str:
 
 
 def _place(model: PreTrainedModel, device: str) -> None:
-    """Moves a model to a device."""
+    """Moves a model to a device. On a GPU, what stays in float32 is multiplied as TF32."""
+    if device.startswith("cuda"):
+        torch.set_float32_matmul_precision("high")
     try:
         with memory_advice(f"backbone.device '{device}'", f"take {SMALLER}"):
             model.to(device)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Literal
 
-from retain.errors import RetainError
+import torch
+import torch.nn.functional as F
+
+from retain.errors import RetainError, first_line
 
 HALF = ("bfloat16", "float16")
 SMALLER = (
@@ -12,6 +15,11 @@ SMALLER = (
     "backbone.quantization=nf4)"
 )
 """What takes less memory, for an error's advice."""
+
+
+def device_of(device: str | None) -> str:
+    """Returns `backbone.device`, and for None the GPU if there is one, else the CPU."""
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def chosen_dtype(dtype: str, device: str | None, trains_all: bool) -> str:
@@ -24,9 +32,74 @@ def chosen_dtype(dtype: str, device: str | None, trains_all: bool) -> str:
     """
     if dtype != "auto":
         return dtype
-    gpu = torch.cuda.is_available() and (device or "cuda").startswith("cuda")
-    fast = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bfloat16" if fast and not trains_all else "float32"
+    return "bfloat16" if _gpu_has_bfloat16(device) and not trains_all else "float32"
+
+
+def chosen_autocast(
+    bf16: bool | Literal["auto"], dtype: str, device: str | None, trains_all: bool
+) -> bool:
+    """Returns `training.bf16`, and what `auto` stands for on this machine.
+
+    Args:
+        bf16: the setting.
+        dtype: of the backbone's weights, not `auto`.
+        device: `backbone.device`; None is a GPU if there is one.
+        trains_all: whether the backbone's own weights are trained.
+    """
+    if bf16 != "auto":
+        return bf16
+    return trains_all and dtype == "float32" and _gpu_has_bfloat16(device)
+
+
+def _gpu_has_bfloat16(device: str | None) -> bool:
+    """Whether the device is a GPU that computes in bfloat16, rather than emulating it."""
+    gpu = torch.cuda.is_available() and device_of(device).startswith("cuda")
+    return gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def told(dtype: str, autocasts: bool, device: str | None, trains_all: bool) -> str:
+    """Returns one line on the formats that a new run computes in."""
+    line = f"weights in {dtype}, on {device_of(device)}"
+    if autocasts:
+        return f"{line}, computed in bfloat16"
+    # torch names what a CPU has behind an underscore only, before 2.9.
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if dtype == "float32" and device_of(device) == "cpu" and fast:
+        faster = "training.bf16=true" if trains_all else "backbone.dtype=bfloat16"
+        line += f"; this CPU computes bfloat16 faster: --set {faster}"
+    return line
+
+
+def refuse_lacking(dtype: str, device: str | None, setting: str) -> None:
+    """Refuses a format that a device does not compute in; a layer of a few numbers is tried.
+
+    Args:
+        dtype: the format.
+        device: `backbone.device`; None is a GPU if there is one.
+        setting: what chose the format, for the error.
+
+    Raises:
+        RetainError: if the device lacks it.
+    """
+    where = device_of(device)
+    try:
+        x = torch.ones(2, 4, 8, device=where)
+    except (RuntimeError, AssertionError):
+        return  # what is wrong with a device is told when a model is moved there
+    reason = ""
+    if dtype == "bfloat16" and where.startswith("cuda") and not _gpu_has_bfloat16(device):
+        reason = "it would emulate it"
+    try:
+        x = x.to(getattr(torch, dtype)).requires_grad_()
+        x = F.gelu(F.layer_norm(F.scaled_dot_product_attention(x, x, x), (8,)) @ x.mT)
+        x.softmax(-1).square().sum().backward()
+    except RuntimeError as error:  # torch has no kernel
+        reason = first_line(error)
+    if reason:
+        raise RetainError(
+            f"{setting}: {where} does not compute in {dtype} ({reason}); "
+            + ("leave it out" if setting == "training.bf16" else "take another, or auto")
+        )
 
 
 def refuse_full_fine_tuning(dtype: str, quantized: bool) -> None:

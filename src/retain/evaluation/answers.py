@@ -114,13 +114,13 @@ def answer(
         if progress.stopping and processes.count() == 1:
             raise StoppedError("while it answered test examples")
         batch = backbone.collate([features[i] for i in chosen])
-        with torch.no_grad():
-            method.route(batch, task)
         options = {}
         if replies is not None:
             listener = Listener(backbone, [replies[i] for i in chosen], config.max_new_tokens)
             options["stopping_criteria"] = StoppingCriteriaList([listener])
-        with memory_advice(f"evaluation with batch size {len(chosen)}", _advice(len(chosen))):
+        where = f"evaluation with batch size {len(chosen)}"
+        with memory_advice(where, _advice(len(chosen))), torch.no_grad(), backbone.precision():
+            method.route(batch, task)
             answers = backbone.generate(batch, config.max_new_tokens, **options)
         routing = method.routing()  # (B, T)
         # As lists: a pickled row of a tensor carries the storage of the full tensor.

@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from retain.backbone import BackboneConfig, PromptConfig
-from retain.backbone.precision import chosen_dtype
+from retain.backbone.precision import chosen_autocast, chosen_dtype
 from retain.errors import RetainError
 from retain.evaluation.answers import EvaluationConfig
 from retain.experiment.validation import UnknownFieldError, Where, check, named, place_of
@@ -241,19 +241,29 @@ def missing_method(experiment: ExperimentConfig, path: Path) -> str:
     )
 
 
-def resolved(experiment: ExperimentConfig) -> ExperimentConfig:
+def resolved(experiment: ExperimentConfig, device: str | None = None) -> ExperimentConfig:
     """The same with every option of the method spelled out, so that it does not change with the
-    defaults of a later version, and with the dtype that `auto` stands for here."""
+    defaults of a later version, and with what `auto` of dtype and bf16 stands for here."""
     name, options = check_method(experiment.method, "method")
     source, kind = experiment.backbone, find(name)
+    device = device or source.device  # that of a model that is loaded already
     assert kind is not None  # check_method has found it
-    dtype = chosen_dtype(source.dtype, source.device, kind.trains_backbone(options))
+    trains_all = kind.trains_backbone(options)
+    dtype = chosen_dtype(source.dtype, device, trains_all)
     backbone = source.model_copy(update={"dtype": dtype})
+    training = experiment.training
+    bf16 = chosen_autocast(training.bf16, dtype, device, trains_all)
+    training = training.model_copy(update={"bf16": bf16})
     method = {"name": name, **options.model_dump(mode="json")}
     plugin = source_of(name)
     plugins = [plugin] if plugin is not None and not is_installed(name) else []
     return experiment.model_copy(
-        update={"backbone": backbone, "method": method, "plugins": plugins}
+        update={
+            "backbone": backbone,
+            "method": method,
+            "training": training,
+            "plugins": plugins,
+        }
     )
 
 

@@ -20,7 +20,7 @@ def refuse_changes(
 
     The tasks after the first `learned` may be others; so may what is `FREE`.
     """
-    before, now = _settings(stored), _settings(given)
+    before, now = _settings(stored), _settings(settled(given, stored))
     if is_same(found_from(folder, stored.backbone.name), given.backbone.name):
         now["backbone"]["name"] = before["backbone"]["name"]
     differences = _differences(before, now)
@@ -40,6 +40,16 @@ def refuse_changes(
             f"{folder}: was started with other settings ({'; '.join(differences)}); "
             "use the same ones, or another --output"
         )
+
+
+def settled(given: ExperimentConfig, stored: ExperimentConfig) -> ExperimentConfig:
+    """Returns an experiment in which `auto` is what it was when the run began, on any machine."""
+    backbone, training = given.backbone, given.training
+    if backbone.dtype == "auto":
+        backbone = backbone.model_copy(update={"dtype": stored.backbone.dtype})
+    if training.bf16 == "auto":
+        training = training.model_copy(update={"bf16": stored.training.bf16})
+    return given.model_copy(update={"backbone": backbone, "training": training})
 
 
 def _settings(experiment: ExperimentConfig) -> dict[str, Any]:

@@ -112,9 +112,9 @@ class RoutedLM(TemplateLM):
             ]
             for chosen in self._batches(rows, self._batch_size):
                 batch = self.backbone.collate([rows[i] for i in chosen])
-                with torch.no_grad():
+                with torch.no_grad(), self.backbone.precision():
                     self._route(batch)
-                generated = self.backbone.generate(batch, count, **sampling)
+                    generated = self.backbone.generate(batch, count, **sampling)
                 for i, text in zip(chosen, generated, strict=True):
                     cut = min((text.find(stop) for stop in stops if stop in text), default=None)
                     answers[numbers[i]] = text[:cut]
@@ -150,7 +150,7 @@ class RoutedLM(TemplateLM):
         scores = [(0.0, True)] * len(rows)
         for chosen in self._batches(rows, batch_size):
             batch = self.backbone.collate([rows[i] for i in chosen])
-            with torch.no_grad():
+            with torch.no_grad(), self.backbone.precision():
                 self._route(batch)
                 logits, targets = self.backbone.answer_logits(batch)  # (B, K, V), (B, K)
             # A token that is forced before every answer is read, and is not asked for.

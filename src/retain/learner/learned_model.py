@@ -142,7 +142,7 @@ class LearnedModel:
         if not examples:
             raise RetainError("Learner.route: no prompts; give it at least one")
         batch = self.backbone.collate([self.encode(example, task) for example in examples])
-        with torch.no_grad():
+        with torch.no_grad(), self.backbone.precision():
             self.method.route(batch, task)
             self.backbone.read(batch)  # some methods know their weights only after a forward
             weights = self.method.routing()

@@ -18,6 +18,7 @@ from retain.backbone import (
     load_backbone,
     wrap_loaded,
 )
+from retain.backbone.precision import refuse_lacking, told
 from retain.errors import RetainError
 from retain.evaluation.answers import EvaluationConfig
 from retain.experiment.config import ExperimentConfig, check_method, resolved, stored_experiment
@@ -213,7 +214,8 @@ class Learner(LearnedModel):
         callbacks: Sequence[TrainerCallback] | None,
     ) -> None:
         name, options = check_method(experiment.method, "method")
-        self.experiment = resolved(experiment)
+        device = backbone.device.type if backbone else experiment.backbone.device
+        self.experiment = resolved(experiment, device)
         self.run = run
         self.progress = progress or Progress()
         self._callbacks = check_callbacks(callbacks)
@@ -221,16 +223,17 @@ class Learner(LearnedModel):
         self._checked: list[Task] = []
         self._notices: dict[str, list[str]] = {}  # by task; those about all tasks under ""
         self._interrupted = False
-        source = self.experiment.backbone
-        if source.dtype != experiment.backbone.dtype:
-            self.progress.message(f"backbone.dtype: auto is {source.dtype} here")
-        if run.exists:
-            source = source.model_copy(update={"name": found_from(run.path, source.name)})
+        source, autocasts = self.experiment.backbone, self.experiment.training.autocasts
         method = find(name)
         assert method is not None  # check_method has found it
-        self.backbone = backbone or load_backbone(
-            source, experiment.prompt, method.trains_backbone(options)
-        )
+        trains_all = method.trains_backbone(options)
+        if autocasts:
+            refuse_lacking("bfloat16", device, "training.bf16")
+        self._formats = told(source.dtype, autocasts, device, trains_all)
+        if run.exists:
+            source = source.model_copy(update={"name": found_from(run.path, source.name)})
+        self.backbone = backbone or load_backbone(source, experiment.prompt, trains_all)
+        self.backbone.autocasts = autocasts
         processes.connect(self.backbone.device.type == "cpu")
         self._fingerprints = fingerprints(self.backbone)
         if run.exists:
@@ -347,8 +350,11 @@ class Learner(LearnedModel):
             require_installed(config.report_to)
             optimizer.require_installed(config.optim)
             check_class(self.backbone, config)
+            if config.autocasts:
+                refuse_lacking("bfloat16", self.backbone.device.type, "training.bf16")
         notice = check_resources(self.method, list(zip(tasks, settings, strict=True)), self.run)
-        self._notices = {"": [notice] if notice else []}
+        formats = [] if self.run.exists else [self._formats]
+        self._notices = {"": [*formats, notice] if notice else formats}
         for task in tasks:
             self._notices[task.name] = check_examples(
                 task, self.backbone, self.experiment.evaluation, tasks
@@ -391,6 +397,8 @@ class Learner(LearnedModel):
                 "together; remove the field"
             )
         values = {**self.experiment.training.model_dump(), **task.training}
+        if values["bf16"] == "auto":  # of a task: as the run
+            values["bf16"] = self.experiment.training.bf16
         return check(TrainingConfig, values, f"task '{task.name}'", "training.")
 
     # -- scores

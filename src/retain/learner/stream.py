@@ -7,7 +7,7 @@ from pathlib import Path
 
 from retain.errors import RetainError
 from retain.experiment.config import ExperimentConfig, stored_experiment
-from retain.experiment.resume import refuse_changes
+from retain.experiment.resume import refuse_changes, settled
 from retain.learner.learner import Learner
 from retain.runs import results
 from retain.runs.directory import RunDirectory
@@ -45,7 +45,7 @@ def learn_stream(
         trusted = experiment.backbone.trust_remote_code
         learner = Learner.load(folder, progress, trust_remote_code=trusted)
         remaining = tasks[len(learner.tasks) :]
-        learner.take_over(experiment, remaining)
+        learner.take_over(settled(experiment, stored), remaining)
     else:
         learner, remaining = Learner.from_config(experiment, progress), tasks
         learner.check_tasks(remaining)

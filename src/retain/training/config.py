@@ -11,6 +11,8 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     NonNegativeInt,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
     field_validator,
     model_validator,
 )
@@ -53,7 +55,7 @@ class TrainingConfig(BaseModel):
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9  # of the three AdamW, as the next two
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     adam_epsilon: Annotated[float, Field(gt=0, le=1)] = 1e-8
-    bf16: bool = False
+    bf16: bool | Literal["auto"] = "auto"  # a run keeps which
     gradient_checkpointing: bool = False
     torch_compile: bool = False
     shard: Shard = "none"
@@ -61,6 +63,19 @@ class TrainingConfig(BaseModel):
     logging_steps: Count = 1
     report_to: list[Tracker] = []
     extra: dict[str, Any] = {}
+
+    @field_validator("bf16", mode="wrap")
+    @classmethod
+    def _or_auto(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return check(value)
+        except ValidationError:
+            raise ValueError("Input should be true, false or auto") from None
+
+    @property
+    def autocasts(self) -> bool:
+        """Whether training computes in bfloat16; a run's settings have no `auto`."""
+        return self.bf16 is True
 
     @field_validator("report_to", mode="before")
     @classmethod

@@ -100,6 +100,7 @@ def fit(
     options = config.model_dump(
         exclude={
             "max_steps",
+            "bf16",
             "warmup_steps",
             "warmup_ratio",
             "gradient_checkpointing",
@@ -114,6 +115,7 @@ def fit(
         warmup_steps=config.warmup(layout.steps),
         seed=seed,
         save_strategy="steps",
+        bf16=config.autocasts,
         run_name=tracked.run_name,
         project=PROJECT,
         disable_tqdm=True,
@@ -196,7 +198,7 @@ def as_trained(backbone: Backbone, config: TrainingConfig) -> Iterator[None]:
     advice = f"start again in another --output with prompt.max_prompt_tokens={lower}"
     with (
         memory_advice("the method's own passes before or after training", advice),
-        torch.autocast(backbone.device.type, torch.bfloat16, enabled=config.bf16),
+        torch.autocast(backbone.device.type, torch.bfloat16, enabled=config.autocasts),
     ):
         yield
 
