@@ -5,10 +5,14 @@
 No block is trained. `attention` is the default router as it is before a task's first step (keys at
 the mean query, projection untrained), which short runs hardly move; `whitened` trains nothing.
 `whole` are the tasks of data/superni and data/long_sequence, `inputs` the same without their
-instructions, `fifty` the look-alikes of benchmarks/fifty.py. `own` is the mean weight of a task's
-test prompts on its own block, `top_1` the share of prompts with the most weight there; both are
-means over tasks. `unknown` is the AUROC of the largest logit (of `whitened` a cosine) between test
-prompts of the first five tasks and of the others, when only the first five are learned.
+instructions, `fifty` the look-alikes of benchmarks/fifty.py. `languages` are those of
+benchmarks/languages.py (`_unseen`: tests have another wording than training; `_inputs`: no
+instruction; `_and_whole`: with the tasks of `whole`), `long_N` those of benchmarks/long_prompts.py
+with N words. `own` is the mean weight of a task's test prompts on its own block, `top_1` the share
+of prompts with the most weight there; both are means over tasks, and `groups` over those tasks at
+the end whose names begin with the same word. `unknown` is the AUROC of the largest logit (of
+`whitened` a cosine) between test prompts of the first five tasks and of the others, when only the
+first five are learned.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import fifty, four_hundred
+from benchmarks import fifty, four_hundred, languages, long_prompts
 from benchmarks.shift import SHIFTS
 from retain.backbone import Backbone, BackboneConfig
 from retain.backbone.loading import load_backbone
@@ -45,6 +49,7 @@ CHOSEN_ON = ("task1590", "task748", "task591", "task363", "cb")
 """The first five tasks of `whole`, on which the default of router.threshold was chosen."""
 SAME_TEXTS = {"sst2": "task363"}
 KINDS = ("attention", "whitened")
+Stream = Callable[["Size"], list[Task]]
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,7 @@ class Result:
     curves: dict[str, list[Point]]
     unknown: float | None
     seconds_per_task: float
+    groups: dict[str, Point]
     judges: int = 0
     chosen: Rates | None = None
     default: Rates | None = None
@@ -129,11 +135,34 @@ def questions(size: Size) -> list[Task]:
     return [task_of(name, rows, size) for name, rows in four_hundred.tasks().items()]
 
 
-STREAMS: dict[str, Callable[[Size], list[Task]]] = {
+def spoken(*of: str, unseen: bool = False, asked: bool = True) -> Stream:
+    """Returns the stream of benchmarks/languages.py in these languages."""
+    return lambda size: languages.tasks(of, size.train, size.test, unseen, asked)
+
+
+def with_whole(size: Size) -> list[Task]:
+    """Returns the tasks in other languages and those of `whole`, in a seeded order."""
+    tasks = [*spoken(*languages.LANGUAGES)(size), *whole(size)]
+    random.Random(0).shuffle(tasks)
+    return tasks
+
+
+def long(words: int) -> Stream:
+    """Returns the stream of benchmarks/long_prompts.py with texts of so many words."""
+    return lambda size: long_prompts.tasks(words, size.train, size.test)
+
+
+STREAMS: dict[str, Stream] = {
     "whole": whole,
     "inputs": inputs,
     "fifty": look_alikes,
     "four_hundred": questions,
+    **{language.lower(): spoken(language) for language in languages.LANGUAGES},
+    "languages": spoken(*languages.LANGUAGES),
+    "languages_unseen": spoken(*languages.LANGUAGES, unseen=True),
+    "languages_inputs": spoken(*languages.LANGUAGES, asked=False),
+    "languages_and_whole": with_whole,
+    **{f"long_{words}": long(words) for words in (20, 60, 120, 350)},
 }
 
 
@@ -168,14 +197,15 @@ def measured(
         states.append({name: tensor.detach().clone() for name, tensor in router.state().items()})
         for shift, curve in curves.items() if drawn(count, len(tasks)) else ():
             weights = [router(e).detach() for e in asked[shift][:count]]
-            own = fmean(float(w[:, i].mean()) for i, w in enumerate(weights))
-            top_1 = fmean(float((w.argmax(1) == i).float().mean()) for i, w in enumerate(weights))
-            curve.append(Point(count, round(own, 4), round(top_1, 4)))
+            curve.append(point(weights, range(count)))
         if count == KNOWN and len(tasks) > KNOWN:
             largest = [router.logits(e).detach().amax(1) for e in asked[shifts[0]]]
             unknown = auroc(largest[:KNOWN], largest[KNOWN:])
+    weights = [router(e).detach() for e in asked[shifts[0]]]
+    names = [task.name.split()[0] for task in tasks]
+    groups = {name: point(weights, of_group(names, name)) for name in dict.fromkeys(names)}
     if kind == "attention" or len(tasks) < KNOWN:
-        return Result(curves, unknown, seconds / len(tasks))
+        return Result(curves, unknown, seconds / len(tasks), groups)
 
     def cosines(learned: Sequence[int], of: Sequence[int]) -> list[Tensor]:
         """Computes the largest cosine of each test prompt of some tasks, (N,) for each task."""
@@ -193,13 +223,25 @@ def measured(
     judges = [i for i, task in enumerate(tasks) if i >= KNOWN and source(task.name) not in taken]
     halves = judges[::2], judges[1::2]
     if not halves[1]:
-        return Result(curves, unknown, seconds / len(tasks))
+        return Result(curves, unknown, seconds / len(tasks), groups)
     known = [c for half in halves for c in cosines(half, half)]
     others = cosines(halves[0], halves[1]) + cosines(halves[1], halves[0])
     values = (chosen, WhitenedOptions().threshold, *(t / 20 for t in range(20)))
     of_chosen, of_default, *of_grid = [rates(value, known, others) for value in values]
     per_task = seconds / len(tasks)
-    return Result(curves, unknown, per_task, len(judges), of_chosen, of_default, of_grid)
+    return Result(curves, unknown, per_task, groups, len(judges), of_chosen, of_default, of_grid)
+
+
+def point(weights: Sequence[Tensor], numbers: Sequence[int]) -> Point:
+    """Averages over the tasks of these numbers, from the weights (N, T) of each task's prompts."""
+    own = fmean(float(weights[i][:, i].mean()) for i in numbers)
+    top_1 = fmean(float((weights[i].argmax(1) == i).float().mean()) for i in numbers)
+    return Point(len(numbers), round(own, 4), round(top_1, 4))
+
+
+def of_group(names: Sequence[str], name: str) -> list[int]:
+    """Returns the numbers of the tasks of a group."""
+    return [number for number, other in enumerate(names) if other == name]
 
 
 def rates(threshold: float, known: list[Tensor], others: list[Tensor]) -> Rates:
@@ -257,10 +299,12 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=200, help="examples of a task, at most")
     parser.add_argument("--test", type=int, default=40, help="prompts of a task, at most")
     parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--dtype", default="float32", help="of the backbone")
+    parser.add_argument("--groups", action="store_true", help="also print each group of tasks")
     parser.add_argument("--json", type=Path, help="also write all curves here")
     parser.add_argument("--picture", type=Path, help="also draw the last stream's curves")
     options = parser.parse_args()
-    backbone = load_backbone(BackboneConfig(name=options.model))
+    backbone = load_backbone(BackboneConfig(name=options.model, dtype=options.dtype))
     print(
         "| stream | router | shift | tasks | own block | top-1 | unknown, AUROC "
         "| threshold: accepts / rejects | default: accepts / rejects | ms a task |"
@@ -280,6 +324,9 @@ def main() -> None:
                 cells = (f"{end.own:.3f}", f"{end.top_1:.3f}", unknown)
                 row = (stream, kind, shift, str(len(tasks)), *cells)
                 print(f"| {' | '.join(row)} | {1000 * result.seconds_per_task:.0f} |", flush=True)
+            for group, end in result.groups.items() if options.groups else ():
+                cells = (f"{stream}: {group}", kind, options.shifts[0], str(end.tasks))
+                print(f"| {' | '.join(cells)} | {end.own:.3f} | {end.top_1:.3f} | | | | |")
         if options.json:  # after each stream, since a long one may be stopped
             write_json(options.json, {"model": options.model, "layer": options.layer, **every})
     if options.picture:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench, four_hundred, scale, transfer
+from benchmarks import bench, four_hundred, languages, long_prompts, router_scale, scale, transfer
 from benchmarks.alignment import alignment
 from benchmarks.moved_heads import compare, rank_correlation
 from benchmarks.routing import auroc, best_threshold, measured, rates
@@ -74,6 +74,41 @@ def test_routing_alone_is_the_routing_of_a_run(tmp_path: Path) -> None:
     assert [point.tasks for point in found.curves["none"]] == [1, 2, 3]
     assert found.curves["none"][-1].own == pytest.approx(sum(own) / len(own), abs=1e-4)
     assert found.curves["noise"][-1] != found.curves["none"][-1]
+
+
+def test_scales_are_tried_on_the_weights_of_a_run() -> None:
+    tasks = [make_task(name) for name in ("copy", "constant", "letter")]
+    (usual,) = (
+        row for row in router_scale.rows(make_backbone("llama"), 0, tasks) if row.scale == 16
+    )
+    found = measured(make_backbone("llama"), "whitened", {"scale": 16.0}, tasks, ["none"])
+    end = found.curves["none"][-1]
+    own = (2 * usual.chosen_on.own + usual.others.own) / 3  # tasks 0 and 2, task 1
+    assert end.own == pytest.approx(own, abs=1e-3)
+    assert {name: group.tasks for name, group in found.groups.items()} == dict.fromkeys(
+        ("copy", "constant", "letter"), 1
+    )
+
+
+def test_tasks_in_other_languages() -> None:
+    tasks = languages.tasks(languages.LANGUAGES, 30, 5)
+    assert len({task.name for task in tasks}) == 40
+    unseen = languages.tasks(languages.LANGUAGES, 30, 5, unseen=True)
+    bare = languages.tasks(languages.LANGUAGES, 30, 5, asked=False)
+    for task, other, alone in zip(tasks, unseen, bare, strict=True):
+        prompts = [row.prompt for row in (*task.train, *task.test)]
+        assert len(set(prompts)) == len(prompts) == 35
+        assert not any("{" in prompt for prompt in prompts)
+        asked = {row.prompt.partition("\n")[0] for row in task.train}
+        assert {row.prompt.partition("\n")[0] for row in task.test} <= asked
+        assert not {row.prompt.partition("\n")[0] for row in other.test} & asked
+        assert {row.prompt for row in alone.test} <= {p.partition("\n")[2] for p in prompts}
+
+
+def test_long_texts_use_each_input_once() -> None:
+    assert long_prompts.texts(["a b c", "d", "e f", "g h"], 3, 2) == ["a b c", "d e f"]
+    with pytest.raises(ValueError, match="2 texts of 3 words, 3 are needed"):
+        long_prompts.texts(["a b c", "d", "e f", "g h"], 3, 3)
 
 
 def test_auroc_counts_pairs() -> None:
