@@ -203,7 +203,10 @@ def measured(
             unknown = auroc(largest[:KNOWN], largest[KNOWN:])
     weights = [router(e).detach() for e in asked[shifts[0]]]
     names = [task.name.split()[0] for task in tasks]
-    groups = {name: point(weights, of_group(names, name)) for name in dict.fromkeys(names)}
+    groups = {
+        name: point(weights, [i for i, other in enumerate(names) if other == name])
+        for name in dict.fromkeys(names)
+    }
     if kind == "attention" or len(tasks) < KNOWN:
         return Result(curves, unknown, seconds / len(tasks), groups)
 
@@ -237,11 +240,6 @@ def point(weights: Sequence[Tensor], numbers: Sequence[int]) -> Point:
     own = fmean(float(weights[i][:, i].mean()) for i in numbers)
     top_1 = fmean(float((weights[i].argmax(1) == i).float().mean()) for i in numbers)
     return Point(len(numbers), round(own, 4), round(top_1, 4))
-
-
-def of_group(names: Sequence[str], name: str) -> list[int]:
-    """Returns the numbers of the tasks of a group."""
-    return [number for number, other in enumerate(names) if other == name]
 
 
 def rates(threshold: float, known: list[Tensor], others: list[Tensor]) -> Rates:
@@ -325,8 +323,8 @@ def main() -> None:
                 row = (stream, kind, shift, str(len(tasks)), *cells)
                 print(f"| {' | '.join(row)} | {1000 * result.seconds_per_task:.0f} |", flush=True)
             for group, end in result.groups.items() if options.groups else ():
-                cells = (f"{stream}: {group}", kind, options.shifts[0], str(end.tasks))
-                print(f"| {' | '.join(cells)} | {end.own:.3f} | {end.top_1:.3f} | | | | |")
+                of_group = f"{stream}: {group} | {kind} | {options.shifts[0]} | {end.tasks}"
+                print(f"| {of_group} | {end.own:.3f} | {end.top_1:.3f} | | | | |", flush=True)
         if options.json:  # after each stream, since a long one may be stopped
             write_json(options.json, {"model": options.model, "layer": options.layer, **every})
     if options.picture:

@@ -132,6 +132,22 @@ def test_moments_keep_the_principal_parts_and_the_diagonal(
     torch.testing.assert_close(moments.factor.double().square().sum(), parts, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("rows", [30, 90])
+def test_principal_parts_of_a_large_scatter(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    spread = torch.linspace(3, 0.1, 60)
+    z = torch.randn(rows, 60, generator=torch.Generator().manual_seed(0)) * spread + 2
+    exact = Moments.of(z)
+    monkeypatch.setattr("retain.methods.sapt.whitened.EXACT", 8)
+    near, again = Moments.of(z), Moments.of(z)
+    assert all(torch.equal(vars(near)[name], vars(again)[name]) for name in vars(near))
+    assert not torch.equal(near.factor, exact.factor)
+    torch.testing.assert_close(near.scatter().diagonal(), exact.scatter().diagonal())
+    kept, most = near.factor.square().sum(), exact.factor.square().sum()
+    assert 0.99 * most < kept <= most * (1 + 1e-6)
+    off = near.scatter() - exact.scatter()
+    assert float(off.norm() / exact.scatter().norm()) < 0.05
+
+
 @settings(max_examples=20, deadline=None)
 @given(order=st.permutations(range(12)), seed=st.integers(0, 99))
 def test_the_order_of_prompts_does_not_matter(order: list[int], seed: int) -> None:

@@ -42,6 +42,10 @@ THRESHOLD = 0.38
 prints of the first five tasks of its stream `whole`."""
 RANK = 8
 """Principal parts that are kept of a task's scatter."""
+EXACT = 1024
+"""Size of a scatter, or a Gram matrix, up to which its principal parts are computed exactly."""
+SPARE, ROUNDS = 8, 12
+"""Further directions, and rounds, of the subspace iteration that finds them for larger ones."""
 
 
 class WhitenedOptions(Options):
@@ -80,14 +84,14 @@ class Moments:
 
     @classmethod
     def of(cls, z: Tensor) -> Moments:
-        """Computes the moments of z (N, d), which takes about N d min(N, d) multiplications."""
+        """Computes the moments of z (N, d).
+
+        This takes about N d min(N, d) multiplications, and 400 N d if N and d are above EXACT.
+        """
         z = z.double().cpu()
         mean = z.mean(0)
         x = z - mean  # (N, d)
-        wide = x.shape[0] <= x.shape[1]
-        values, vectors = torch.linalg.eigh(x @ x.T if wide else x.T @ x)  # ascending
-        vectors = vectors[:, -RANK:]
-        parts = vectors.T @ x if wide else values[-RANK:, None].clamp(min=0).sqrt() * vectors.T
+        parts = _principal(x) if min(x.shape) <= EXACT else _nearly_principal(x)
         factor = F.pad(parts, (0, 0, 0, RANK - len(parts)))  # fewer prompts have fewer parts
         rest = (x.square().sum(0) - factor.square().sum(0)).clamp(min=0)
         return cls(mean.float(), torch.tensor([float(len(z))]), factor.float(), rest.float())
@@ -101,6 +105,27 @@ class Moments:
     def shapes(width: int) -> dict[str, tuple[int, ...]]:
         """Returns the shapes of the four tensors for a d."""
         return {"mean": (width,), "count": (1,), "factor": (RANK, width), "rest": (width,)}
+
+
+def _principal(x: Tensor) -> Tensor:
+    """Computes F (at most RANK, d), FᵀF being the largest principal parts of xᵀx, from x (N, d)."""
+    wide = x.shape[0] <= x.shape[1]
+    values, vectors = torch.linalg.eigh(x @ x.T if wide else x.T @ x)  # ascending
+    vectors = vectors[:, -RANK:]
+    return vectors.T @ x if wide else values[-RANK:, None].clamp(min=0).sqrt() * vectors.T
+
+
+def _nearly_principal(x: Tensor) -> Tensor:
+    """Computes F (RANK, d) as `_principal`, by subspace iteration from a fixed start.
+
+    F = Uᵀx with orthonormal U, so FᵀF never exceeds xᵀx, and what it lacks goes to the diagonal.
+    """
+    draw = torch.Generator().manual_seed(0)
+    basis = torch.randn(x.shape[1], RANK + SPARE, generator=draw, dtype=x.dtype)
+    for _ in range(ROUNDS):
+        basis = torch.linalg.qr(x.T @ (x @ basis)).Q  # (d, RANK + SPARE)
+    left = torch.linalg.svd(x @ basis, full_matrices=False).U[:, :RANK]  # (N, RANK)
+    return left.T @ x
 
 
 class WhitenedRouter(SoftmaxRouter):
