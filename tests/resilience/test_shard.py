@@ -32,7 +32,7 @@ def learn(variant: str, folder: Path, shard: str, killed: bool) -> None:
     with pytest.raises(KilledError):
         learner.learn(SECOND)
     shares = [path.name for path in folder.rglob("checkpoint-*/optimizer*.pt")]
-    assert len(shares) == processes.count()
+    assert len(shares) == processes.count() or shard == "none"
     carry_on(folder)
 
 

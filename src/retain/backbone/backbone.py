@@ -80,6 +80,7 @@ class Backbone:
         prompt: how prompts become tokens.
 
     Attributes:
+        loaded: the parameters that the model came with, as against those that methods add.
         window: number of positions of the model; None if there is no limit (T5).
         answer_window: that of an encoder-decoder's decoder, else the same.
         generation_settings: the model's own generation_config.json, which exports carry on.
@@ -100,6 +101,7 @@ class Backbone:
         prompt: PromptConfig | None = None,
     ) -> None:
         self.model = model.requires_grad_(False).eval()
+        self.loaded = tuple(model.parameters())
         for part in model.modules():
             # NLLB leaves out layers at random: in a step, all that carry blocks.
             if hasattr(part, "layerdrop"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from retain.training.config import TrainingConfig
 from retain.training.parameters import release
 from retain.training.phase import Phase
 from retain.training.shard import effective
+from retain.training.sharded_trainer import ShardedTrainer
 from retain.training.trackers import PROJECT, TrackedPhase, tracking
 from retain.training.trainer import (
     Intervals,
@@ -135,11 +137,12 @@ def fit(
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with _quiet():
-        trainer = PhaseTrainer(
-            phase,
-            backbone,
-            DataLoader(rows, batch_sampler=layout, collate_fn=backbone.collate),
-            effective(config.shard),
+        shard = effective(config.shard)
+        kind = PhaseTrainer if shard == "none" else partial(ShardedTrainer, shard)
+        trainer = kind(
+            phase=phase,
+            backbone=backbone,
+            data=DataLoader(rows, batch_sampler=layout, collate_fn=backbone.collate),
             model=PhaseModule(backbone.model, phase),
             args=arguments,
             train_dataset=rows,

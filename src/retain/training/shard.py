@@ -3,24 +3,51 @@
 `optimizer`: each process keeps the optimizer's state of its share of the trained parameters,
 updates these, and sends them to the others. Parameters and gradients are whole everywhere, so the
 weights are bitwise those that processes without shares compute.
+
+`full`: the parameters that the backbone was loaded with are shared out too, by torch's FSDP2, with
+their gradients and the optimizer's state. A layer is gathered while it computes. What a method has
+added (blocks, prompts, routers) stays whole in every process. This holds while a phase is trained
+(`fully_sharded`); before and after it all parameters are whole, for whatever reads the model.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed._composable.contract import REGISTRY_KEY, STATE_KEY
+from torch.distributed._composable_state import _module_state_mapping
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from retain.system import processes
 
-Shard = Literal["none", "optimizer"]
+Shard = Literal["none", "optimizer", "full"]
 
 
 def effective(shard: Shard) -> Shard:
     """Returns what is shared out here: nothing by a single process."""
     return shard if processes.count() > 1 else "none"
+
+
+def share_of(checkpoint: str | Path) -> Path:
+    """Returns the file of this process's share of the optimizer's state in a checkpoint.
+
+    The first process's is named as the whole that Trainer writes; the others' are numbered like its
+    random states.
+    """
+    number = f"_{processes.rank()}" if processes.rank() else ""
+    return Path(checkpoint) / f"optimizer{number}.pt"
+
+
+# -- optimizer
 
 
 def shared_out(
@@ -56,10 +83,150 @@ def _copy_settings(source: list[dict[str, Any]], target: list[dict[str, Any]]) -
         taken.update({name: value for name, value in given.items() if name != "params"})
 
 
-def share_of(checkpoint: str | Path) -> Path:
-    """Returns the file of this process's share of the optimizer's state in a checkpoint.
+# -- full
 
-    The first process's is what Trainer itself writes; the others' are named as its random states.
+
+@contextmanager
+def fully_sharded(
+    module: nn.Module, layers: tuple[nn.Module, ...], loaded: tuple[nn.Parameter, ...]
+) -> Iterator[dict[int, nn.Parameter]]:
+    """Shares out a model's loaded parameters while it is trained in here.
+
+    Meanwhile the model's own parameters are DTensors, or whole within a layer that computes and, of
+    what is in no layer (embeddings), within `module`. The `loaded` objects hold NaN, so that
+    whoever still reads them is found out. They are the model's again afterwards, with what was
+    learned; after an error nothing is put back.
+
+    Args:
+        module: what Trainer calls; the model is in it.
+        layers: its parts that are gathered one at a time.
+        loaded: the parameters to share out, on their device. All others stay whole.
+
+    Yields:
+        The parameter to train in place of each loaded one, by the id of the latter.
     """
-    number = f"_{processes.rank()}" if processes.rank() else ""
-    return Path(checkpoint) / f"optimizer{number}.pt"
+    known = {id(parameter) for parameter in loaded}
+    places = [
+        (part, name, parameter)
+        for part in module.modules()
+        for name, parameter in part._parameters.items()
+        if parameter is not None and id(parameter) in known
+    ]  # a tied parameter has several
+    others = {parameter for parameter in module.parameters() if id(parameter) not in known}
+    mesh = init_device_mesh(loaded[0].device.type, (processes.count(),))
+    before = [(part, type(part), _hooks(part)) for part in module.modules()]
+    shares: dict[int, nn.Parameter] = {}
+    for part in (*layers, module):
+        fully_shard(part, mesh=mesh, ignored_params=others)
+        for owner, name, parameter in places:
+            share = owner._parameters[name]
+            if share is not None and share is not parameter and id(parameter) not in shares:
+                shares[id(parameter)] = share
+                nothing = torch.full((), torch.nan, dtype=parameter.dtype, device=parameter.device)
+                parameter.data = nothing.expand(parameter.shape)
+    yield shares
+    for part, kind, hooks in before:
+        _undo(part, kind, hooks)
+    for owner, name, parameter in places:
+        if (share := shares.pop(id(parameter), None)) is not None:
+            parameter.data = whole(share.detach())
+        owner._parameters[name] = parameter
+
+
+def _hooks(module: nn.Module) -> dict[str, set[int]]:
+    """Returns the numbers of a module's hooks by the name of their kind."""
+    return {name: set(hooks) for name, hooks in vars(module).items() if "_hooks" in name and hooks}
+
+
+def _undo(module: nn.Module, kind: type[nn.Module], hooks: Mapping[str, set[int]]) -> None:
+    """Removes from a module what `fully_shard` has added; torch has no function for it."""
+    module.__class__ = kind
+    for name, known in _hooks(module).items():
+        for number in known - hooks.get(name, set()):
+            del vars(module)[name][number]
+    for name in (STATE_KEY, REGISTRY_KEY, "_is_fsdp_managed_module", "_fsdp_use_orig_params"):
+        vars(module).pop(name, None)
+    _module_state_mapping.pop(module, None)
+
+
+def is_share(tensor: Tensor) -> bool:
+    """Tells whether a tensor is this process's share of one that is shared out."""
+    return isinstance(tensor, DTensor)
+
+
+def own(share: Tensor) -> Tensor:
+    """Returns the numbers of a share that lie in this process; of another tensor, all."""
+    return share.to_local() if isinstance(share, DTensor) else share
+
+
+def whole(share: Tensor) -> Tensor:
+    """Gathers a tensor that is shared out, which every process has to call; returns others."""
+    return share.full_tensor() if isinstance(share, DTensor) else share
+
+
+def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gathers what is shared out, one by one, in the first process's RAM.
+
+    Every process has to call it. The others get none of what is shared out.
+    """
+    result = {}
+    for name, tensor in tensors.items():
+        full = whole(tensor)
+        if is_share(tensor):
+            full = full.cpu() if processes.is_first() else full[:0]
+        result[name] = full
+    return result
+
+
+def divided(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns whole tensors as they can be loaded into parameters of the same names."""
+    result = {}
+    for name, tensor in tensors.items():
+        parameter = parameters[name]
+        if isinstance(parameter, DTensor):
+            mesh, placements = parameter.device_mesh, parameter.placements
+            tensor = distribute_tensor(tensor, mesh, placements, src_data_rank=None)
+        result[name] = tensor
+    return result
+
+
+def own_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Returns the state of an optimizer without what other processes hold of it."""
+    stored = optimizer.state_dict()
+    state = {
+        number: {name: own(v) if isinstance(v, Tensor) else v for name, v in values.items()}
+        for number, values in stored["state"].items()
+    }
+    return {**stored, "state": state}
+
+
+def load_own_state(optimizer: torch.optim.Optimizer, stored: dict[str, Any]) -> None:
+    """Restores what `own_state` returned in this process."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state = {
+        number: {name: _as(v, parameters[number]) for name, v in values.items()}
+        for number, values in stored["state"].items()
+    }
+    optimizer.load_state_dict({**stored, "state": state})
+
+
+def _as(value: Any, parameter: nn.Parameter) -> Any:
+    """Makes a tensor of a parameter's state a share like the parameter; not a step's number."""
+    if not (isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.ndim):
+        return value
+    return DTensor.from_local(
+        value.to(parameter.device),
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+
+
+def average(parameters: list[nn.Parameter]) -> None:
+    """Replaces gradients by their means over the processes."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad /= processes.count()
+            dist.all_reduce(parameter.grad)

@@ -28,21 +28,13 @@ from retain.system import processes
 from retain.system.progress import Progress
 from retain.training.parameters import trained_tensors
 from retain.training.phase import UNITS, Phase, Unit
-from retain.training.shard import Shard, share_of, shared_out
+from retain.training.shard import divided, own, whole
 
 STATE = "phase_state."
 """Prefix, in a checkpoint, of what a phase's hooks keep."""
 NAMED = 3
 """How many of a batch's examples an error names."""
-PRIVATE = {
-    Trainer: (
-        "_save_checkpoint",
-        "_get_grad_norm",
-        "_save_optimizer_and_scheduler",
-        "_load_optimizer_and_scheduler",
-    ),
-    TrainingArguments: ("_n_gpu",),
-}
+PRIVATE = {Trainer: ("_save_checkpoint", "_get_grad_norm"), TrainingArguments: ("_n_gpu",)}
 """The names with an underscore that this module overrides or sets, by their class."""
 
 
@@ -68,7 +60,8 @@ class PhaseModule(nn.Module):
     def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
         """Restores the trainable parameters, and the state of the hooks."""
         trained = {key: t for key, t in state_dict.items() if not key.startswith(STATE)}
-        result = self.model.load_state_dict(trained, strict=False)
+        shares = divided(trained, dict(self.model.named_parameters()))
+        result = self.model.load_state_dict(shares, strict=False)
         self._state.clear()
         for key in state_dict.keys() - trained.keys():
             self._state[key.removeprefix(STATE)] = state_dict[key].to(self._device)
@@ -80,16 +73,10 @@ class PhaseTrainer(Trainer):
     """Trainer over parameter groups, keeping the means of the loss parts for the log."""
 
     def __init__(
-        self,
-        phase: Phase,
-        backbone: Backbone,
-        data: DataLoader[Batch],
-        shard: Shard,
-        **kwargs: Any,
+        self, phase: Phase, backbone: Backbone, data: DataLoader[Batch], **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         self.phase = phase
-        self._shard = shard
         # Several processes reduce gradients in buckets; without it they would be in memory twice.
         self.accelerator.ddp_handler.gradient_as_bucket_view = True
         self._backbone = backbone
@@ -117,27 +104,17 @@ class PhaseTrainer(Trainer):
                 weight_decay = decay if decays else 0.0
                 settings = {"lr": rate * group.rate, "weight_decay": weight_decay}
                 groups.append({"params": members, **settings})
-        groups = [group for group in groups if group["params"]]
-        if self._shard == "optimizer":
-            self.optimizer = shared_out(kind, groups, options)
-        else:
-            self.optimizer = kind(groups, **options)
+        self.optimizer = self.make_optimizer(kind, [g for g in groups if g["params"]], options)
         return self.optimizer
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)  # on the first process alone
-        if self._shard == "optimizer" and not processes.is_first():
-            Path(output_dir).mkdir(parents=True, exist_ok=True)
-            torch.save(self.optimizer.state_dict(), share_of(output_dir))
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if self._shard == "none" or checkpoint is None:
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        share = torch.load(share_of(checkpoint), map_location="cpu", weights_only=True)
-        self.optimizer.load_state_dict(share)
-        schedule = torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True)
-        self.lr_scheduler.load_state_dict(schedule)
+    def make_optimizer(
+        self,
+        kind: type[torch.optim.Optimizer],
+        groups: list[dict[str, Any]],
+        options: dict[str, Any],
+    ) -> torch.optim.Optimizer:
+        """Builds an optimizer of a class over groups of parameters."""
+        return kind(groups, **options)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Also measures the micro-batches of the coming step."""
@@ -174,8 +151,9 @@ class PhaseTrainer(Trainer):
     def check_result(self) -> None:
         """Stops when the last step left trained parameters that are not finite."""
         tensors = trained_tensors(self.model).values()
-        finite = torch.stack([torch.isfinite(tensor).all() for tensor in tensors])
-        if not finite.all():  # one read from the GPU for all of them
+        finite = torch.stack([torch.isfinite(own(tensor)).all() for tensor in tensors])
+        # One read from the GPU for all of them; a process may hold a share only.
+        if not all(processes.gather([bool(finite.all())])):
             step = self.state.global_step
             self._stop("trained parameters are no longer finite", step, self._inputs)
 
@@ -189,7 +167,7 @@ class PhaseTrainer(Trainer):
 
         All of a step's loss parts are read from the device here at once, with the norm.
         """
-        norm = torch.as_tensor(super()._get_grad_norm(*args, **kwargs))
+        norm = torch.as_tensor(whole(super()._get_grad_norm(*args, **kwargs)))
         names = [(i, name) for i, parts in enumerate(self._parts) for name in parts]
         values = [self._parts[i][name].float() for i, name in names]
         *losses, read_norm = torch.stack([*values, norm.to(values[0])]).tolist()
