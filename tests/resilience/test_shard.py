@@ -1,4 +1,4 @@
-"""Two processes that share out an optimizer's state compute what two that share nothing do."""
+"""Two processes that share out their work compute what two with whole copies of it do."""
 
 from __future__ import annotations
 
@@ -7,23 +7,39 @@ from pathlib import Path
 
 import pytest
 
+from retain.methods.seekr import Seekr
 from retain.system import processes
-from retain.testing.runs import FIRST, SECOND, KilledError, Record, carry_on, content
+from retain.testing.runs import FIRST, KIND, SECOND, KilledError, Record, carry_on, content
 from retain.testing.tiny import make_backbone, make_learner
-from tests.resilience.test_processes import launch
+from tests.resilience.test_processes import assert_same, launch
+
+LEFT_TO_ROUNDING = {
+    "accumulated": ("seqft", KIND, {"gradient_accumulation_steps": 2}),
+    "bfloat16": ("lwf", KIND, {"bf16": True, "gradient_checkpointing": True}),
+    "t5": ("seekr", "t5", {}),
+    "gpt2": ("multitask", "gpt2", {"optim": "sgd"}),
+    "frozen": ("l2p", "qwen3", {"bf16": True, "gradient_checkpointing": True}),
+}
+"""More of what `full` has to give: a method, a kind of backbone and settings by a name."""
 
 
-def learn(variant: str, folder: Path, shard: str, killed: bool) -> None:
+def learn(
+    variant: str, folder: Path, shard: str, killed: bool = False, kind: str = KIND, **settings: int
+) -> None:
     """Learns two tasks; killed after the second step of the second and resumed, if wished."""
     record = Record()
     learner = make_learner(
         variant,
-        make_backbone("llama"),
+        make_backbone(kind),
         folder,
         record,
         per_device_train_batch_size=3,
         shard=shard,
+        **settings,
     )
+    if isinstance(learner.method, Seekr):  # half precision makes rounding visible
+        teacher = learner.method.teacher
+        learner.method.teacher = teacher.model_copy(update={"dtype": "float32", "top_k": None})
     learner.learn(FIRST)
     if not killed:
         learner.learn(SECOND)
@@ -32,15 +48,23 @@ def learn(variant: str, folder: Path, shard: str, killed: bool) -> None:
     with pytest.raises(KilledError):
         learner.learn(SECOND)
     shares = [path.name for path in folder.rglob("checkpoint-*/optimizer*.pt")]
-    assert len(shares) == processes.count() or shard == "none"
+    assert len(shares) == processes.count()
     carry_on(folder)
 
 
-def main(folder: Path, shard: str, *variants: str) -> None:
-    """What each process of a launch does."""
-    for variant in variants:
-        learn(variant, folder / variant / "none", "none", killed=False)
-        learn(variant, folder / variant / shard, shard, killed=True)
+def main(folder: Path, *names: str) -> None:
+    """What each process of a launch does: a variant and what it shares out, or a name of above."""
+    for name in names:
+        variant, _, shard = name.partition(":")
+        if variant in LEFT_TO_ROUNDING:
+            variant, kind, settings = LEFT_TO_ROUNDING[name]
+            for shard in ("none", "full"):
+                learn(variant, folder / name / shard, shard, kind=kind, **settings)
+            continue
+        learn(variant, folder / name / "none", "none")
+        learn(variant, folder / name / "killed", shard, killed=True)
+        if shard == "full":
+            learn(variant, folder / name / "full", "full")
 
 
 @pytest.mark.parametrize(
@@ -54,11 +78,44 @@ def main(folder: Path, shard: str, *variants: str) -> None:
 )
 def test_shares_of_an_optimizer_change_no_bit(tmp_path: Path, variants: tuple[str, ...]) -> None:
     """Not even of a run that is killed and resumed."""
-    launch("tests.resilience.test_shard", str(tmp_path), "optimizer", *variants)
-    for variant in variants:
-        whole = content(tmp_path / variant / "none")
+    names = [f"{variant}:optimizer" for variant in variants]
+    launch("tests.resilience.test_shard", str(tmp_path), *names)
+    for name in names:
+        whole = content(tmp_path / name / "none")
         assert len(whole) > 10
-        assert content(tmp_path / variant / "optimizer") == whole
+        assert content(tmp_path / name / "killed") == whole
+
+
+@pytest.mark.parametrize(
+    "variants",
+    [
+        ("ewc", "seqlora"),
+        pytest.param(("seqft", "lwf", "derpp", "seekr"), marks=pytest.mark.slow),
+        pytest.param(("sapt", "replay", "ewc-lora"), marks=pytest.mark.slow),
+    ],
+    ids=lambda variants: variants[0],
+)
+def test_shares_of_parameters_change_rounding_only(
+    tmp_path: Path, variants: tuple[str, ...]
+) -> None:
+    """A run that is killed and resumed leaves the bytes of one that is not.
+
+    The loaded weights of seqlora, sapt and ewc-lora are frozen, and what is trained is whole.
+    """
+    names = [f"{variant}:full" for variant in variants]
+    launch("tests.resilience.test_shard", str(tmp_path), *names)
+    for name in names:
+        assert_same(tmp_path / name / "none", tmp_path / name / "full")
+        whole = content(tmp_path / name / "full")
+        assert len(whole) > 10
+        assert content(tmp_path / name / "killed") == whole
+
+
+@pytest.mark.slow
+def test_shares_of_other_models_and_settings(tmp_path: Path) -> None:
+    launch("tests.resilience.test_shard", str(tmp_path), *LEFT_TO_ROUNDING)
+    for name in LEFT_TO_ROUNDING:
+        assert_same(tmp_path / name / "none", tmp_path / name / "full")
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ from retain.experiment.resume import refuse_changes
 from retain.learner import Learner
 from retain.testing.runs import content
 from retain.testing.tiny import make_backbone, make_learner, make_task
-from retain.training import extra, fit
+from retain.training import extra, fit, sharded_trainer
 from retain.training.config import TrainingConfig
+from retain.training.sharded_trainer import ShardedTrainer
 from retain.training.trainer import PRIVATE, PhaseTrainer
 
 NAMES = {field.name for field in dataclasses.fields(TrainingArguments)}
@@ -231,6 +232,8 @@ def test_this_release_has_the_private_names() -> None:
         if not hasattr(kind, name) and not (kind is TrainingArguments and name in arguments)
     ]
     assert not missing, f"this release of transformers lacks {', '.join(missing)}"
+    shares = {name for name in vars(ShardedTrainer) if name in vars(Trainer) and name[:2] != "__"}
+    assert shares == {*sharded_trainer.PRIVATE, "train", "training_step"}
     overridden = {name for name in vars(PhaseTrainer) if name in vars(Trainer)}
     assert {name for name in overridden if name[:2] != "__" and name[0] == "_"} == {
         *PRIVATE[Trainer]

@@ -25,6 +25,7 @@ from retain.experiment.config import ExperimentConfig, check_method, resolved, s
 from retain.experiment.validation import check
 from retain.learner.check_examples import check_examples
 from retain.learner.check_resources import check_resources
+from retain.learner.check_shard import check_shard
 from retain.learner.compact import load_compacted
 from retain.learner.learned_model import LearnedModel
 from retain.learner.lesson import Lesson, Seeds
@@ -200,6 +201,7 @@ class Learner(LearnedModel):
         run.refuse_foreign()
         check_folder(run.path)
         optimizer.require_installed(experiment.training.optim)
+        _check_shard(experiment, experiment.training)
         self._set_up(experiment, run, progress, backbone, callbacks)
         name = stored_name(experiment.backbone.name, run.path)
         source = self.experiment.backbone.model_copy(update={"name": name})
@@ -226,6 +228,7 @@ class Learner(LearnedModel):
         source, autocasts = self.experiment.backbone, self.experiment.training.autocasts
         method = find(name)
         assert method is not None  # check_method has found it
+        processes.refuse_other_engines()
         trains_all = method.trains_backbone(options)
         if autocasts:
             refuse_lacking("bfloat16", device, "training.bf16")
@@ -352,6 +355,7 @@ class Learner(LearnedModel):
             check_class(self.backbone, config)
             if config.autocasts:
                 refuse_lacking("bfloat16", self.backbone.device.type, "training.bf16")
+            _check_shard(self.experiment, config)
         notice = check_resources(self.method, list(zip(tasks, settings, strict=True)), self.run)
         formats = [] if self.run.exists else [self._formats]
         self._notices = {"": [*formats, notice] if notice else formats}
@@ -431,6 +435,14 @@ class Learner(LearnedModel):
         wanted = self.experiment.evaluation.zero_shot and not self.method.traits.needs_task_id
         if wanted and not processes.broadcast(_is_score(path)):
             write_json(path, self._evaluate(task).score)
+
+
+def _check_shard(experiment: ExperimentConfig, training: TrainingConfig) -> None:
+    """Checks what training settings share out, for the method of an experiment."""
+    name, options = check_method(experiment.method, "method")
+    method = find(name)
+    assert method is not None  # check_method has found it
+    check_shard(method, options, experiment.backbone, training)
 
 
 def _loaded(

@@ -200,7 +200,7 @@ def unusual_settings(
 def _restored(phase: Phase, backbone: Backbone, folder: Path) -> dict[str, Any] | None:
     """Restores a phase that has ended; returns its log and seconds, or None if it has not."""
     result_folder = _result_folder(folder)
-    if not processes.broadcast(is_sealed(result_folder)):
+    if not processes.from_first(lambda: is_sealed(result_folder)):
         return None
     release(backbone.model, phase)
     path = result_folder / TENSORS

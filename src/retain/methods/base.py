@@ -232,6 +232,15 @@ class Method(ABC):
         """Tells whether the backbone's own weights are trained under these options."""
         return False
 
+    @classmethod
+    def shares_out(cls, options: Any) -> bool:
+        """Tells whether `training.shard: full` can share out the backbone's weights in training.
+
+        Blocks and the like stay whole in every process. A method that trains the backbone says so
+        if neither its loss nor its hooks read or change the weights but by calling the model.
+        """
+        return not cls.trains_backbone(options)
+
     @cached_property
     def notices(self) -> list[str]:
         """What the user should know of the task that is learned; the learner reports and clears it.

@@ -32,6 +32,7 @@ class DerPp(TaughtMethod):
         idea="replay, and the logits that the model gave when it had just learned the example",
         stores="a share of its examples with their logits; the newest weights of the backbone",
     )
+    only_calls = True
 
     def __init__(self, backbone: Backbone, config: DerPpConfig) -> None:
         super().__init__(backbone, config)

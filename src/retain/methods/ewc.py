@@ -20,6 +20,7 @@ from retain.system import processes
 from retain.system.files import read_weights, write_tensors
 from retain.tasks import Task
 from retain.training.phase import Unit
+from retain.training.shard import own, own_part, total
 
 FISHER = "fisher.safetensors"
 """File of the Fisher information in the newest task's folder."""
@@ -88,6 +89,11 @@ class Ewc(Sequential):
     )
     units: ClassVar[Mapping[str, Unit]] = {"penalty": "step"}
 
+    @classmethod
+    def shares_out(cls, options: EwcConfig) -> bool:
+        """Says so of the penalty, but not of gradients of micro-batches, which no process has."""
+        return options.fisher == "examples" or not cls.trains_backbone(options)
+
     def __init__(self, backbone: Backbone, config: EwcConfig) -> None:
         super().__init__(backbone, config)
         self.options = config
@@ -126,11 +132,12 @@ class Ewc(Sequential):
     def _distance(self, fisher: Mapping[str, Tensor]) -> Tensor:
         """Computes Σ_k F_k (θ_k − θ*_k)², the distance of the weights from the anchor."""
         named = self.weights.named_parameters()
-        terms = [
-            (fisher[name] * (named[name] - anchor).square()).sum()
-            for name, anchor in self._anchor.items()
-        ]
-        return torch.stack(terms).sum()
+        terms = []
+        for name, anchor in self._anchor.items():
+            now = named[name]
+            moved = own(now) - own_part(anchor, now)
+            terms.append((now, (own_part(fisher[name], now) * moved.square()).sum()))
+        return total(terms)
 
     def finish(self, task: Task, context: TaskContext) -> None:
         """Adds the task's Fisher information to that of older tasks."""

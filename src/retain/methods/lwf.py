@@ -91,6 +91,7 @@ class Lwf(Sequential):
         lowers_disk="lower method.teacher.top_k",
         lowers_ram="lower training.per_device_train_batch_size, or method.teacher.top_k",
     )
+    only_calls = True
 
     def __init__(self, backbone: Backbone, config: LwfConfig) -> None:
         super().__init__(backbone, config)

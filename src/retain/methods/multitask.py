@@ -29,6 +29,7 @@ class MultiTask(Sequential):
         needs_old_data=True,
         waits=True,
     )
+    only_calls = True
 
     def __init__(self, backbone: Backbone, config: SequentialConfig) -> None:
         super().__init__(backbone, config)

@@ -18,6 +18,7 @@ class Replay(MemoryMethod):
         idea="kept examples of older tasks are learned again between batches of the new one",
         stores="a share of its examples; the newest weights of the backbone",
     )
+    only_calls = True
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the cross-entropy, named `replay` on a replay batch and else `task`."""

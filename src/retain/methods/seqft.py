@@ -18,6 +18,7 @@ class SeqFt(Sequential):
         lowers_disk="take seqlora, which trains a LoRA",
         lowers_ram="take seqlora, which trains a LoRA",
     )
+    only_calls = True
 
     @classmethod
     def trains_backbone(cls, options: MethodConfig) -> bool:

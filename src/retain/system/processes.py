@@ -7,14 +7,27 @@ in the micro-batches that they train on and in the examples that they answer. Ra
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
+
+from retain.errors import RetainError
 
 if TYPE_CHECKING:  # an import of torch takes seconds
     from torch import Tensor
 
 T = TypeVar("T")
+
+PATIENCE = timedelta(hours=2)
+"""How long processes wait for each other. The first writes and checks files of 100 GB meanwhile."""
+ENGINES = {
+    "ACCELERATE_USE_FSDP": ("FSDP", "set training.shard: full instead"),
+    "ACCELERATE_USE_DEEPSPEED": ("DeepSpeed", "set training.shard: optimizer or full instead"),
+    "ACCELERATE_USE_MEGATRON_LM": ("Megatron-LM", "set training.shard: full instead"),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": ("tensor or context parallelism", "there is no such here"),
+}
+"""What `accelerate launch` can ask for and retain does not run: its variable, name, and advice."""
 
 
 def count() -> int:
@@ -32,13 +45,26 @@ def is_first() -> bool:
     return rank() == 0
 
 
+def refuse_other_engines() -> None:
+    """Raises a RetainError where `accelerate launch` asks for what would not be done.
+
+    On a CPU accelerate itself would train with whole copies, without a word.
+    """
+    for variable, (name, advice) in ENGINES.items():
+        if os.environ.get(variable, "").lower() in ("1", "true", "yes", "on"):
+            raise RetainError(
+                f"accelerate launch: asks for {name}, which retain does not use; launch without it "
+                f"(accelerate launch --multi_gpu, or torchrun), {advice}"
+            )
+
+
 def connect(on_cpu: bool) -> str | None:
     """Connects to the other processes and returns this one's device; None for a single process."""
     if count() == 1:
         return None
     from accelerate import PartialState
 
-    return str(PartialState(cpu=on_cpu, backend=backend(on_cpu)).device)
+    return str(PartialState(cpu=on_cpu, backend=backend(on_cpu), timeout=PATIENCE).device)
 
 
 def backend(on_cpu: bool) -> str | None:
@@ -67,6 +93,14 @@ def _wait() -> None:
 def broadcast(value: T) -> T:
     """Returns rank 0's value on every rank; other ranks may not see the same files yet."""
     return gather([value])[0]
+
+
+def from_first(compute: Callable[[], T]) -> T:
+    """Returns on every rank what rank 0 computes; the others wait.
+
+    For what takes long to read, and for files that other ranks may not see yet.
+    """
+    return gather([compute()] if is_first() else [])[0]
 
 
 def add_up(tensors: Iterable[Tensor]) -> None:

@@ -26,7 +26,7 @@ from retain.training.config import TrainingConfig
 from retain.training.parameters import release
 from retain.training.phase import Phase
 from retain.training.shard import effective
-from retain.training.sharded_trainer import ShardedTrainer
+from retain.training.sharded_trainer import ShardedTrainer, layers_of
 from retain.training.trackers import PROJECT, TrackedPhase, tracking
 from retain.training.trainer import (
     Intervals,
@@ -59,6 +59,11 @@ def check_class(backbone: Backbone, config: TrainingConfig) -> None:
     if config.gradient_checkpointing and not backbone.model.supports_gradient_checkpointing:
         kind = type(backbone.model).__name__
         raise RetainError(f"training.gradient_checkpointing: {kind} has none; set it to false")
+    if effective(config.shard) == "full" and not layers_of(backbone.model):
+        raise RetainError(
+            f"training.shard: full: transformers names no layers of {type(backbone.model).__name__}"
+            ", which would be gathered one at a time; set it to optimizer"
+        )
 
 
 def fit(
@@ -157,7 +162,7 @@ def fit(
             ],
         )
         trainer.remove_callback(transformers.PrinterCallback)
-        checkpoint = processes.broadcast(last_checkpoint(folder))
+        checkpoint = processes.from_first(lambda: last_checkpoint(folder))
         keep_only(folder, checkpoint)
         where = f"training at {config.per_device_train_batch_size} rows a batch"
         with (
@@ -216,6 +221,8 @@ def _quiet() -> Iterator[None]:
             # accelerate always passes it, and torch has renamed it in 2.13
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
             warnings.filterwarnings("ignore", "Paged optimizers are not supported on CPU")
+            # T5's blocks return a position bias that is a view, and change none in place
+            warnings.filterwarnings("ignore", r"FSDP2-wrapped module \(FSDPT5Block\)")
             # torch.compile reads it itself
             warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
             yield

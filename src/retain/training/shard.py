@@ -13,7 +13,7 @@ added (blocks, prompts, routers) stays whole in every process. This holds while 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -162,6 +162,48 @@ def own(share: Tensor) -> Tensor:
 def whole(share: Tensor) -> Tensor:
     """Gathers a tensor that is shared out, which every process has to call; returns others."""
     return share.full_tensor() if isinstance(share, DTensor) else share
+
+
+def own_part(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """Returns of a whole tensor what this process has of a parameter of the same shape."""
+    if not is_share(parameter):
+        return tensor
+    first = own(parameter).shape[0]
+    size = -(-tensor.shape[0] // processes.count())  # as FSDP2 cuts rows, the last short or none
+    return tensor.narrow(0, min(processes.rank() * size, tensor.shape[0]), first)
+
+
+def total(terms: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Adds up terms that were computed of parameters, in whole or in shares.
+
+    Every process has to call it. The gradient of a term is averaged over the processes, as that of
+    a loss is.
+
+    Args:
+        terms: each parameter with the scalar that was computed of what this process has of it.
+    """
+    of_whole = [term for parameter, term in terms if not is_share(parameter)]
+    of_shares = [term for parameter, term in terms if is_share(parameter)]
+    sums = [torch.stack(of_whole).sum()] if of_whole else []
+    if of_shares:
+        sums.append(_AddUp.apply(torch.stack(of_shares).sum()))
+    return torch.stack(sums).sum()
+
+
+class _AddUp(torch.autograd.Function):
+    """Σ x over processes, with the mean of the processes' gradients as gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        result = x.clone()
+        dist.all_reduce(result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        mean = gradients[0] / processes.count()
+        dist.all_reduce(mean)
+        return mean
 
 
 def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import torch
 from accelerate.utils import AutocastKwargs
 from torch import Tensor, nn
 
+from retain.errors import RetainError
 from retain.system import processes
 from retain.training.shard import (
     Shard,
@@ -46,6 +47,7 @@ class ShardedTrainer(PhaseTrainer):
         """Trains as Trainer does, with the parameters shared out if wanted."""
         if self._shard != "full":
             return super().train(*args, **kwargs)
+        self._refuse_hooks()
         # Else a bfloat16 copy of every layer would be kept until the forward pass ends.
         self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
         # Prepared for autocast only, and so not for DistributedDataParallel afterwards.
@@ -53,6 +55,17 @@ class ShardedTrainer(PhaseTrainer):
         layers, loaded = layers_of(self._backbone.model), self._backbone.loaded
         with fully_sharded(self.model, layers, loaded) as self._shares:
             return super().train(*args, **kwargs)
+
+    def _refuse_hooks(self) -> None:
+        """Raises a RetainError where a phase's hooks would meet shares instead of weights."""
+        loaded = {id(parameter) for parameter in self._backbone.loaded}
+        trained = (p for group in self.phase.groups for p in group.parameters)
+        hooked = self.phase.before_step is not None or self.phase.after_step is not None
+        if hooked and any(id(parameter) in loaded for parameter in trained):
+            raise RetainError(
+                f"training.shard: full: the method acts around each step of phase "
+                f"'{self.phase.name}' on weights that would be shared out; set it to optimizer"
+            )
 
     def make_optimizer(
         self,

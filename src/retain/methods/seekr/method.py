@@ -80,6 +80,7 @@ class Seekr(TaughtMethod):
         lowers_disk="lower method.replay.share, method.budget.heads or method.budget.queries",
         lowers_ram="lower training.per_device_train_batch_size, or method.budget",
     )
+    only_calls = True
     units: ClassVar[Mapping[str, Unit]] = {"attention": "rows"}
 
     def __init__(self, backbone: Backbone, config: SeekrConfig) -> None:

@@ -67,6 +67,8 @@ class Sequential(Method):
     )
     units: ClassVar[Mapping[str, Unit]] = {}
     """The `Phase.units` of the method's loss."""
+    only_calls: ClassVar[bool] = False
+    """Whether its loss reads the weights by calling the model only; see `Method.shares_out`."""
 
     def __init__(self, backbone: Backbone, config: Any) -> None:
         self.backbone = backbone
@@ -76,6 +78,11 @@ class Sequential(Method):
     def trains_backbone(cls, options: Any) -> bool:
         """Says so of `tune: full`."""
         return isinstance(options, SequentialConfig) and options.tune == "full"
+
+    @classmethod
+    def shares_out(cls, options: Any) -> bool:
+        """Says so of blocks, and of methods that say so by `only_calls`."""
+        return cls.only_calls or not cls.trains_backbone(options)
 
     def make_weights(self, config: Any) -> Weights:
         """Returns the trainable weights that the options ask for."""

@@ -65,8 +65,11 @@ class FullWeights:
         """Does nothing: the parameters exist already."""
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        """Returns the backbone's parameters by name; tied ones once."""
-        return self._named
+        """Returns the backbone's parameters by name; tied ones once.
+
+        They are others while a phase is trained under `training.shard: full`.
+        """
+        return dict(self._model.named_parameters())
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns the shapes of all parameters."""
