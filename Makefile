@@ -4,6 +4,7 @@
 # make test-slow: the long tests, which make test leaves out: torch.compile, more processes, more of
 #   the same over options; before a release.
 # make bench: costs beside what a user would run instead (JSON=FILE also writes them there).
+# make bench-gpu: times, memory and tokens/s on this machine's GPUs (JSON=FILE, MORE='--size 1b').
 # make test-browser: the pages in Chromium, which it installs (Debian); pictures in runs/browser.
 # make test-general: retain eval --general, with lm-evaluation-harness, which it installs.
 # make test-wheel: the wheel, installed in an empty environment outside of the repository.
@@ -16,7 +17,7 @@ STREAM = configs/streams/superni-short.yaml
 METHODS = pertask seqlora sapt
 SEEDS = 0 1
 
-.PHONY: demo results bench test test-slow chromium test-browser test-general test-wheel
+.PHONY: demo results bench bench-gpu test test-slow chromium test-browser test-general test-wheel
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
@@ -38,6 +39,9 @@ results: .venv/ready | models/SmolLM2-135M-Instruct
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks.bench $(if $(JSON),--json $(JSON))
+
+bench-gpu: .venv/ready
+	$(BIN)/python -m benchmarks.gpu $(if $(JSON),--json $(JSON)) $(MORE)
 
 test: .venv/ready
 	$(BIN)/ruff check .

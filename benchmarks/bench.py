@@ -111,9 +111,9 @@ def bench_model(width: int | None = None) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).requires_grad_(False).eval()
 
 
-def bench_tokenizer() -> PreTrainedTokenizerFast:
+def bench_tokenizer(count: int = VOCABULARY) -> PreTrainedTokenizerFast:
     """Makes a tokenizer with one token per word: w2, w3, …"""
-    words = {"<pad>": 0, "</s>": 1, **{f"w{i}": i for i in range(2, VOCABULARY)}}
+    words = {"<pad>": 0, "</s>": 1, **{f"w{i}": i for i in range(2, count)}}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
@@ -121,9 +121,9 @@ def bench_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def words(count: int) -> str:
+def words(count: int, vocabulary: int = VOCABULARY) -> str:
     """Returns a text of `count` random tokens."""
-    return " ".join(f"w{i}" for i in torch.randint(2, VOCABULARY, (count,)).tolist())
+    return " ".join(f"w{i}" for i in torch.randint(2, vocabulary, (count,)).tolist())
 
 
 # -- the pool

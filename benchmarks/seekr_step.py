@@ -35,9 +35,15 @@ KINDS = ("plain", "seekr", "eager")
 
 
 class Bench:
-    """The bench model with a memory of two examples; smaller in its test."""
+    """The bench model, or a given one, with a memory of two examples; smaller in its test."""
 
-    def __init__(self, folder: Path, width: int = 1024, length: int = 1024) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        width: int = 1024,
+        length: int = 1024,
+        model: LlamaForCausalLM | None = None,
+    ) -> None:
         torch.manual_seed(0)
         self.length = length
         config = LlamaConfig(
@@ -54,10 +60,11 @@ class Bench:
         tokenizer: Any = SimpleNamespace(
             eos_token_id=1, pad_token_id=0, chat_template=None, get_vocab=lambda: {"<pad>": 0}
         )
-        self.backbone = Backbone(LlamaForCausalLM(config), tokenizer, "bench")
+        model = model or LlamaForCausalLM(config)
+        self.backbone = Backbone(model, tokenizer, "bench")
         options = SeekrConfig.model_validate({"budget": {"heads": 0.25, "layers": 1.0}})
         self.method = Seekr(self.backbone, options)
-        ids = torch.randint(2, 8192, (ROWS, length)).tolist()
+        ids = torch.randint(2, model.config.vocab_size, (ROWS, length)).tolist()
         rows = [{"input_ids": r, "labels": [-100, *r[1:]], "route_ids": r} for r in ids]
         self.method.capture.on()
         context = TaskContext("bench", 0, folder, 0)

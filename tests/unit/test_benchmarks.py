@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import bench, four_hundred, languages, long_prompts, router_scale, scale, transfer
+from benchmarks import (
+    bench,
+    four_hundred,
+    gpu,
+    languages,
+    long_prompts,
+    router_scale,
+    scale,
+    transfer,
+)
 from benchmarks.alignment import alignment
 from benchmarks.moved_heads import compare, rank_correlation
 from benchmarks.routing import auroc, best_threshold, measured, rates
@@ -272,3 +282,57 @@ def test_four_hundred_tasks_are_24_questions_about_16_kinds(
     (row,) = (r for r in tasks["task005 backwards"] if "row 7\n" in r.prompt)
     assert row.references == ("7 row task005_x",)
     assert all(row.references[0] for rows in tasks.values() for row in rows)
+
+
+TOY = ["--size", "toy", "--rounds", "2"]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [row for row in gpu.ROWS if row not in gpu.SHARD],
+        pytest.param(gpu.SHARD, marks=pytest.mark.slow),
+    ],
+    ids=["one process", "shard"],
+)
+def test_every_row_of_the_gpu_benchmark_runs(
+    rows: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gpu.main([*TOY, "--only", *rows, "--json", str(tmp_path / "found.json")]) == 0
+    found = read_json(tmp_path / "found.json")["sizes"]["toy"]
+    assert list(found) == rows
+    for values in found.values():
+        numbers = [*values.pop("quartiles"), *values.values()]
+        assert set(values) == {"milliseconds", "tokens_per_second", "peak_gib"}
+        assert all(math.isfinite(number) and number > 0 for number in numbers)
+    printed = capsys.readouterr().out
+    assert all(f"| {row} | " in printed for row in rows)
+
+
+def test_a_row_without_memory_says_so_and_the_next_begins(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(error: Exception) -> gpu.Row:
+        def make(_: gpu.Bench) -> gpu.Found:
+            raise error
+
+        return gpu.Row(make)
+
+    monkeypatch.setitem(gpu.ROWS, "pool 15", fails(torch.OutOfMemoryError("CUDA out of memory")))
+    monkeypatch.setitem(gpu.ROWS, "pool 1", fails(ValueError("no such thing\nat all")))
+    assert gpu.main([*TOY, "--only", "pool 15", "peft"]) == 0
+    assert gpu.main([*TOY, "--only", "pool 1"]) == 1
+    printed = capsys.readouterr().out
+    assert "| pool 15 | out of memory | | | | |" in printed
+    assert "| pool 1 | failed: no such thing | | | | |" in printed
+    assert re.search(r"\| peft \| \d", printed)
+
+
+def test_without_a_gpu_it_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main([]) == 2
+    assert capsys.readouterr().out.splitlines() == [
+        "bench-gpu: this machine has no GPU; run it where there is one, or --size toy"
+    ]
