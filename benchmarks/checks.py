@@ -116,7 +116,7 @@ def step_seconds(backbone: Backbone, task: Task) -> float:
     for start in range(0, STEPS * BATCH, BATCH):
         batch = backbone.collate([backbone.encode(e) for e in task.train[start : start + BATCH]])
         began = time.perf_counter()
-        backbone.answer_loss(batch).backward()
+        backbone.answer_loss(batch).backward()  # type: ignore[no-untyped-call]
         times.append(time.perf_counter() - began)
     return statistics.median(times[1:])
 
