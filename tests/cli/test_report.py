@@ -17,7 +17,7 @@ from retain.methods.amlora.diagnostics import SIGMOID, SOFTMAX, LayerGates, effe
 from retain.methods.base import flat
 from retain.methods.shared.pseudo_diagnostics import TaskSamples, samples_section
 from retain.methods.shared.routing_diagnostics import SHARES, Routing, routing_section
-from retain.metrics.continual import Drop
+from retain.metrics.continual import Drop, Drops
 from retain.report import (
     RunSummary,
     heat_map,
@@ -36,6 +36,7 @@ from retain.report.losses import PhaseLosses
 from retain.report.plots import Curve, curves
 from retain.report.summary import Examined
 from retain.report.tables import cost_table, standings_table
+from retain.runs.records import Sample
 from retain.runs.results import TaskCost
 from retain.testing.tiny import EVALUATION, TRAINING, make_backbone, make_task
 
@@ -326,6 +327,22 @@ def test_heat_map_is_repeatable_parses_and_leaves_gaps_blank() -> None:
     assert "$x^$" in texts
     assert svg.startswith("<svg ")
     assert ' id="' not in svg
+
+
+def test_scores_of_samples_have_their_error() -> None:
+    sample = Sample(task=0, examples=20, of=500, error=3.96)
+    lost = [Drops(Drop(2.5, 1.25), Drop(2.5, 1.25)), Drops(None, None)]
+    errors = {"forgetting": 1.25}
+    run = replace(RUN, samples={(1, 0): sample}, dropped=lost, standard_errors=errors)
+    for text in (shown(score_table(run)), markdown([run]), render([run])):
+        assert "88.0 ± 4.0" in text
+        assert text.count("± 4.0") == text.count("88.0 ± 4.0") + text.count(">± 4.0<")
+    assert "± 4.0" in heat_map(run.matrix, run.row_labels, run.tasks, "x", 100.0, run.samples)
+    assert "lost 1.5 ± 1.2 points" in sentence(run)
+    assert "most on tickets (2.5 ± 1.2)" in sentence(run)
+    for text in (shown(side_by_side([run]), 200), markdown([run]), render([run])):
+        assert "a score of 20 test examples, drawn from 500" in text
+    assert "-2.5 ± 1.2" in shown(standings_table(run))
 
 
 def test_heat_map_cuts_long_labels() -> None:

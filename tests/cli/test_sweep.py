@@ -22,7 +22,7 @@ from retain import Learner
 from retain.cli import learning
 from retain.cli.shared import progress_for
 from retain.errors import RetainError
-from retain.runs.records import read_record
+from retain.runs.records import Sample, read_record
 from retain.sweep import table as tables
 from retain.sweep.measure import Collector
 from retain.sweep.plan import Experiment, Plan, plan_sweep
@@ -197,6 +197,22 @@ def test_every_table_is_made_from_the_json(made: tuple[Path, Called]) -> None:
     text = console.export_text()
     assert [title for title in TITLES[1:] if title not in text] == ["own block"]
     assert "…" not in text
+
+
+@pytest.mark.usefixtures("place", "untrained")
+def test_what_rests_on_samples_has_its_error() -> None:
+    stored = result()
+    samples = [[], [Sample(task=0, examples=3, of=9, error=2.0)]]
+    changed = {"samples": samples, "standard_errors": {"forgetting": 1.25}}
+    runs = [run.model_copy(update=changed if run.seed == 0 else {}) for run in stored.runs]
+    sampled = stored.model_copy(update={"runs": runs})
+    before, after = table(tables.as_markdown(stored)), table(tables.as_markdown(sampled))
+    for key, line in before.items():
+        error = " ± 1.25" if key[1] == "0" else ""
+        assert after[key] == {**line, "F.Ra": line["F.Ra"] + error}
+    assert "drawn from 9" in tables.as_markdown(sampled)
+    rows = list(csv.DictReader(io.StringIO(tables.as_csv(sampled))))
+    assert [row["forgetting_standard_error"] for row in rows] == ["1.25", "", "1.25", ""]
 
 
 @pytest.mark.parametrize(

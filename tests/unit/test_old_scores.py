@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from pathlib import Path
 from statistics import fmean
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from retain.errors import RetainError
 from retain.evaluation.old import asked_examples, measured_tasks
 from retain.learner import Learner
 from retain.metrics.continual import standard_error
 from retain.report import summarise
-from retain.report.compare import difference, read_entry, why_no_pair
+from retain.report.compare import difference, read_entry, tables, why_no_pair
 from retain.report.tables import markdown, standings_table
 from retain.runs import results
 from retain.runs.records import Prediction, predictions_file, read_records
@@ -166,6 +169,11 @@ def test_a_sample_is_not_compared_with_a_whole_score(runs: dict[str, Path]) -> N
     assert difference([whole], [unfinished]) is None
     assert why_no_pair([whole], [unfinished]) == "no pair: other tasks, test data or scoring"
     assert difference([unfinished], [unfinished]) is not None
+    console = Console(file=io.StringIO(), width=300, record=True)
+    console.print(tables([whole, ended]))
+    text = console.export_text()
+    assert re.search(r"F.Ra of \S+limit 7 rests on samples .* error of up to \d+\.\d", text)
+    assert "AP of" not in text
 
 
 def test_a_killed_row_goes_on_to_the_same_bytes(runs: dict[str, Path], tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
@@ -74,6 +74,7 @@ class Entry:
         learned: by task the fingerprints of its training and development examples.
         metrics: as in scores.json.
         examples: by task the newest scores of its N test examples, (N,), 0 to 100.
+        standard_errors: of the metrics that rest on samples of test examples (`evaluation.old`).
     """
 
     folder: Path
@@ -84,6 +85,7 @@ class Entry:
     learned: Mapping[str, str]
     metrics: Mapping[str, float | None]
     examples: Mapping[str, Tensor]
+    standard_errors: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def pair(self) -> tuple[Any, ...]:
@@ -132,8 +134,8 @@ def read_entry(folder: Path) -> Entry:
     }
     examples = {n: torch.tensor([row.score for row in rows]) for n, rows in predictions.items()}
     filled = _filled(values, folder)
-    for part, field in IRRELEVANT:
-        filled[part].pop(field, None)
+    for part, name in IRRELEVANT:
+        filled[part].pop(name, None)
     method = filled["method"].pop("name")
     tasks = [results.task_record(run, place) for place in run.learned()]
     by_task = {
@@ -145,7 +147,17 @@ def read_entry(folder: Path) -> Entry:
     tests = tuple(
         (*key, _asked(predictions.get(key[0], ()))) for key in results.comparable_keys(run)
     )
-    return Entry(folder, method, options, values["seed"], tests, learned, scores.metrics, examples)
+    return Entry(
+        folder,
+        method,
+        options,
+        values["seed"],
+        tests,
+        learned,
+        scores.metrics,
+        examples,
+        scores.standard_errors,
+    )
 
 
 def _asked(predictions: Sequence[Prediction]) -> str:
@@ -297,6 +309,13 @@ def tables(entries: Sequence[Entry]) -> RenderableType:
     for label, group in groups.items():
         if published := not_as_published(label, group[0].method, group[0].options):
             legend.append(f"\n{published}.")
+    for key, words in METRIC_LABELS.items():
+        if sampled := [entry for entry in entries if key in entry.standard_errors]:
+            largest = max(entry.standard_errors[key] for entry in sampled)
+            legend.append(
+                f"\n{words.partition(':')[0]} of {_folders(sampled)} rests on samples of test "
+                f"examples (evaluation.old), with a standard error of up to {largest:.1f}."
+            )
     base, *others = groups.values()
     if not others:
         return Group(scores, legend)
