@@ -1,5 +1,7 @@
 """Writes docs/reference.md from docstrings, options and the command line's help.
 
+Also what `retain methods` lists, so that it need not import the methods.
+
 python docs/make_reference.py
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
 import types
 import typing
@@ -20,10 +23,11 @@ from typer.models import ArgumentInfo
 
 import retain
 from retain.cli import app
+from retain.cli.known_methods import INDEX, loaded_methods
 from retain.experiment.config import ExperimentConfig
 from retain.experiment.read_tasks import FOLDER_READERS
 from retain.learner import Learner
-from retain.methods import METHODS, MethodConfig
+from retain.methods import BUILT_IN, METHODS, MethodConfig
 from retain.metrics import continual
 from retain.metrics.extract import EXTRACTIONS
 from retain.metrics.text import METRICS
@@ -303,6 +307,12 @@ def _fields(config: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, st
             yield f"{prefix}{name}", values, default
 
 
+def index() -> str:
+    """The file that `retain methods` reads."""
+    own = {name: listed for name, listed in loaded_methods().items() if name in BUILT_IN}
+    return json.dumps(own, indent=2, ensure_ascii=False) + "\n"
+
+
 def _model(annotation: Any) -> type[BaseModel] | None:
     """The options of a nested field."""
     if typing.get_origin(annotation) is list:
@@ -341,3 +351,4 @@ def _cell(text: str) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    INDEX.write_text(index(), encoding="utf-8")

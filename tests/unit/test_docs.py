@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +17,7 @@ import yaml
 from typer.main import get_command
 
 from retain.cli import app
+from retain.cli.known_methods import INDEX
 from retain.experiment.compose import read_experiment
 from retain.experiment.config import check_method
 from retain.system.files import write_jsonl
@@ -194,5 +198,22 @@ def test_log_lists_every_experiment() -> None:
 
 def test_reference_is_that_of_the_code() -> None:
     """If not: python docs/make_reference.py."""
-    page = runpy.run_path(str(ROOT / "docs" / "make_reference.py"))["page"]()
-    assert (ROOT / "docs" / "reference.md").read_text(encoding="utf-8") == page
+    made = runpy.run_path(str(ROOT / "docs" / "make_reference.py"))
+    assert (ROOT / "docs" / "reference.md").read_text(encoding="utf-8") == made["page"]()
+    assert INDEX.read_text(encoding="utf-8") == made["index"]()
+
+
+def test_retain_methods_imports_no_model_code() -> None:
+    """It lists the same as when the methods are imported, in a fraction of the time."""
+    code = "import sys; from retain.cli import app; app(['methods'], standalone_mode=False);"
+    checked = f"{code} assert 'torch' not in sys.modules"
+    imported = f"import retain.methods; {code}"
+    environment = {**os.environ, "COLUMNS": "200"}
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", each], check=True, capture_output=True, env=environment
+        ).stdout
+        for each in (checked, imported)
+    ]
+    assert told[0] == told[1]
+    assert b"sapt" in told[0]

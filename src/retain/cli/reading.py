@@ -183,19 +183,10 @@ def verify(
 @app.command()
 def methods(plugins: Plugins = None) -> None:
     """List the methods: what each needs, its idea, and what it stores per task."""
-    from retain.methods import find, list_methods
+    from retain.cli.known_methods import known_methods
 
     table = Table("method", "needs", "idea", "stores per task", box=SIMPLE_HEAD)
-    for name in list_methods():
-        try:
-            method = find(name)
-        except RetainError as error:
-            table.add_row(name, "", f"error: {error}", "")
-            continue
-        assert method is not None
-        traits = method.traits
-        needs = {"task name": traits.needs_task_id, "old data": traits.needs_old_data}
-        words = ", ".join(need for need, needed in needs.items() if needed)
-        table.add_row(name, words or "neither", traits.idea, traits.stores)
+    for name, listed in known_methods().items():
+        table.add_row(name, *listed)
     table.caption, table.caption_justify = NEEDS, "left"
     widened(console).print(table)
