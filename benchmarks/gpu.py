@@ -41,7 +41,9 @@ from transformers import (
 )
 
 from benchmarks import seekr_step
-from benchmarks.bench import ALPHA, RANK, TARGETS, bench_tokenizer, pool_of, stack, with_lora, words
+from benchmarks.bench.model import ALPHA, RANK, TARGETS, bench_tokenizer, words
+from benchmarks.bench.pool import pool_of, with_lora
+from benchmarks.bench.tasks import padded
 from benchmarks.timing import synchronize, times_of
 from retain import Learner, Task
 from retain.backbone import Backbone
@@ -300,7 +302,7 @@ def trainer_task(bench: Bench) -> Found:
             with_lora(bench.model(), config),
             arguments,
             train_dataset=[{"input_ids": ids, "labels": ids} for ids in coded],
-            data_collator=stack,
+            data_collator=padded,
             callbacks=[clock],
         )
         trainer.remove_callback(transformers.PrinterCallback)

@@ -3,7 +3,7 @@
     python -m benchmarks.scale blocks [--blocks 1 15 50 100 300 500] [--picture FILE]
     python -m benchmarks.scale shapes
 
-The bench model of benchmarks/bench.py. A step is forward and backward of a pool whose newest block
+The bench model of benchmarks/bench. A step is forward and backward of a pool whose newest block
 learns, with SAPT's router and its reflection on 20 pseudo-samples of each old task, 16 tasks at
 most; `k = 8` computes the eight most attended blocks of a sample only. The sides take turns in one
 process and the first round is not counted; times are divided by those of the first number of
@@ -25,7 +25,9 @@ from pathlib import Path
 import torch
 import transformers
 
-from benchmarks import bench, seekr_step
+from benchmarks import seekr_step
+from benchmarks.bench import model as bench
+from benchmarks.bench.pool import fused_pool, pool_of, single
 from benchmarks.timing import Side, times_of
 from retain.layers.lora_pool import LoraPool
 from retain.methods.sapt.method import SaptConfig
@@ -46,7 +48,7 @@ LENGTHS = [256, 512, 1024, 2048]
 def step(blocks: int, top_k: int | None) -> Side:
     """Returns a function that runs SAPT's forward and backward with that many blocks."""
     model = bench.bench_model()
-    pool = bench.pool_of(model, blocks)
+    pool = pool_of(model, blocks)
     pool.mixture.top_k = top_k
     options = SaptConfig()
     centre = torch.zeros(bench.WIDTH)
@@ -76,7 +78,7 @@ def step(blocks: int, top_k: int | None) -> Side:
 def decode(blocks: int, top_k: int | None) -> Side:
     """Returns a function that decodes 32 tokens for each of 8 prompts of 64."""
     model = bench.bench_model()
-    pool = bench.pool_of(model, blocks)
+    pool = pool_of(model, blocks)
     pool.freeze()
     pool.mixture.top_k = top_k
     ids = torch.randint(2, bench.VOCABULARY, (8, 64))
@@ -153,8 +155,8 @@ def shapes_tables(rounds: int) -> None:
     """What the pool and SEEKR's step cost beside their plain sides at other widths and lengths."""
     print("| width | length | pool of 15 | pool of 100 |\n|---|---|---|---|")
     for width, length in SHAPES:
-        pools = [bench.fused_pool(n, width, length) for n in (15, 100)]
-        _, ratios = growth([bench.single(width, length), *pools], rounds)
+        pools = [fused_pool(n, bench.bench_model(width), length) for n in (15, 100)]
+        _, ratios = growth([single(bench.bench_model(width), length), *pools], rounds)
         print(f"| {width} | {length} | {ratios[1]:.3f} | {ratios[2]:.3f} |", flush=True)
     print("\n| length | SEEKR's step beside a plain one |\n|---|---|")
     for length in LENGTHS:

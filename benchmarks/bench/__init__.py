@@ -1,0 +1,1 @@
+"""Cost of retain compared with what a user would run instead: `make bench`."""
