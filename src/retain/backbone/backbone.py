@@ -86,6 +86,7 @@ class Backbone:
         generation_settings: the model's own generation_config.json, which exports carry on.
         sees_padding: whether what a row gives depends on the padding before it, as in RWKV.
         virtual_tokens: number of soft-prompt tokens, with ids −1, −2, …, before each prompt.
+        keeps_logits: whether the class computes logits at some positions only, if asked.
         autocasts: whether `precision` computes in bfloat16, as the run's training does.
 
     Raises:
@@ -151,7 +152,7 @@ class Backbone:
         )
         self.texts = Texts(tokenizer, name, not self.is_encoder_decoder, self.end_ids, forced)
         # Not every decoder can compute the vocabulary projection at some positions only.
-        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         # A strided input, such as a slice of the last position, would be multiplied example by
         # example, with a copy of the head for each. That took half of a prompt's time.
         if (head := model.get_output_embeddings()) is not None:
@@ -385,7 +386,7 @@ class Backbone:
             keep = min(count + int(padding.max()), batch["input_ids"].shape[1])
         if self._takes_positions:
             inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
-        if self._keeps_logits:
+        if self.keeps_logits:
             inputs["logits_to_keep"] = keep
         logits: Tensor = self.model(**inputs, use_cache=False).logits[:, -keep:]
         if self.sees_padding:

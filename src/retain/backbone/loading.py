@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -58,58 +59,33 @@ def load_backbone(
     config = config.model_copy(update={"dtype": dtype})
     if trains_all:
         refuse_full_fine_tuning(config.dtype, config.quantization is not None)
-    if not config.name:
-        raise RetainError(
-            "backbone: its name is empty; name a hub id, a model folder or a GGUF file"
-        )
-    path = path_of(config.name)
-    source: str
-    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
-    if path.suffix.lower() == ".gguf":
-        if not path.is_file():
-            raise RetainError(f"backbone {path}: no such file; check the path")
-        source, options["gguf_file"] = str(path.parent), path.name
-    elif path.is_dir():
-        if not (path / "config.json").is_file():
-            raise RetainError(
-                f"backbone {path}: this folder is not a model (it has no config.json); "
-                "name a folder saved by transformers, a GGUF file or a hub id"
-            )
-        source = str(path)
-    elif path.exists():
-        raise RetainError(
-            f"backbone {path}: neither a model folder nor a .gguf file; name one of these"
-        )
-    else:
-        source, options["revision"] = config.name, config.revision
+    source, options = _found(config)
     device = _connected(device_of(config.device))
     refuse_lacking(config.dtype, device, "backbone.dtype")
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     try:
-        model_config = AutoConfig.from_pretrained(source, **options)
-        stored = getattr(model_config, "quantization_config", None)
-        if trains_all:
-            refuse_full_fine_tuning(config.dtype, stored is not None)
-        if config.quantization is not None and "gguf_file" in options:
-            raise RetainError(
-                "backbone.quantization: not for a GGUF file; name the model folder or hub id that "
-                "it was made from, or leave it out"
-            )
-        quantized = quantization.options(config.quantization, stored, config.dtype, device)
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        with memory_advice(f"backbone '{config.name}'", f"take {SMALLER}"):
-            model, loaded = _auto_class(model_config).from_pretrained(
-                source,
-                dtype=getattr(torch, config.dtype),
-                attn_implementation=config.attention,
-                use_safetensors="gguf_file" not in options,  # nothing is unpickled
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are refused below, by name
-                **options,
-                **quantized,
-            )
+        with _silenced():
+            model_config = AutoConfig.from_pretrained(source, **options)
+            stored = getattr(model_config, "quantization_config", None)
+            if trains_all:
+                refuse_full_fine_tuning(config.dtype, stored is not None)
+            if config.quantization is not None and "gguf_file" in options:
+                raise RetainError(
+                    "backbone.quantization: not for a GGUF file; name the model folder or hub id "
+                    "that it was made from, or leave it out"
+                )
+            quantized = quantization.options(config.quantization, stored, config.dtype, device)
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            with memory_advice(f"backbone '{config.name}'", f"take {SMALLER}"):
+                model, loaded = _auto_class(model_config).from_pretrained(
+                    source,
+                    dtype=getattr(torch, config.dtype),
+                    attn_implementation=config.attention,
+                    use_safetensors="gguf_file" not in options,  # nothing is unpickled
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # they are refused below, by name
+                    **options,
+                    **quantized,
+                )
     except RetainError:
         raise
     except Exception as error:  # transformers raises many types for a missing or damaged model
@@ -122,9 +98,6 @@ def load_backbone(
             f"backbone '{config.name}': cannot be loaded ({first_line(error)}); "
             "name a hub id, a model folder or a GGUF file"
         ) from error
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-        transformers.logging.enable_progress_bar()
     if getattr(model, "_hf_peft_config_loaded", False):
         raise RetainError(
             f"backbone '{config.name}': has a PEFT adapter beside it (adapter_config.json); merge "
@@ -145,6 +118,78 @@ def load_backbone(
         backbone.generation_settings = Path(settings).read_text(encoding="utf-8")
     try_out(backbone)
     return backbone
+
+
+def load_skeleton(config: BackboneConfig, prompt: PromptConfig | None = None) -> Backbone:
+    """Makes the backbone that `load_backbone` loads without its weights, on torch's meta device.
+
+    It says how large everything is. Layers that would be quantised have their plain shape.
+
+    Raises:
+        RetainError: if there is no such model.
+    """
+    source, options = _found(config)
+    try:
+        with _silenced():
+            model_config = AutoConfig.from_pretrained(source, **options)
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            if hasattr(model_config, "quantization_config"):
+                del model_config.quantization_config
+            with torch.device("meta"):
+                model = _auto_class(model_config).from_config(
+                    model_config,
+                    dtype=getattr(torch, config.dtype),
+                    attn_implementation=config.attention,
+                    trust_remote_code=config.trust_remote_code,
+                )
+    except Exception as error:  # transformers raises many types for a missing or damaged model
+        raise RetainError(
+            f"backbone '{config.name}': its size cannot be read ({first_line(error)})"
+        ) from error
+    return Backbone(model, tokenizer, config, prompt or PromptConfig())
+
+
+def _found(config: BackboneConfig) -> tuple[str, dict[str, Any]]:
+    """Returns what transformers is to load a model by, and with which options.
+
+    Raises:
+        RetainError: if a name that can only be a path leads to no model.
+    """
+    if not config.name:
+        raise RetainError(
+            "backbone: its name is empty; name a hub id, a model folder or a GGUF file"
+        )
+    path = path_of(config.name)
+    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    if path.suffix.lower() == ".gguf":
+        if not path.is_file():
+            raise RetainError(f"backbone {path}: no such file; check the path")
+        return str(path.parent), {**options, "gguf_file": path.name}
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise RetainError(
+                f"backbone {path}: this folder is not a model (it has no config.json); "
+                "name a folder saved by transformers, a GGUF file or a hub id"
+            )
+        return str(path), options
+    if path.exists():
+        raise RetainError(
+            f"backbone {path}: neither a model folder nor a .gguf file; name one of these"
+        )
+    return config.name, {**options, "revision": config.revision}
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Silences what transformers says while it loads."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        transformers.logging.enable_progress_bar()
 
 
 def _auto_class(config: PreTrainedConfig) -> Any:

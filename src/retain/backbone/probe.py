@@ -112,7 +112,9 @@ def linear_calls(model: PreTrainedModel) -> Mapping[str, Calls]:
 def short_forward(model: PreTrainedModel, first: int = 5) -> Tensor:
     """Runs `ROWS` rows of the same tokens, from id `first` on; returns the logits."""
     ids = torch.arange(first, first + READ, device=model.device).repeat(ROWS, 1)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs = {"input_ids": ids}
+    if not ids.is_meta:  # classes ask a mask whether it hides anything
+        inputs["attention_mask"] = torch.ones_like(ids)
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids[:, :WRITTEN].clamp(min=0)
     logits: Tensor = model(**inputs, use_cache=False).logits

@@ -91,6 +91,14 @@ def _settings(kind: str, dtype: str) -> dict[str, Any]:
     }
 
 
+def bytes_per_weight(kind: str) -> float:
+    """Returns the bytes that a weight takes, with its share of scales, for memory estimates.
+
+    NF4 has a scale of 1 byte for 64 weights, and 4 more bytes for 256 scales.
+    """
+    return 1.0 if kind == "int8" else 0.5 + (1 + 4 / 256) / 64
+
+
 def loading_code(kind: str | None, dtype: str) -> tuple[list[str], str]:
     """Returns lines of Python that import what loads such a model, and the arguments to add."""
     if kind is None:

@@ -55,13 +55,16 @@ def run(
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Print the merged experiment as YAML, and stop."),
+        typer.Option(
+            "--dry-run", help="Print the merged experiment as YAML, with the memory it takes."
+        ),
     ] = False,
     plugins: Plugins = None,
 ) -> None:
     """Learn a stream of tasks; after each, score all tasks so far."""
     from retain.experiment.compose import as_yaml, read_experiment
     from retain.experiment.read_tasks import load_stream
+    from retain.learner.memory import memory_table
     from retain.learner.stream import learn_stream
 
     experiment = read_experiment(
@@ -71,6 +74,8 @@ def run(
         experiment = experiment.model_copy(update={"output": str(output)})
     if dry_run:
         say(as_yaml(experiment).rstrip("\n"))
+        for line in memory_table(experiment):
+            say(f"# {line}")
         return
     named = " + ".join(map(str, files))
     if experiment.output is None:

@@ -9,6 +9,7 @@ from retain.errors import RetainError
 from retain.experiment.config import ExperimentConfig, stored_experiment
 from retain.experiment.resume import refuse_changes, settled
 from retain.learner.learner import Learner
+from retain.learner.memory import refuse_what_cannot_fit
 from retain.runs import results
 from retain.runs.directory import RunDirectory
 from retain.runs.records import CONFIG, TASK
@@ -47,6 +48,7 @@ def learn_stream(
         remaining = tasks[len(learner.tasks) :]
         learner.take_over(settled(experiment, stored), remaining)
     else:
+        refuse_what_cannot_fit(experiment, tasks)
         learner, remaining = Learner.from_config(experiment, progress), tasks
         learner.check_tasks(remaining)
     learn_tasks(learner, remaining)

@@ -190,13 +190,13 @@ class Ewc(Sequential):
             self._fisher = {name: tensor.to(device) for name, tensor in fisher.items()}
 
     def footprint(self, task: Task, batch_size: int) -> Footprint:
-        """Adds Fisher information and anchor to the estimate.
+        """Adds Fisher information, anchor, and what the penalty's backward keeps, θ − θ*.
 
         On disk the old file stays until the new one is written. With `fisher: batches` two
         checkpoints hold the information too, and memory a step's part of it.
         """
         size = self.weights.size()
-        copies = Footprint(passing=2 * size, ram=2 * size)
+        copies = Footprint(passing=2 * size, ram=3 * size)
         if self.options.fisher == "batches":
             copies += Footprint(passing=2 * size, ram=size)
         return super().footprint(task, batch_size) + copies

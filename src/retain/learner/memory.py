@@ -1,0 +1,282 @@
+"""How much memory a run takes at its peak, told before anything of the model is loaded.
+
+A second model without weights, on torch's meta device, has the method's layers and goes through one
+step: see `retain.backbone.activations`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import get_args
+
+import psutil
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from retain.backbone import Backbone
+from retain.backbone.activations import peak_of_answers, peak_of_step, without_values
+from retain.backbone.loading import load_skeleton
+from retain.backbone.precision import SMALLER, device_of
+from retain.backbone.quantization import bytes_per_weight
+from retain.errors import RetainError, first_line
+from retain.experiment.config import ExperimentConfig, check_method, resolved
+from retain.experiment.read_tasks import load_stream
+from retain.layers.lora_pool import LoraPool
+from retain.layers.soft_prompt import PromptedEmbedding
+from retain.learner.check_resources import size
+from retain.methods import Method, find
+from retain.system import processes
+from retain.tasks import Task
+from retain.training.config import TrainingConfig
+from retain.training.optimizer import STATE
+from retain.training.shard import Shard
+from retain.training.sharded_trainer import layers_of
+
+PROCESSES = (1, 2, 4, 8)
+"""Numbers of processes in the table."""
+SHARDS: tuple[Shard, ...] = get_args(Shard)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that one process holds, where it is alone.
+
+    Attributes:
+        weights: of the backbone.
+        gathered: of what `shard: full` has whole at once: two layers, and what is in none.
+        trained: of the trained parameters, in float32; gradients are as large.
+        moments: of the optimizer.
+        own: what else the method keeps while a task is learned.
+        step: activations and gradients at the peak of a step.
+        beside: the same where gradients are there from the beginning, as between processes.
+        answers: the peak of answering test examples.
+        trains_all: whether the backbone's own weights are trained.
+        batch: the step's and the answers' batches in words.
+    """
+
+    weights: int
+    gathered: int
+    trained: int
+    moments: int
+    own: int
+    step: int
+    beside: int
+    answers: int
+    trains_all: bool
+    batch: str
+
+    def per_process(self, count: int, shard: str) -> int:
+        """Returns the peak of each of several processes, in bytes; see `training.shard`."""
+        whole = self.weights + self.own
+        if count == 1:
+            return whole + max(self.moments + self.step, self.answers)
+        if shard == "none":
+            return whole + max(self.moments + self.beside, self.answers)
+        if shard == "optimizer":
+            return whole + max(self.moments // count + self.beside, self.answers)
+        # The backbone's weights are shared out while a task is trained; before and after they are
+        # whole, and so is always what a method adds.
+        training = self.weights // count + self.gathered
+        if self.trains_all:
+            training += self.beside - self.trained + self.gathered  # its gradients
+            training += (self.trained + self.moments) // count
+        else:
+            training += self.moments + self.beside
+        return self.own + max(training, self.weights + self.answers)
+
+    def lines(self) -> Iterator[str]:
+        """Yields the parts, and a table by number of processes and what they share out."""
+        yield f"memory of one process: {size(self.per_process(1, 'none'))} at its peak"
+        yield (
+            f"weights {size(self.weights)}, moments {size(self.moments)}, the method's own "
+            f"{size(self.own)}, activations and gradients {size(self.step)}, or answering "
+            f"{size(self.answers)}"
+        )
+        yield self.batch
+        yield "processes          " + "".join(f"{count:>10}" for count in PROCESSES)
+        for shard in SHARDS:
+            cells = (size(self.per_process(count, shard)) for count in PROCESSES)
+            yield f"shard: {shard:<12}" + "".join(f"{cell:>10}" for cell in cells)
+
+
+def foretell(experiment: ExperimentConfig, tasks: Sequence[Task]) -> Memory:
+    """Returns the memory that an experiment takes at its peak, over its tasks.
+
+    Pseudo-samples and replayed examples count as no longer than the tasks' own.
+
+    Raises:
+        RetainError: if there is no such backbone, or its class does not go through a step without
+            its weights.
+    """
+    experiment = resolved(experiment)
+    name, options = check_method(experiment.method, "method")
+    kind = find(name)
+    assert kind is not None  # check_method has found it
+    backbone = load_skeleton(experiment.backbone, experiment.prompt)
+    weights = _bytes_of(backbone, experiment)
+    try:
+        with without_values():
+            return _counted(kind(backbone, options), experiment, tasks, weights)
+    except RetainError:
+        raise
+    except Exception as error:  # classes need values in many places
+        raise RetainError(
+            f"backbone '{backbone.name}': what it needs cannot be counted without its weights "
+            f"({first_line(error)})"
+        ) from error
+
+
+def _counted(
+    method: Method, experiment: ExperimentConfig, tasks: Sequence[Task], weights: int
+) -> Memory:
+    backbone, model = method.backbone, method.backbone.model
+    trains_all = method.trains_backbone(check_method(experiment.method, "method")[1])
+    settings = [_training(experiment, task) for task in tasks]
+    needs = [
+        method.footprint(task, config.per_device_train_batch_size)
+        for task, config in zip(tasks, settings, strict=True)
+    ]
+    encoded = [method.encoded(task) for task in tasks]
+    read = [max(len(row["input_ids"]) for row in rows) for rows in encoded]
+    written = [1 + max(_answer(row["labels"]) for row in rows) for rows in encoded]
+    asked = [
+        max(len(backbone.encode(example, with_answer=False)["input_ids"]) for example in task.test)
+        + experiment.evaluation.for_task(task).max_new_tokens
+        for task in tasks
+    ]
+    _learn(method, trains_all)
+    trained = max(need.trainable for need in needs)
+    # One step of the longest rows stands for all tasks; it takes a second or so.
+    rows = max(config.per_device_train_batch_size for config in settings)
+    count = partial(
+        peak_of_step,
+        backbone,
+        rows,
+        max(read),
+        max(written),
+        any(config.autocasts for config in settings),
+        all(config.gradient_checkpointing for config in settings),
+    )
+    step = count(max(config.gradient_accumulation_steps for config in settings))
+    beside = count(2) if trains_all else step + trained
+    model.requires_grad_(False)
+    on_gpu = device_of(experiment.backbone.device).startswith("cuda")
+    if on_gpu and any(config.optim == "adamw_torch" for config in settings):
+        step = max(step, 2 * trained)  # there its step takes as much again as gradients
+    answered = experiment.evaluation.batch_size
+    answers = peak_of_answers(backbone, answered, max(asked))
+    per_parameter = max(STATE[config.optim] for config in settings)
+    return Memory(
+        weights=weights,
+        gathered=_gathered(model),
+        trained=trained,
+        moments=int(per_parameter * trained),
+        own=max(need.ram for need in needs),
+        step=step,
+        beside=beside,
+        answers=answers,
+        trains_all=trains_all,
+        batch=f"in steps of {rows} rows of {max(read)} positions, {max(written)} of them answers; "
+        f"in evaluation of {answered} rows of {max(asked)}",
+    )
+
+
+def _training(experiment: ExperimentConfig, task: Task) -> TrainingConfig:
+    return TrainingConfig.model_validate({**experiment.training.model_dump(), **task.training})
+
+
+def _answer(labels: Sequence[int]) -> int:
+    return sum(label >= 0 for label in labels)
+
+
+def _learn(method: Method, trains_all: bool) -> None:
+    """Makes the parameters trainable that a task trains, or others whose inputs are as large."""
+    model = method.backbone.model
+    if trains_all:
+        model.requires_grad_(True)
+    elif isinstance(pool := method.exported_pool, LoraPool):
+        pool.grow("task", seed=0)
+        pool.use(torch.ones(1, 1, device="meta"))
+    embedding, count = method.backbone.embedding, method.backbone.virtual_tokens
+    if isinstance(embedding, PromptedEmbedding):
+        shape = (1, max(1, count), method.backbone.width)
+        embedding.rows = torch.zeros(shape, device="meta", requires_grad=True)
+
+
+def _bytes_of(backbone: Backbone, experiment: ExperimentConfig) -> int:
+    """Counts the bytes of the weights as they will be loaded: some of them in 4 or 8 bits."""
+    kind, head = experiment.backbone.quantization, backbone.model.get_output_embeddings()
+    packed = {
+        part.weight
+        for part in backbone.model.modules()
+        if isinstance(part, nn.Linear | Conv1D) and part is not head
+    }
+    return int(
+        sum(
+            tensor.numel()
+            * (bytes_per_weight(kind) if kind and tensor in packed else tensor.itemsize)
+            for tensor in (*backbone.model.parameters(), *backbone.model.buffers())
+        )
+    )
+
+
+def _gathered(model: nn.Module) -> int:
+    """Counts what `shard: full` has whole at once: a layer, the one after it, and the rest."""
+    sizes = [_size_of(layer) for layer in layers_of(model)]
+    return _size_of(model) - sum(sizes) + 2 * max(sizes, default=0)
+
+
+def _size_of(module: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in module.parameters())
+
+
+def memory_table(experiment: ExperimentConfig) -> list[str]:
+    """Returns lines on the memory that an experiment takes, or the one reason why that is open."""
+    try:
+        if not experiment.tasks:
+            raise RetainError("there are no tasks")
+        return [*foretell(experiment, load_stream(experiment.tasks)).lines()]
+    except RetainError as error:
+        return [f"memory: not told, since {error}"]
+
+
+def refuse_what_cannot_fit(experiment: ExperimentConfig, tasks: Sequence[Task]) -> None:
+    """Compares the memory that an experiment takes with what is free, before its model is loaded.
+
+    Raises:
+        RetainError: when less is free.
+    """
+    try:
+        memory = foretell(experiment, [task for task in tasks if task.train and task.test])
+    except (RetainError, ValueError):
+        return  # whoever loads the model tells what is wrong with it; some classes cannot be told
+    device = device_of(experiment.backbone.device)
+    count, shard = processes.count(), experiment.training.shard
+    need, on_gpu = memory.per_process(count, shard), device.startswith("cuda")
+    own = processes.connect(not on_gpu) or device  # of several GPUs this process's
+    if on_gpu:
+        free, where = torch.cuda.mem_get_info(own)[0], f"memory of {own}"
+    else:
+        free, where = psutil.virtual_memory().available, "RAM"
+        need *= count  # all on one machine, as far as can be told
+    there = min(processes.gather([free]))  # all begin to load after this, or none
+    if need > there:
+        lower = _remedies(experiment.training, memory, count)
+        raise RetainError(
+            f"this run needs about {size(need)} of {where}, but {size(there)} are free ("
+            f"weights {size(memory.weights)}, {memory.batch}); {lower}, or take {SMALLER}; "
+            "--dry-run prints the table"
+        )
+
+
+def _remedies(training: TrainingConfig, memory: Memory, count: int) -> str:
+    if memory.answers > memory.moments + memory.step:
+        return "lower evaluation.batch_size"
+    if not training.gradient_checkpointing and memory.step > memory.trained + memory.moments:
+        return "set training.gradient_checkpointing=true"
+    if memory.trains_all:
+        return "take method.tune=lora" + ("" if count == 1 else " or training.shard=full")
+    return "lower training.per_device_train_batch_size"

@@ -1,0 +1,179 @@
+"""Memory is foretold from a model without weights, as large as the one with them takes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import yaml
+
+from retain.backbone import BackboneConfig, load_backbone
+from retain.backbone.activations import Live, peak_of_step, without_values
+from retain.backbone.loading import load_skeleton
+from retain.errors import RetainError
+from retain.experiment.config import ExperimentConfig
+from retain.experiment.validation import check
+from retain.learner import stream
+from retain.learner.memory import Memory, foretell
+from retain.methods import METHODS
+from retain.system.files import write_jsonl
+from retain.testing.tiny import EVALUATION, OWN_VARIANTS, TRAINING, make_task, save_backbone
+from tests.command import call
+
+FIRST = make_task("copy")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_backbone("llama", tmp_path_factory.mktemp("llama") / "model")
+
+
+def experiment(folder: Path, variant: str, **changes: Any) -> ExperimentConfig:
+    name, options = OWN_VARIANTS[variant]
+    values = {
+        "backbone": {"name": str(folder), "device": "cpu", **changes.pop("backbone", {})},
+        "method": {"name": name, **options},
+        "training": {**TRAINING, **changes},
+        "evaluation": EVALUATION,
+    }
+    return check(ExperimentConfig, values, "test")
+
+
+@pytest.mark.parametrize("variant", [*METHODS, "sapt-hidden", "seekr-lora"])
+def test_every_method_goes_through_a_step_without_weights(variant: str, folder: Path) -> None:
+    told = foretell(experiment(folder, variant), [FIRST])
+    assert told.step > told.trained > 0
+    assert told.answers > 0
+    weights = load_backbone(BackboneConfig(name=str(folder))).model.parameters()
+    assert told.weights >= sum(weight.nbytes for weight in weights)
+
+
+@pytest.mark.parametrize("kind", ["t5", "gpt2"])
+@pytest.mark.parametrize("method", ["sapt", "seqft", "progprompt"])
+def test_other_architectures(method: str, kind: str, tmp_path: Path) -> None:
+    folder = save_backbone(kind, tmp_path / kind)
+    assert foretell(experiment(folder, method), [FIRST]).step > 0
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("checkpoints", [False, True])
+def test_a_step_is_counted_as_it_is_made(
+    checkpoints: bool, full: bool, bf16: bool, folder: Path
+) -> None:
+    """By the same counter, over a step with weights and of rows that differ in length.
+
+    Not with PyTorch's own attention, which takes another kernel while it is watched.
+    """
+    config = BackboneConfig(name=str(folder), dtype="float32", attention="eager")
+    skeleton, backbone = load_skeleton(config), load_backbone(config)
+    rows = [
+        {"input_ids": [5] * n, "labels": [-100] * (n - 6) + [7] * 6, "route_ids": [5]}
+        for n in (60, 50, 50, 50)
+    ]
+    batch = backbone.collate(rows)
+    for each in (skeleton, backbone):
+        each.model.requires_grad_(full)
+    with without_values():
+        told = peak_of_step(skeleton, 4, 60, 7, bf16, checkpoints)
+    backbone.embedding.register_forward_hook(
+        lambda module, inputs, output: output if full else output.requires_grad_()
+    )
+    if checkpoints:
+        backbone.model.activation_checkpointing_enable({"use_reentrant": False})
+    backbone.model.train()
+    with Live() as live, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        backbone.answer_loss(batch).backward()
+    assert told == pytest.approx(live.peak, rel=0.1)
+
+
+def test_what_takes_less_is_told_so(folder: Path) -> None:
+    def step(**changes: Any) -> int:
+        return foretell(experiment(folder, "seqft", **changes), [FIRST]).step
+
+    whole = step()
+    assert step(gradient_checkpointing=True) < whole
+    assert step(per_device_train_batch_size=1) < whole
+    assert step(gradient_accumulation_steps=2) > whole  # gradients are there beside activations
+    longer = replace(FIRST, train=[replace(FIRST.train[0], prompt="a b c d " * 20)])
+    assert foretell(experiment(folder, "seqft"), [FIRST, longer]).step > whole
+
+
+@pytest.mark.parametrize("bits", ["nf4", "int8"])
+def test_quantised_weights_are_told_as_they_are_loaded(
+    bits: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retain.testing.tiny.WIDTH", 128)
+    wide = save_backbone("llama", tmp_path / "wide")
+    source = {"quantization": bits, "dtype": "float32"}
+    told = foretell(experiment(wide, "seqlora", backbone=source), [FIRST]).weights
+    model = load_backbone(check(BackboneConfig, {"name": str(wide), **source}, "test")).model
+    assert told == pytest.approx(model.get_memory_footprint(), rel=0.03)
+
+
+def test_several_processes() -> None:
+    told = Memory(
+        weights=100,
+        gathered=10,
+        trained=100,
+        moments=200,
+        own=1,
+        step=150,
+        beside=180,
+        answers=20,
+        trains_all=True,
+        batch="",
+    )
+    assert told.per_process(1, "none") == 1 + 100 + 200 + 150
+    assert told.per_process(2, "none") == 1 + 100 + 200 + 180
+    assert told.per_process(2, "optimizer") == 1 + 100 + 100 + 180
+    assert told.per_process(2, "full") == 1 + (100 + 100 + 200) // 2 + 10 + 10 + 80
+    frozen = replace(told, trains_all=False)
+    assert frozen.per_process(2, "full") == 1 + 100 // 2 + 10 + 200 + 180
+    answering = replace(told, own=0, answers=900)
+    assert answering.per_process(2, "full") == 100 + 900  # weights are whole there
+
+
+def test_what_cannot_fit_is_refused_before_the_model_is_loaded(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = experiment(folder, "seqft").model_copy(update={"output": str(tmp_path / "run")})
+    need = foretell(config, [FIRST]).per_process(1, "none")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=need - 1))
+    with monkeypatch.context() as patch:
+        patch.setattr("retain.learner.learner.load_backbone", None)
+        with pytest.raises(RetainError) as caught:
+            stream.learn_stream(config, [FIRST])
+    text = str(caught.value)
+    assert "this run needs about" in text
+    assert "training.gradient_checkpointing=true" in text
+    assert "--dry-run prints the table" in text
+    assert "\n" not in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_table_stands_below_the_experiment(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "copy.jsonl", [example.as_row() for example in FIRST.train])
+    values = {"backbone": str(folder), "method": "seqft", "tasks": [{"path": "copy.jsonl"}]}
+    (tmp_path / "exp.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    done = call("run", "exp.yaml", "--dry-run")
+    assert done.status == 0, done.err
+    assert yaml.safe_load(done.out)["method"]["name"] == "seqft"
+    table = [line for line in done.out.splitlines() if line.startswith("#")]
+    assert table[0].startswith("# memory of one process: ")
+    assert table[-1].startswith("# shard: ")
+    assert len(table[-1].split()) == 3 + 2 * 4  # four numbers with their units
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy.jsonl", "exp.yaml"]
+    values["backbone"] = str(tmp_path / "gone")
+    (tmp_path / "exp.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    done = call("run", "exp.yaml", "--dry-run")
+    assert done.status == 0, done.err
+    assert "# memory: not told, since backbone" in done.out
