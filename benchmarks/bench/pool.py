@@ -112,9 +112,9 @@ def fused_pool(
 ) -> Callable[[], None]:
     """retain's pool, on the bench model or another; `compiled` by torch.compile."""
     model = model or bench.bench_model()
+    pool, weights = pool_of(model, blocks, input_gradient), mixing(blocks)
     if compiled:
         model.compile()
-    pool, weights = pool_of(model, blocks, input_gradient), mixing(blocks)
     return step_of(model, lambda: pool.use(weights), length)
 
 
