@@ -12,14 +12,15 @@ from benchmarks.bench import model as bench
 from retain import Learner
 from retain.testing.tiny import make_task, make_tokenizer
 
+TOKENS = 8
 RETAIN = "from retain.cli import main; main()"
-PLAIN = """
+PLAIN = f"""
 import sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
 inputs = tokenizer(sys.argv[2], return_tensors="pt")
-output = model.generate(**inputs, do_sample=False, max_new_tokens=1)
+output = model.generate(**inputs, do_sample=False, max_new_tokens={TOKENS})
 print(tokenizer.decode(output[0]))
 """
 
@@ -38,7 +39,7 @@ def start_times(rounds: int) -> dict[str, list[float]]:
         folder, run = Path(name) / "backbone", Path(name) / "run"
         bench.bench_model().save_pretrained(folder)
         make_tokenizer().save_pretrained(folder)
-        training, evaluation = {"max_steps": 1}, {"max_new_tokens": 1}
+        training, evaluation = {"max_steps": 1}, {"max_new_tokens": TOKENS}
         learner = Learner(folder, "seqlora", run, training=training, evaluation=evaluation)
         learner.learn(make_task("copy"))
         for number in range(rounds + 1):
