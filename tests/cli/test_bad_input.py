@@ -104,6 +104,8 @@ pytestmark = pytest.mark.usefixtures("place")
             {"name": "sapt", "router": {"top_k": 1}},
             ["'method.router.top_k'", "greater than or equal to 2"],
         ),
+        ("training.bf16", "perhaps", ["'training.bf16'", "should be true, false or auto"]),
+        ("backbone.device", "cuda", ["backbone.device 'cuda': "]),
         ("backbone.device", "cuda:1", ["backbone.device 'cuda:1'", "set CUDA_VISIBLE_DEVICES"]),
         (
             "method",

@@ -298,5 +298,7 @@ def _place(model: PreTrainedModel, device: str) -> None:
     try:
         with memory_advice(f"backbone.device '{device}'", f"take {SMALLER}"):
             model.to(device)
-    except RuntimeError as error:
-        raise RetainError(f"backbone.device '{device}': {first_line(error)}") from None
+    except (RuntimeError, AssertionError) as error:  # the latter where torch has no CUDA
+        raise RetainError(
+            f"backbone.device '{device}': {first_line(error)}; leave it out, or take another"
+        ) from None

@@ -254,6 +254,8 @@ def refuse_what_cannot_fit(experiment: ExperimentConfig, tasks: Sequence[Task]) 
     except (RetainError, ValueError):
         return  # whoever loads the model tells what is wrong with it; some classes cannot be told
     device = device_of(experiment.backbone.device)
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        return
     count, shard = processes.count(), experiment.training.shard
     need, on_gpu = memory.per_process(count, shard), device.startswith("cuda")
     own = processes.connect(not on_gpu) or device  # of several GPUs this process's
