@@ -132,7 +132,9 @@ def test_several_processes() -> None:
     assert told.per_process(1, "none") == 1 + 100 + 200 + 150
     assert told.per_process(2, "none") == 1 + 100 + 200 + 180
     assert told.per_process(2, "optimizer") == 1 + 100 + 100 + 180
-    assert told.per_process(2, "full") == 1 + (100 + 100 + 200) // 2 + 10 + 10 + 80
+    assert told.per_process(2, "full") == 1 + (100 + 200) // 2 + 10 + 80
+    accumulated = replace(told, step=180)
+    assert accumulated.per_process(2, "full") == 1 + (100 + 200 + 100) // 2 + 10 + 10 + 80
     frozen = replace(told, trains_all=False)
     assert frozen.per_process(2, "full") == 1 + 100 // 2 + 10 + 200 + 180
     answering = replace(told, own=0, answers=900)

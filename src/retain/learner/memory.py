@@ -81,8 +81,14 @@ class Memory:
         # whole, and so is always what a method adds.
         training = self.weights // count + self.gathered
         if self.trains_all:
-            training += self.beside - self.trained + self.gathered  # its gradients
-            training += (self.trained + self.moments) // count
+            activations, gradients = (
+                self.beside - self.trained,
+                self.trained // count + self.gathered,
+            )
+            # Without micro-batches gradients come as activations go.
+            accumulates = self.step == self.beside
+            both = activations + gradients if accumulates else max(activations, gradients)
+            training += self.moments // count + both
         else:
             training += self.moments + self.beside
         return self.own + max(training, self.weights + self.answers)
