@@ -15,6 +15,7 @@ from benchmarks import (
     gpu,
     languages,
     long_prompts,
+    precision,
     router_scale,
     scale,
     seekr_step,
@@ -32,7 +33,7 @@ from benchmarks.shift import reworded, shifted
 from retain.learner import Learner
 from retain.methods.sapt.whitened import THRESHOLD
 from retain.runs import results
-from retain.system.files import read_json, write_jsonl
+from retain.system.files import read_json, write_json, write_jsonl
 from retain.tasks import Example, Task
 from retain.testing.tiny import make_backbone, make_learner, make_task, save_backbone
 
@@ -361,3 +362,49 @@ def test_without_a_gpu_it_says_so(
     assert capsys.readouterr().out.splitlines() == [
         "bench-gpu: this machine has no GPU; run it where there is one, or --size toy"
     ]
+
+
+MEASURES = {
+    "average_performance": 50.0,
+    **dict.fromkeys(("forgetting", "forward_transfer", "backward_transfer", "rouge_l")),
+    **dict.fromkeys(("own_block", "parameters", "minutes")),
+    "megabytes_per_task": 1.0,
+    "megabytes": 1.0,
+}
+RUN = {"seed": 0, "status": "finished", "measures": MEASURES}
+
+
+def test_loss_curves_of_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+    for variant, steps in (("one", 3), ("two", 3)):
+        folder = tmp_path / variant
+        learner = make_learner("seqlora", make_backbone("llama"), folder, max_steps=steps)
+        learner.learn(make_task("copy" if variant == "one" else "letter"))
+        runs.append({**RUN, "variant": variant, "path": str(folder)})
+    runs.append(
+        {
+            **RUN,
+            "variant": "three",
+            "path": "",
+            "status": "failed",
+            "reason": "why",
+            "measures": None,
+        }
+    )
+    sweep = {"files": [], "dev": False, "seeds": [0], "settings": {}, "variants": {}, "notes": []}
+    write_json(tmp_path / "sweep.json", {**sweep, "runs": runs})
+    picture, target = tmp_path / "a.svg", tmp_path / "a.json"
+    arguments = ["--against", "one", "--picture", str(picture), "--json", str(target)]
+    monkeypatch.setattr("sys.argv", ["", str(tmp_path / "sweep.json"), *arguments])
+    precision.main()
+    found = read_json(target)
+    assert found["three"] == {"failed": "why"}
+    assert found["one"]["distance"] == 0
+    gaps = [
+        abs(a[1] - b[1]) for a, b in zip(found["one"]["loss"], found["two"]["loss"], strict=True)
+    ]
+    assert len(gaps) == 3
+    assert found["two"]["distance"] == pytest.approx(sum(gaps) / 3)
+    assert "two" in picture.read_text()
+    named = "sapt rank=4 backbone.dtype=bfloat16 backbone.quantization=nf4"
+    assert precision.label(named) == "sapt bfloat16 nf4"
