@@ -114,11 +114,10 @@ def memory(rounds: int) -> Times:
 GROUPS: dict[str, tuple[Callable[[int], Times], int]] = {
     "pool": (partial(timed, pool.float32_sides), 7),
     "bf16": (partial(timed, pool.bfloat16_sides), 7),
-    "compiled": (partial(timed, pool.compiled_sides), 5),
     "optimizer": (partial(timed, pool.optimizer_sides), 11),
-    "sapt": (sapt_times, 5),
-    "seekr": (partial(timed, partial(seekr_sides, seekr_step.KINDS, 1024)), 7),
-    "seekr 2048": (partial(timed, partial(seekr_sides, ("plain", "seekr"), 2048)), 5),
+    "sapt": (sapt_times, 4),
+    "seekr": (partial(timed, partial(seekr_sides, seekr_step.KINDS, 1024)), 6),
+    "seekr 2048": (partial(timed, partial(seekr_sides, ("plain", "seekr"), 2048)), 4),
     "memory": (memory, 2),
     "padding": (tasks.padding, 5),
     "train": (partial(timed, tasks.train_sides), 3),
@@ -126,6 +125,7 @@ GROUPS: dict[str, tuple[Callable[[int], Times], int]] = {
     "evaluate": (partial(timed, answers.evaluate_sides), 3),
     "route": (partial(timed, answers.route_sides), 31),
     "start": (start.start_times, 5),
+    "compiled": (partial(timed, pool.compiled_sides), 5),
 }
 """What measures a group, and rounds: more of the short ones."""
 

@@ -45,7 +45,7 @@ def decode_sides() -> Iterator[dict[str, Side]]:
 @contextmanager
 def evaluate_sides() -> Iterator[dict[str, Side]]:
     torch.manual_seed(2)
-    prompts = [bench.words(n) for n in torch.randint(16, 257, (200,)).tolist()]
+    prompts = [bench.words(n) for n in torch.randint(16, 257, (128,)).tolist()]
     examples = [Example(prompt, ("",)) for prompt in prompts]
     backbone = Backbone(bench.bench_model(), bench.bench_tokenizer(), "bench")
     backbone.model.generation_config.eos_token_id = None  # both write all 16 tokens

@@ -32,7 +32,7 @@ from retain.training.phase import Phase
 
 MICRO, SIZE = 4, 8
 """Steps of 32 rows, as 4 micro-batches of 8."""
-STEPS = 3
+STEPS = 2
 ANSWER = 4
 """Tokens of an answer, without its end."""
 
