@@ -20,6 +20,7 @@ from retain.learner.upkeep import verify as verify_run
 from retain.runs import environment
 from retain.runs.environment import fingerprint, fingerprints
 from retain.runs.results import open_run
+from retain.system import processes
 from retain.testing.runs import Record
 from retain.testing.tiny import (
     KINDS,
@@ -105,6 +106,16 @@ def test_what_else_of_a_backbone_changed_is_refused(
     heard = Record()
     Learner.load(tmp_path, heard, other)
     assert re.match(f"backbone 'tiny-llama': other {part} than", heard.said[0])
+
+
+def test_processes_that_loaded_different_backbones_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backbone = make_backbone("llama")
+    other = {**fingerprints(backbone), "backbone": "another"}
+    monkeypatch.setattr(processes, "gather", lambda values: [*values, other])
+    with pytest.raises(RetainError, match=r"have loaded others \(weights differ\); give every"):
+        fingerprints(backbone)
 
 
 def test_a_chat_template_that_nobody_uses_may_change(tmp_path: Path) -> None:

@@ -7,15 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from retain.methods.seekr import Seekr
 from retain.system import processes
 from retain.testing.runs import FIRST, KIND, SECOND, KilledError, Record, carry_on, content
-from retain.testing.tiny import make_backbone, make_learner
+from retain.testing.tiny import OPTIONS, OWN_VARIANTS, make_backbone, make_learner
 from tests.resilience.test_processes import assert_same, launch
 
 LEFT_TO_ROUNDING = {
     "accumulated": ("seqft", KIND, {"gradient_accumulation_steps": 2}),
-    "bfloat16": ("lwf", KIND, {"bf16": True, "gradient_checkpointing": True}),
+    "bfloat16": ("lwf", KIND, {"bf16": True, "gradient_checkpointing": True, "optim": "sgd"}),
     "t5": ("seekr", "t5", {}),
     "gpt2": ("multitask", "gpt2", {"optim": "sgd"}),
     "frozen": ("l2p", "qwen3", {"bf16": True, "gradient_checkpointing": True}),
@@ -37,9 +36,6 @@ def learn(
         shard=shard,
         **settings,
     )
-    if isinstance(learner.method, Seekr):  # half precision makes rounding visible
-        teacher = learner.method.teacher
-        learner.method.teacher = teacher.model_copy(update={"dtype": "float32", "top_k": None})
     learner.learn(FIRST)
     if not killed:
         learner.learn(SECOND)
@@ -54,6 +50,9 @@ def learn(
 
 def main(folder: Path, *names: str) -> None:
     """What each process of a launch does: a variant and what it shares out, or a name of above."""
+    for method in ("seekr", "derpp"):  # half precision makes rounding visible
+        whole = {"teacher": {"dtype": "float32", "top_k": None}}
+        OWN_VARIANTS[method] = (method, {**OPTIONS[method], **whole})
     for name in names:
         variant, _, shard = name.partition(":")
         if variant in LEFT_TO_ROUNDING:

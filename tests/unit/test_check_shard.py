@@ -103,3 +103,17 @@ def test_another_engine_is_refused(
     monkeypatch.setenv(variable, "false")
     with pytest.raises(RetainError, match="nowhere"):
         Learner("nowhere", "seqlora", tmp_path / "run")
+
+
+def test_an_error_of_the_first_process_is_raised_by_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> int:
+        raise RetainError("the file is damaged")
+
+    said: list[Any] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(processes, "gather", lambda values: said.extend(values) or said)
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(RetainError, match=r"^the file is damaged$"):
+            processes.from_first(fails)
+    assert said == ["the file is damaged"]

@@ -17,6 +17,7 @@ from retain.backbone import Backbone
 from retain.backbone.quantization import PACKAGE, is_quantized
 from retain.errors import RetainError
 from retain.runs.records import ENVIRONMENT
+from retain.system import processes
 
 LIBRARIES = ("retain", "torch", "transformers", "peft", "accelerate", "tokenizers")
 SAMPLED = 1024
@@ -62,9 +63,12 @@ def fingerprints(backbone: Backbone) -> dict[str, str]:
     """Fingerprints, by the keys of `PARTS`, of a backbone as it was loaded.
 
     That of the chat template is stored with each task that is written with it.
+
+    Raises:
+        RetainError: when several processes have loaded different ones.
     """
     tokenizer, config = backbone.tokenizer, backbone.model.config.to_dict()
-    return {
+    found = {
         "backbone": fingerprint(backbone.model),
         "backbone_config": _sha256(
             {key: value for key, value in config.items() if key[0] != "_" and key not in INCIDENTAL}
@@ -74,6 +78,14 @@ def fingerprints(backbone: Backbone) -> dict[str, str]:
             [tokenizer.special_tokens_map, backbone.pad_id, backbone.end_ids]
         ),
     }
+    for other in processes.gather([found]):
+        parts = [words for key, words in PARTS.items() if found.get(key) != other.get(key)]
+        if parts:
+            raise RetainError(
+                f"backbone '{backbone.name}': the processes have loaded others ({', '.join(parts)} "
+                "differ); give every machine the same files"
+            )
+    return found
 
 
 def template_of(backbone: Backbone) -> str:

@@ -98,9 +98,21 @@ def broadcast(value: T) -> T:
 def from_first(compute: Callable[[], T]) -> T:
     """Returns on every rank what rank 0 computes; the others wait.
 
-    For what takes long to read, and for files that other ranks may not see yet.
+    For what takes long to read, and for files that other ranks may not see yet. A RetainError
+    there is raised on every rank.
     """
-    return gather([compute()] if is_first() else [])[0]
+    if count() == 1:
+        return compute()
+    found: list[T] = []
+    errors: list[str] = []
+    if is_first():
+        try:
+            found.append(compute())
+        except RetainError as error:
+            errors.append(str(error))
+    for message in gather(errors):
+        raise RetainError(message)
+    return gather(found)[0]
 
 
 def add_up(tensors: Iterable[Tensor]) -> None:

@@ -12,6 +12,7 @@ added (blocks, prompts, routers) stays whole in every process. This holds while 
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -131,6 +132,7 @@ def fully_sharded(
         if (share := shares.pop(id(parameter), None)) is not None:
             parameter.data = whole(share.detach())
         owner._parameters[name] = parameter
+    gc.collect()  # what FSDP2 held refers to itself
 
 
 def _hooks(module: nn.Module) -> dict[str, set[int]]:

@@ -54,7 +54,9 @@ class ShardedTrainer(PhaseTrainer):
         self.accelerator.prepare_model(self.model, device_placement=False, evaluation_mode=True)
         layers, loaded = layers_of(self._backbone.model), self._backbone.loaded
         with fully_sharded(self.model, layers, loaded) as self._shares:
-            return super().train(*args, **kwargs)
+            result = super().train(*args, **kwargs)
+            self.optimizer.state.clear()  # the moments go before the weights are whole again
+        return result
 
     def _refuse_hooks(self) -> None:
         """Raises a RetainError where a phase's hooks would meet shares instead of weights."""
