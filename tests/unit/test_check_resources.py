@@ -122,6 +122,26 @@ def test_on_a_gpu_it_is_the_gpu_s_memory(tmp_path: Path, monkeypatch: pytest.Mon
         check_resources(method, [(FIRST, TrainingConfig())], run)
 
 
+@pytest.mark.parametrize(
+    ("name", "shard", "numbers"),
+    [
+        ("seqft", "none", 3),
+        ("seqft", "optimizer", 1 + 2 / 2),
+        ("seqft", "full", 3 / 2),
+        ("seqlora", "full", 3 + 1),  # the block itself is new
+    ],
+)
+def test_two_processes_need_their_shares(
+    name: str, shard: str, numbers: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = make_learner(name, make_backbone("llama"), tmp_path)
+    trainable = learner.method.footprint(FIRST, 1).trainable
+    training = TrainingConfig.model_validate({"shard": shard})
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = check_resources(learner.method, [(FIRST, training)], learner.run)
+    assert f"{size(numbers * trainable)} in RAM" in said
+
+
 @pytest.mark.parametrize(("optim", "numbers"), [("adamw_torch", 3), ("adafactor", 1), ("sgd", 1)])
 def test_the_optimizer_counts(
     optim: str, numbers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -66,11 +66,19 @@ def check_resources(
 def _need(method: Method, task: Task, training: TrainingConfig) -> Footprint:
     """Returns a task's footprint, with gradients and optimizer state added."""
     need = method.footprint(task, training.per_device_train_batch_size)
-    state = int(STATE[training.optim] * need.trainable)  # of all processes together
-    share = state if effective(training.shard) == "none" else state // processes.count()
+    gradients = need.trainable
+    state = int(STATE[training.optim] * need.trainable)
     # A checkpoint has parameters instead of gradients; the previous one exists until it is sealed.
     checkpoints = 2 * (need.trainable + state)
-    return need + Footprint(passing=checkpoints, ram=need.trainable + share)
+    shard, count = effective(training.shard), processes.count()
+    if shard == "full":
+        loaded = sum(p.numel() * p.element_size() for p in method.backbone.loaded)
+        # What methods add is whole in every process, with its gradients and state.
+        parts = count if need.trainable == loaded else 1
+        gradients, state = gradients // parts, state // parts
+    elif shard == "optimizer":
+        state //= count
+    return need + Footprint(passing=checkpoints, ram=gradients + state)
 
 
 def size(count: float) -> str:
