@@ -35,7 +35,7 @@ from retain.backbone import Backbone, BackboneConfig
 from retain.backbone.loading import load_backbone
 from retain.methods.base import TaskContext
 from retain.methods.sapt.method import RouterConfig
-from retain.methods.sapt.whitened import WhitenedOptions
+from retain.methods.sapt.whitened import WhitenedOptions, WhitenedRouter
 from retain.report import plots
 from retain.report.plots import Curve
 from retain.system.files import write_json, write_text
@@ -199,7 +199,8 @@ def measured(
             weights = [router(e).detach() for e in asked[shift][:count]]
             curve.append(point(weights, range(count)))
         if count == KNOWN and len(tasks) > KNOWN:
-            largest = [router.logits(e).detach().amax(1) for e in asked[shifts[0]]]
+            near = router.cosines if isinstance(router, WhitenedRouter) else router.logits
+            largest = [near(e).detach().amax(1) for e in asked[shifts[0]]]
             unknown = auroc(largest[:KNOWN], largest[KNOWN:])
     weights = [router(e).detach() for e in asked[shifts[0]]]
     names = [task.name.split()[0] for task in tasks]
@@ -215,7 +216,8 @@ def measured(
         few = config.make(backbone)
         for i in learned:
             few.load_task(states[i])
-        return [few.logits(asked[shifts[0]][i]).amax(1) / config.scale for i in of]
+        assert isinstance(few, WhitenedRouter)
+        return [few.cosines(asked[shifts[0]][i]).amax(1) for i in of]
 
     left_out = [(i, [j for j in range(KNOWN) if j != i]) for i in range(KNOWN)]
     chosen = best_threshold(

@@ -3,13 +3,19 @@
     ē = mean of the prompt's frozen token embeddings, or hidden states       (d,)
     z = (ē − c) / σ
     Σ = ((ν Σ_generic + Σ_t scatter_t) / (ν + N − T)), shrunk towards its mean diagonal   (d, d)
-    a = softmax(s · cos(W z, W μ_t) over tasks t), WᵀW = Σ⁻¹                 (T,)
+    m = Σ_t μ_t / T, B = Σ_t (μ_t − m)(μ_t − m)ᵀ / T                         (d,), (d, d)
+    a = softmax(s · cos(V (z − m), V (μ_t − m)) over tasks t)                (T,)
 
-c, σ and Σ_generic are of the packaged generic text, which counts as ν prompts; N prompts of T tasks
-have means μ_t. It is SAPT's attention (arXiv 2401.08295, eq. 3-5) with linear discriminant
-analysis in place of the trained query: the within-task covariance says which directions vary
-between prompts of one task, and so say nothing about the task. Nothing is trained, and a task's
-part never changes, so old tasks need neither pseudo-samples nor reflection.
+WᵀW is the inverse of Σ, VᵀV that of Σ with β B added before it is shrunk. c, σ and Σ_generic are of
+the packaged generic text, which counts as ν prompts; N prompts of T tasks have means μ_t. m is what
+all tasks have in common, such as a language that is not English: it would bring all cosines near 1.
+β B does the same for what some tasks have in common and sets them apart from the others, such as
+one of several languages. Whether a prompt is of any task at all is told by cos(W z, W μ_t).
+
+It is SAPT's attention (arXiv 2401.08295, eq. 3-5) with linear discriminant analysis in place of the
+trained query: the within-task covariance says which directions vary between prompts of one task,
+and so say nothing about the task. Nothing is trained, and a task's part never changes, so old tasks
+need neither pseudo-samples nor reflection.
 """
 
 from __future__ import annotations
@@ -40,6 +46,8 @@ from retain.tasks import Task
 THRESHOLD = 0.38
 """Cosine below which a prompt counts as of no learned task: `threshold` that benchmarks/routing.py
 prints of the first five tasks of its stream `whole`."""
+BETWEEN = 0.1
+"""β, the share of the covariance between the tasks' means."""
 RANK = 8
 """Principal parts that are kept of a task's scatter."""
 EXACT = 1024
@@ -128,6 +136,13 @@ def _nearly_principal(x: Tensor) -> Tensor:
     return left.T @ x
 
 
+@torch.no_grad()
+def _cosines(z: Tensor, wide: Tensor, keys: Tensor) -> Tensor:
+    """Computes the cosines of z (B, d), whitened by `wide` (d, d), with keys (T, d), (B, T)."""
+    with torch.autocast(z.device.type, enabled=False):
+        return F.normalize(z @ wide, dim=1) @ keys.T
+
+
 class WhitenedRouter(SoftmaxRouter):
     """Weighs the blocks by the whitened cosine of a prompt with each task's mean.
 
@@ -140,11 +155,17 @@ class WhitenedRouter(SoftmaxRouter):
         centre, spread: c and σ, (d,).
         whitening: Wᵀ, (d, d).
         keys: W μ_t of every task divided by its length, (T, d).
+        middle: m, (d,).
+        contrast: Vᵀ, (d, d).
+        apart: V (μ_t − m) of every task divided by its length, (T, d).
     """
 
     spread: Tensor
     whitening: Tensor
     keys: Tensor
+    middle: Tensor
+    contrast: Tensor
+    apart: Tensor
 
     def __init__(self, backbone: Backbone, options: WhitenedOptions, top_k: int | None) -> None:
         super().__init__(top_k)
@@ -161,6 +182,9 @@ class WhitenedRouter(SoftmaxRouter):
         width = e.shape[1]
         self._keep("whitening", torch.eye(width))
         self._keep("keys", torch.zeros(0, width))
+        self._keep("middle", torch.zeros(width))
+        self._keep("contrast", torch.eye(width))
+        self._keep("apart", torch.zeros(0, width))
         self._tasks: list[Moments] = []
         self._scatter = generic_scatter(standard(e))  # Σ times its degrees of freedom
         self._freedom = GENERIC
@@ -185,17 +209,21 @@ class WhitenedRouter(SoftmaxRouter):
         return Standard(self.centre, self.spread)(e)
 
     def logits(self, e: Tensor) -> Tensor:
-        """Computes s · cos(W z, W μ_t) (B, T) from ē (B, d), always in float32.
+        """Computes s · cos(V (z − m), V (μ_t − m)) (B, T) from ē (B, d), always in float32.
 
-        A prompt takes d² multiplications for W z and T d for the cosines.
+        A prompt takes d² multiplications for V z and T d for the cosines.
         """
         self._derive()
-        with torch.no_grad(), torch.autocast(e.device.type, enabled=False):
-            query = F.normalize(self._standardised(e) @ self.whitening, dim=1)  # (B, d)
-            return self._scale * query @ self.keys.T
+        z = self._standardised(e) - self.middle  # (B, d)
+        return self._scale * _cosines(z, self.contrast, self.apart)
+
+    def cosines(self, e: Tensor) -> Tensor:
+        """Computes cos(W z, W μ_t) (B, T), how near a prompt is to each task, in float32."""
+        self._derive()
+        return _cosines(self._standardised(e), self.whitening, self.keys)
 
     def _derive(self) -> None:
-        """Derives W and the keys from the tasks' moments, once after tasks were added.
+        """Derives W, V, m and the keys from the tasks' moments, once after tasks were added.
 
         The cost of `whitening` does not depend on the number of tasks and prompts.
         """
@@ -205,6 +233,13 @@ class WhitenedRouter(SoftmaxRouter):
         means = torch.stack([task.mean for task in self._tasks]).double()  # (T, d)
         self.whitening = wide.to(self.whitening)
         self.keys = F.normalize(means @ wide, dim=1).to(self.keys)
+        middle = means.mean(0)  # (d,)
+        apart = means - middle
+        between = apart.T @ apart / len(means)  # (d, d)
+        contrast = whitening(self._scatter + BETWEEN * self._freedom * between, self._freedom)
+        self.middle = middle.to(self.middle)
+        self.contrast = contrast.to(self.contrast)
+        self.apart = F.normalize(apart @ contrast, dim=1).to(self.apart)
         self._derived = True
 
     def task_keys(self) -> Tensor:
@@ -240,7 +275,7 @@ class WhitenedRouter(SoftmaxRouter):
         weights = super().forward(e)
         if self._threshold is None or self.training:
             return weights
-        nearest = self.logits(e).amax(1, keepdim=True) / self._scale  # (B, 1)
+        nearest = self.cosines(e).amax(1, keepdim=True)  # (B, 1)
         return weights.masked_fill(nearest < self._threshold, 0.0)
 
     # -- the protocol of a router
