@@ -6,8 +6,7 @@ python -m benchmarks.memory --layers 24 --width 1792 --methods seqlora   # a bil
 A run learns two tasks of random words on a LLaMA with random weights. What is measured is the
 growth of the process's resident memory from its state after a small run, which has loaded all
 libraries, to its peak. The C library is told to give freed memory back at once
-(MALLOC_MMAP_THRESHOLD_=65536), since what it keeps differs from run to run;
-MALLOC_MMAP_THRESHOLD_=33554432 leaves it as it is by default.
+(MALLOC_MMAP_THRESHOLD_=65536), unless the variable is set; by itself it keeps some of it.
 """
 
 from __future__ import annotations
