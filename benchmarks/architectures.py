@@ -43,7 +43,11 @@ from retain.testing.tiny import make_task, make_tokenizer
 
 METHODS: dict[str, dict[str, Any]] = {
     "seqlora": {"rank": 2},
-    "sapt": {"rank": 2, "router": {"hidden": 8}, "generator": {"max_new_tokens": 4}},
+    "sapt": {
+        "rank": 2,
+        "router": {"kind": "attention", "hidden": 8},
+        "generator": {"max_new_tokens": 4},
+    },
 }
 LIMIT = 240
 """Seconds after which a try counts as hung."""

@@ -2,7 +2,7 @@
 
     python -m benchmarks.routing whole fifty --shifts none noise reworded --json routing.json
 
-No block is trained. `attention` is the default router as it is before a task's first step (keys at
+No block is trained. `attention` is the trained router as it is before a task's first step (keys at
 the mean query, projection untrained), which short runs hardly move; `whitened` trains nothing.
 `whole` are the tasks of data/superni and data/long_sequence, `inputs` the same without their
 instructions, `fifty` the look-alikes of benchmarks/fifty.py. `languages` are those of

@@ -50,7 +50,7 @@ def step(blocks: int, top_k: int | None) -> Side:
     model = bench.bench_model()
     pool = pool_of(model, blocks)
     pool.mixture.top_k = top_k
-    options = SaptConfig()
+    options = SaptConfig.model_validate({"router": {"kind": "attention"}})
     centre = torch.zeros(bench.WIDTH)
     router = Router(bench.WIDTH, options.router.hidden, None, centre, top_k)
     reflection = Reflection()

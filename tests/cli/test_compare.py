@@ -284,6 +284,6 @@ def test_of_real_runs(tmp_path: Path) -> None:
 def test_retain_s_own_options_are_named_below() -> None:
     """A method's row must not pass for its paper's."""
     runs = [entry("sapt", seed, {"x": [0]}, preset="default") for seed in (0, 1)]
-    assert "`sapt` is not as published, in router.centre, router.key" in shown(runs)
+    assert "`sapt` is not as published, in router.kind, router.centre, router.key" in shown(runs)
     options = METHODS["sapt"].Config(preset="paper").model_dump(mode="json")
     assert "as published" not in shown([entry("sapt", 0, {"x": [0]}, **options)])

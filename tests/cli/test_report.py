@@ -421,7 +421,7 @@ def test_curves_name_every_line() -> None:
 
 
 def test_settings_name_what_is_not_as_published() -> None:
-    ours = "`sapt` is not as published, in router.centre"
+    ours = "`sapt` is not as published, in router.kind, router.centre"
     options = {"method.name": "sapt", "method.preset": "default"}
     assert ours in render([replace(RUN, settings=options)])
     published = METHODS["sapt"].Config(preset="paper").model_dump(mode="json")

@@ -226,8 +226,9 @@ def test_what_rests_on_samples_has_its_error() -> None:
         ("sapt preset=paper router.rate=0.5", "is not as published, in router.rate"),
         (
             "sapt",
-            "is not as published, in router.centre, router.key, router.rate, generator.target, "
-            "generator.rate, reflection.tasks; preset=paper has the published ones",
+            "is not as published, in router.kind, router.centre, router.key, router.rate, "
+            "generator.target, generator.rate, reflection.tasks; preset=paper has the published "
+            "ones",
         ),
     ],
 )
@@ -471,7 +472,7 @@ def test_methods_of_a_plugin(place: Path) -> None:
 
 
 def test_options_that_stay_behind_are_reported(place: Path) -> None:
-    method = {"name": "sapt", "rank": 4, "alpha": 16, "reflection": {"weight": 2}}
+    method = {"name": "sapt", "rank": 4, "alpha": 16, "reflection": {"tasks": 2}}
     variants = ["inclora", "sapt", "olora rank=2", "ewc", "ewc tune=lora"]
     says = "does not take over rank=4, which the files have for sapt; to share that, give"
     assert plan(with_method(place, method), *variants).warnings == [

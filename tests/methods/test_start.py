@@ -206,7 +206,7 @@ def test_a_rolled_back_task_is_no_start(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"start": "nearest"}, "router.kind: whitened"),
+        ({"router": {"kind": "attention"}, "start": "nearest"}, "router.kind: whitened"),
         ({"preset": "paper", "start": "nearest"}, "router.kind: whitened"),
         ({**NEAREST, "start_above": 1.5}, "start_above"),
         ({**NEAREST, "start": "oldest"}, "'fresh' or 'nearest'"),

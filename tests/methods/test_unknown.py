@@ -137,7 +137,7 @@ def test_training_is_the_same_with_and_without(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("router", "says"),
     [
-        ({"unknown": "base"}, "unknown is no option of kind: attention"),
+        ({"kind": "attention", "unknown": "base"}, "unknown is no option of kind: attention"),
         ({"kind": "whitened", "threshold": 0.1}, "threshold has no effect on unknown: nearest"),
         ({**BASE, "threshold": 1.5}, "less than or equal to 1"),
         ({**BASE, "unknown": "other"}, "'base' or 'nearest'"),

@@ -23,6 +23,7 @@ from retain.learner import Learner
 from retain.learner.upkeep import roll_back
 from retain.methods.sapt import Sapt
 from retain.methods.sapt.method import Attentive, RouterConfig, SaptConfig
+from retain.methods.sapt.router import AttentionOptions
 from retain.methods.sapt.whitened import RANK, Moments, WhitenedOptions, WhitenedRouter
 from retain.tasks import Example, Task
 from retain.testing.tiny import WIDTH, context_of, make_backbone, make_learner, make_task
@@ -395,7 +396,8 @@ def test_reflection_is_off_with_it_unless_asked_for() -> None:
         return SaptConfig.model_validate(values).reflection.weight
 
     whitened = {"kind": "whitened"}
-    assert weight() == weight(router={"kind": "attention"}) == weight(preset="paper") == 0.5
+    assert weight(router={"kind": "attention"}) == weight(preset="paper") == 0.5
+    assert weight() == weight(router={"top_k": 4}) == weight(generator={"max_steps": 3}) == 0
     assert weight(router=whitened) == weight(router=whitened, reflection={"tasks": 3}) == 0
     assert weight(router=whitened, reflection={"weight": 0.2}) == 0.2
     assert SaptConfig.model_validate({"preset": "paper"}).router.kind == "attention"
@@ -403,6 +405,29 @@ def test_reflection_is_off_with_it_unless_asked_for() -> None:
         SaptConfig.model_validate({"preset": "paper", "router": whitened})
     stored = SaptConfig.model_validate({"router": whitened})
     assert SaptConfig.model_validate(stored.model_dump()) == stored
+
+
+@pytest.mark.parametrize("option", [{"rate": 0.01}, {"hidden": 8, "top_k": 2}, {"key": "uniform"}])
+def test_options_of_the_trained_router_choose_it(option: dict[str, object]) -> None:
+    config = SaptConfig.model_validate({"router": option})
+    assert (config.router.kind, config.reflection.weight) == ("attention", 0.5)
+    assert SaptConfig.model_validate(config.model_dump()) == config
+    with pytest.raises(ValidationError, match="layer is no option of kind: attention"):
+        SaptConfig.model_validate({"router": {**option, "layer": 1}})
+
+
+def test_a_run_from_before_there_were_two_kinds_keeps_its_router() -> None:
+    config = SaptConfig.model_validate({"router": {"kind": "attention"}}).model_dump()
+    config["router"] = {name: config["router"][name] for name in AttentionOptions.model_fields}
+    assert SaptConfig.model_validate(config).router.kind == "attention"
+
+
+def test_reflection_needs_a_kind() -> None:
+    with pytest.raises(ValidationError, match=r"reflection.weight holds .* set router.kind"):
+        SaptConfig.model_validate({"reflection": {"weight": 0.5}})
+    for more in ({"router": {"kind": "whitened"}}, {"router": {"rate": 0.1}}, {"preset": "paper"}):
+        found = SaptConfig.model_validate({"reflection": {"weight": 0.5}, **more})
+        assert found.reflection.weight == 0.5
 
 
 def test_generator_and_reflection_remain_available(tmp_path: Path) -> None:

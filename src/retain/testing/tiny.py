@@ -39,9 +39,12 @@ WIDTH = 32
 
 REPLAY = {"share": 0.2, "every": 1}
 OPTIONS: dict[str, dict[str, Any]] = {
-    "sapt": {"router": {"hidden": 16}, "generator": {"share": 0.2, "max_new_tokens": 6}},
+    "sapt": {
+        "router": {"kind": "attention", "hidden": 16},
+        "generator": {"share": 0.2, "max_new_tokens": 6},
+    },
     "sapt-prompt": {
-        "router": {"hidden": 16},
+        "router": {"kind": "attention", "hidden": 16},
         "generator": {"share": 0.2, "max_new_tokens": 6},
         "length": 3,
         "rate": 1.0,
@@ -62,7 +65,7 @@ OWN_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "sapt",
         {
             **OPTIONS["sapt"],
-            "router": {"hidden": 16, "top_k": 2},
+            "router": {"kind": "attention", "hidden": 16, "top_k": 2},
             "reflection": {"tasks": 1},
         },
     ),

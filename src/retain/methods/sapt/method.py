@@ -1,13 +1,13 @@
 """SAPT: training and inference use the same attention over a pool of blocks.
 
-As published, for each task, first the new block is trained to generate the task's inputs, which
-gives pseudo-samples. Then the block starts again, and is trained on the task together with its key
-and the router's query projection, within the attention-weighted mixture of all blocks. Reflection
-on the pseudo-samples of older tasks keeps their attention unchanged.
+By default the router is in closed form (`router.kind: whitened`): attention is not trained, and the
+block is all that is, in one phase, within the mixture of all blocks. There a block may begin as a
+copy of the nearest task's (`start: nearest`).
 
-With the router in closed form (`router.kind: whitened`) the attention of old tasks is not trained,
-and the block is all that is: one phase, within the same mixture. There a block may begin as a copy
-of the nearest task's (`start: nearest`).
+As published (`router.kind: attention`), for each task, first the new block is trained to generate
+the task's inputs, which gives pseudo-samples. Then the block starts again, and is trained on the
+task together with its key and the router's query projection, within the attention-weighted mixture
+of all blocks. Reflection on the pseudo-samples of older tasks keeps their attention unchanged.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
@@ -64,19 +64,28 @@ REFLECTION_WEIGHT = {"attention": 0.5, "whitened": 0.0}
 
 
 class RouterConfig(WhitenedOptions, AttentionOptions):
-    """Options of the router: the published one (`attention`), or one in closed form (`whitened`).
+    """Options of the router: one in closed form (`whitened`), or the published one (`attention`).
 
-    `hidden`, `temperature`, `centre`, `key` and `rate` are of `attention`, which is trained at
-    `rate` times training.learning_rate. `layer` and `scale` are of `whitened`: `layer` 0 reads
-    token embeddings, k hidden states after layer k of the backbone without blocks; `scale`
-    multiplies the cosines. `unknown` and `threshold` are of `whitened` too: with `unknown: base`
-    the backbone alone answers a prompt whose largest cosine is below `threshold`. With `top_k` only
-    the blocks with the largest attention keep a weight, and other LoRA blocks are not computed;
-    this is for streams of hundreds of tasks.
+    Without a `kind`, options that `attention` alone has choose it: `hidden`, `temperature`,
+    `centre`, `key` and `rate`; it is trained at `rate` times training.learning_rate. `layer` and
+    `scale` are of `whitened`: `layer` 0 reads token embeddings, k hidden states after layer k of
+    the backbone without blocks; `scale` multiplies the cosines. `unknown` and `threshold` are of
+    `whitened` too: with `unknown: base` the backbone alone answers a prompt whose largest cosine is
+    below `threshold`. With `top_k` only the blocks with the largest attention keep a weight, and
+    other LoRA blocks are not computed; this is for streams of hundreds of tasks.
     """
 
-    kind: Literal["attention", "whitened"] = "attention"
+    kind: Literal["attention", "whitened"] = "whitened"
     top_k: Annotated[int, Field(ge=2)] | None = None  # one alone would have no gradient
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_of_options(cls, values: Any) -> Any:
+        """Takes `attention` for its options without a kind: `whitened` would refuse them."""
+        if not isinstance(values, Mapping) or "kind" in values:
+            return values
+        certain = any(name in values for name in AttentionOptions.model_fields)
+        return {**values, "kind": "attention"} if certain else values
 
     @model_validator(mode="after")
     def _of_this_kind(self) -> RouterConfig:
@@ -114,6 +123,7 @@ class ReflectionConfig(Options):
 
     `weight: null` is 0.5 with `router.kind: attention` and 0 with `whitened`, where reflection
     could change nothing: a weight then shows the loss, which tells how far old attention moved.
+    A weight above 0 therefore needs a `router.kind`.
     A step reflects on at most `tasks` old tasks, drawn at random to represent all of them, so that
     its cost does not grow with the stream; null stands for all, as published. `samples: real` keeps
     training inputs of old tasks instead of generated ones, for comparison.
@@ -157,6 +167,11 @@ class RoutedConfig(MethodConfig):
 
     @model_validator(mode="after")
     def _weight_of_reflection(self) -> RoutedConfig:
+        if self.reflection.weight and "kind" not in self.router.model_fields_set:
+            raise ValueError(
+                "reflection.weight holds the attention of router.kind: attention, which is not the "
+                "default; set router.kind (with whitened it only shows the loss), or weight: 0"
+            )
         if self.reflection.weight is None:
             weight = REFLECTION_WEIGHT[self.router.kind]
             self.reflection = self.reflection.model_copy(update={"weight": weight})
