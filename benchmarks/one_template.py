@@ -1,7 +1,8 @@
 """Six tasks whose prompts share one template: nothing but the text tells which task is asked.
 
     python -m benchmarks.one_template runs/one-template
-    retain sweep runs/one-template/stream.yaml --variants pertask sapt --seeds 0 1 2
+    retain sweep runs/one-template/stream.yaml --seeds 0 1 2 \\
+        --variants pertask sapt "sapt generator.max_steps=10"
 
 The tasks are six of data/superni without their instructions: sentiment of tweets, relations of two
 words, emotions, science questions, sentiment of film reviews, and questions of common sense. Only
@@ -30,7 +31,7 @@ STREAM = {
         "dtype": "bfloat16",
         "attention": "eager",
     },
-    "method": {"name": "sapt", "rank": 8, "alpha": 16, "generator": {"max_steps": 10}},
+    "method": {"name": "sapt", "rank": 8, "alpha": 16},
     "training": {"max_steps": 20, "per_device_train_batch_size": 8, "learning_rate": 1e-3},
     "evaluation": {"max_new_tokens": 12, "batch_size": 60},
     "prompt": {"max_prompt_tokens": 160, "chat_template": False},

@@ -66,8 +66,8 @@ REFLECTION_WEIGHT = {"attention": 0.5, "whitened": 0.0}
 class RouterConfig(WhitenedOptions, AttentionOptions):
     """Options of the router: one in closed form (`whitened`), or the published one (`attention`).
 
-    Without a `kind`, options that `attention` alone has choose it: `hidden`, `temperature`,
-    `centre`, `key` and `rate`; it is trained at `rate` times training.learning_rate. `layer` and
+    `hidden`, `temperature`, `centre`, `key` and `rate` are of `attention`, which is trained at
+    `rate` times training.learning_rate. `layer` and
     `scale` are of `whitened`: `layer` 0 reads token embeddings, k hidden states after layer k of
     the backbone without blocks; `scale` multiplies the cosines. `unknown` and `threshold` are of
     `whitened` too: with `unknown: base` the backbone alone answers a prompt whose largest cosine is
@@ -77,15 +77,6 @@ class RouterConfig(WhitenedOptions, AttentionOptions):
 
     kind: Literal["attention", "whitened"] = "whitened"
     top_k: Annotated[int, Field(ge=2)] | None = None  # one alone would have no gradient
-
-    @model_validator(mode="before")
-    @classmethod
-    def _kind_of_options(cls, values: Any) -> Any:
-        """Takes `attention` for its options without a kind: `whitened` would refuse them."""
-        if not isinstance(values, Mapping) or "kind" in values:
-            return values
-        certain = any(name in values for name in AttentionOptions.model_fields)
-        return {**values, "kind": "attention"} if certain else values
 
     @model_validator(mode="after")
     def _of_this_kind(self) -> RouterConfig:
@@ -123,7 +114,6 @@ class ReflectionConfig(Options):
 
     `weight: null` is 0.5 with `router.kind: attention` and 0 with `whitened`, where reflection
     could change nothing: a weight then shows the loss, which tells how far old attention moved.
-    A weight above 0 therefore needs a `router.kind`.
     A step reflects on at most `tasks` old tasks, drawn at random to represent all of them, so that
     its cost does not grow with the stream; null stands for all, as published. `samples: real` keeps
     training inputs of old tasks instead of generated ones, for comparison.
@@ -136,6 +126,9 @@ class ReflectionConfig(Options):
 
 class RoutedConfig(MethodConfig):
     """Options of SAPT-LoRA and SAPT-Prompt; `preset: paper` has the published router.
+
+    Without a `router.kind`, options that only the trained router uses choose it: `generator`,
+    `reflection`, and those of `router` that `attention` alone has.
 
     With `start: nearest` a new block begins as a copy of the nearest learned task's block if the
     whitened cosine of the two tasks' mean prompts is at least `start_above`, else as a fresh one.
@@ -156,6 +149,16 @@ class RoutedConfig(MethodConfig):
     start: Literal["fresh", "nearest"] = "fresh"
     start_above: Annotated[float, Field(ge=-1, le=1)] = 0.3
 
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_of_options(cls, values: Any) -> Any:
+        router = values.get("router", {}) if isinstance(values, Mapping) else None
+        if not isinstance(router, Mapping) or "kind" in router:
+            return values
+        of_attention = {"generator", "reflection"} & values.keys()
+        of_attention |= AttentionOptions.model_fields.keys() & router.keys()
+        return {**values, "router": {**router, "kind": "attention"}} if of_attention else values
+
     @model_validator(mode="after")
     def _distances_are_known(self) -> RoutedConfig:
         if self.start == "nearest" and self.router.kind != "whitened":
@@ -167,11 +170,6 @@ class RoutedConfig(MethodConfig):
 
     @model_validator(mode="after")
     def _weight_of_reflection(self) -> RoutedConfig:
-        if self.reflection.weight and "kind" not in self.router.model_fields_set:
-            raise ValueError(
-                "reflection.weight holds the attention of router.kind: attention, which is not the "
-                "default; set router.kind (with whitened it only shows the loss), or weight: 0"
-            )
         if self.reflection.weight is None:
             weight = REFLECTION_WEIGHT[self.router.kind]
             self.reflection = self.reflection.model_copy(update={"weight": weight})
