@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from importlib import util
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from retain.backbone import Backbone, BackboneConfig, load_backbone
+from retain.backbone import Backbone, BackboneConfig, load_backbone, probe
 from retain.backbone.quantization import NO_KERNEL, is_quantized, prepare
 from retain.errors import RetainError
 from retain.export import export
@@ -71,6 +72,15 @@ def logits_of(backbone: Backbone) -> Tensor:
     batch = backbone.collate([backbone.encode(example) for example in FIRST.test])
     with torch.no_grad():
         return backbone.answer_logits(batch)[0]
+
+
+def test_answers_that_8_bits_let_depend_on_the_batch_are_refused(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = chain([0.0], repeat(0.3))  # as on SmolLM2-135M, after what is not read ahead
+    monkeypatch.setattr(probe, "_difference", lambda *_: next(measured))
+    with pytest.raises(RetainError, match=r"its batch; take backbone.quantization=nf4, or none$"):
+        load_backbone(source(folders["llama"], "int8"))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

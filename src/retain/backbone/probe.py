@@ -86,9 +86,11 @@ def try_out(backbone: Backbone) -> None:
     with _reported(f"{name}: {kind} cannot answer a short prompt"):
         fits = fits and _answers_alike(backbone, rows, tolerance)
     if not fits:
+        # Which columns LLM.int8() keeps out of the 8 bits is decided by all rows of a batch.
+        advice = "another model" if exact else "backbone.quantization=nf4, or none"
         raise RetainError(
             f"{name}: what {kind} makes of a prompt depends on the other prompts in its batch; "
-            "take another model"
+            f"take {advice}"
         )
     linear_calls(backbone.model)
 
