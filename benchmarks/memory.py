@@ -1,6 +1,6 @@
 """The memory that `--dry-run` foretells, beside the peak of real runs, each in a fresh process.
 
-python -m benchmarks.memory                          # 81 million weights, some minutes
+python -m benchmarks.memory                          # 69 million weights, some minutes
 python -m benchmarks.memory --layers 24 --width 1792 --methods seqlora   # a billion
 
 A run learns two tasks of random words on a LLaMA with random weights. What is measured is the

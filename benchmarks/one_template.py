@@ -2,7 +2,7 @@
 
     python -m benchmarks.one_template runs/one-template
     retain sweep runs/one-template/stream.yaml --seeds 0 1 2 \\
-        --variants pertask sapt "sapt generator.max_steps=10"
+        --variants pertask sapt "sapt router.kind=attention generator.max_steps=10"
 
 The tasks are six of data/superni without their instructions: sentiment of tweets, relations of two
 words, emotions, science questions, sentiment of film reviews, and questions of common sense. Only

@@ -433,6 +433,13 @@ def test_a_run_from_before_there_were_two_kinds_keeps_its_router() -> None:
     assert SaptConfig.model_validate(config).router.kind == "attention"
 
 
+def test_a_generator_without_reflection_is_refused() -> None:
+    options = {"router": {"kind": "whitened"}, "generator": {"max_steps": 3}}
+    with pytest.raises(ValidationError, match="generator writes pseudo-samples for reflection"):
+        SaptConfig.model_validate(options)
+    assert SaptConfig.model_validate({**options, "reflection": {"weight": 0.5}})
+
+
 def test_generator_and_reflection_remain_available(tmp_path: Path) -> None:
     options = {
         "name": "sapt",

@@ -31,6 +31,7 @@ from benchmarks.routing import auroc, best_threshold, measured, rates
 from benchmarks.seekr_step import Bench
 from benchmarks.shift import reworded, shifted
 from retain.learner import Learner
+from retain.methods.sapt import Sapt
 from retain.methods.sapt.whitened import THRESHOLD
 from retain.runs import results
 from retain.system.files import read_json, write_json, write_jsonl
@@ -44,6 +45,17 @@ def test_seekr_and_eager_attention_take_the_same_loss(tmp_path: Path) -> None:
     plain, seekr, eager = (bench.step(kind) for kind in ("plain", "seekr", "eager"))
     assert seekr == pytest.approx(eager, rel=1e-4)
     assert abs(seekr - plain) > 0.01
+
+
+def test_sapt_is_timed_with_its_default_router_and_with_the_other() -> None:
+    kinds = {
+        side: Sapt.Config.model_validate(
+            {k: v for k, v in method.items() if k != "name"}
+        ).router.kind
+        for side, method in tasks.variants().items()
+        if method["name"] == "sapt"
+    }
+    assert kinds == {"sapt": "whitened", "sapt attention": "attention"}
 
 
 def test_movement_of_heads_against_lost_answers(tmp_path: Path) -> None:

@@ -127,13 +127,14 @@ def test_several_processes() -> None:
         beside=180,
         answers=20,
         trains_all=True,
+        accumulates=False,
         batch="",
     )
     assert told.per_process(1, "none") == 1 + 100 + 200 + 150
     assert told.per_process(2, "none") == 1 + 100 + 200 + 180
     assert told.per_process(2, "optimizer") == 1 + 100 + 100 + 180
     assert told.per_process(2, "full") == 1 + (100 + 200) // 2 + 10 + 80
-    accumulated = replace(told, step=180)
+    accumulated = replace(told, step=180, accumulates=True)
     assert accumulated.per_process(2, "full") == 1 + (100 + 200 + 100) // 2 + 10 + 10 + 80
     frozen = replace(told, trains_all=False)
     assert frozen.per_process(2, "full") == 1 + 100 // 2 + 10 + 200 + 180

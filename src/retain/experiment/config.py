@@ -39,6 +39,7 @@ from retain.metrics.text import METRICS
 from retain.runs.environment import PLUGIN
 from retain.runs.records import ENVIRONMENT, read_record
 from retain.system.paths import expanded
+from retain.tasks import Task
 from retain.tasks.prompts import STYLES
 from retain.training.config import FREE as FREE_TRAINING
 from retain.training.config import TrainingConfig
@@ -212,6 +213,14 @@ def stored_experiment(
             "that version, or start another run"
         ) from None
     return experiment, method
+
+
+def training_of(experiment: ExperimentConfig, task: Task) -> TrainingConfig:
+    """The run's training settings, overridden by those of the task."""
+    values = {**experiment.training.model_dump(), **task.training}
+    if values["bf16"] == "auto":  # of a task: as the run
+        values["bf16"] = experiment.training.bf16
+    return check(TrainingConfig, values, f"task '{task.name}'", "training.")
 
 
 def missing_method(experiment: ExperimentConfig, path: Path) -> str:

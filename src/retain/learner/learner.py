@@ -21,7 +21,13 @@ from retain.backbone import (
 from retain.backbone.precision import refuse_lacking, told
 from retain.errors import RetainError
 from retain.evaluation.answers import EvaluationConfig
-from retain.experiment.config import ExperimentConfig, check_method, resolved, stored_experiment
+from retain.experiment.config import (
+    ExperimentConfig,
+    check_method,
+    resolved,
+    stored_experiment,
+    training_of,
+)
 from retain.experiment.validation import check
 from retain.learner.check_examples import check_examples
 from retain.learner.check_resources import check_resources
@@ -400,10 +406,7 @@ class Learner(LearnedModel):
                 f"task '{task.name}': cannot have 'training' of its own where tasks are learned "
                 "together; remove the field"
             )
-        values = {**self.experiment.training.model_dump(), **task.training}
-        if values["bf16"] == "auto":  # of a task: as the run
-            values["bf16"] = self.experiment.training.bf16
-        return check(TrainingConfig, values, f"task '{task.name}'", "training.")
+        return training_of(self.experiment, task)
 
     # -- scores
 

@@ -22,7 +22,7 @@ from retain.backbone.loading import load_skeleton
 from retain.backbone.precision import SMALLER, device_of
 from retain.backbone.quantization import bytes_per_weight
 from retain.errors import RetainError, first_line
-from retain.experiment.config import ExperimentConfig, check_method, resolved
+from retain.experiment.config import ExperimentConfig, check_method, resolved, training_of
 from retain.experiment.read_tasks import load_stream
 from retain.layers.lora_pool import LoraPool
 from retain.layers.soft_prompt import PromptedEmbedding
@@ -54,6 +54,7 @@ class Memory:
         beside: the same where gradients are there from the beginning, as between processes.
         answers: the peak of answering test examples.
         trains_all: whether the backbone's own weights are trained.
+        accumulates: whether a step has several micro-batches.
         batch: the step's and the answers' batches in words.
     """
 
@@ -66,6 +67,7 @@ class Memory:
     beside: int
     answers: int
     trains_all: bool
+    accumulates: bool
     batch: str
 
     def per_process(self, count: int, shard: str) -> int:
@@ -86,9 +88,8 @@ class Memory:
                 self.trained // count + self.gathered,
             )
             # Without micro-batches gradients come as activations go.
-            accumulates = self.step == self.beside
-            both = activations + gradients if accumulates else max(activations, gradients)
-            training += self.moments // count + both
+            both = sum if self.accumulates else max
+            training += self.moments // count + both((activations, gradients))
         else:
             training += self.moments + self.beside
         return self.own + max(training, self.weights + self.answers)
@@ -125,7 +126,8 @@ def foretell(experiment: ExperimentConfig, tasks: Sequence[Task]) -> Memory:
     weights = _bytes_of(backbone, experiment)
     try:
         with without_values():
-            return _counted(kind(backbone, options), experiment, tasks, weights)
+            trains_all = kind.trains_backbone(options)
+            return _counted(kind(backbone, options), trains_all, experiment, tasks, weights)
     except RetainError:
         raise
     except Exception as error:  # classes need values in many places
@@ -136,11 +138,14 @@ def foretell(experiment: ExperimentConfig, tasks: Sequence[Task]) -> Memory:
 
 
 def _counted(
-    method: Method, experiment: ExperimentConfig, tasks: Sequence[Task], weights: int
+    method: Method,
+    trains_all: bool,
+    experiment: ExperimentConfig,
+    tasks: Sequence[Task],
+    weights: int,
 ) -> Memory:
     backbone, model = method.backbone, method.backbone.model
-    trains_all = method.trains_backbone(check_method(experiment.method, "method")[1])
-    settings = [_training(experiment, task) for task in tasks]
+    settings = [training_of(experiment, task) for task in tasks]
     needs = [
         method.footprint(task, config.per_device_train_batch_size)
         for task, config in zip(tasks, settings, strict=True)
@@ -166,7 +171,8 @@ def _counted(
         any(config.autocasts for config in settings),
         all(config.gradient_checkpointing for config in settings),
     )
-    step = count(max(config.gradient_accumulation_steps for config in settings))
+    micro_batches = max(config.gradient_accumulation_steps for config in settings)
+    step = count(micro_batches)
     beside = count(2) if trains_all else step + trained
     model.requires_grad_(False)
     on_gpu = device_of(experiment.backbone.device).startswith("cuda")
@@ -185,13 +191,10 @@ def _counted(
         beside=beside,
         answers=answers,
         trains_all=trains_all,
+        accumulates=micro_batches > 1,
         batch=f"in steps of {rows} rows of {max(read)} positions, {max(written)} of them answers; "
         f"in evaluation of {answered} rows of {max(asked)}",
     )
-
-
-def _training(experiment: ExperimentConfig, task: Task) -> TrainingConfig:
-    return TrainingConfig.model_validate({**experiment.training.model_dump(), **task.training})
 
 
 def _answer(labels: Sequence[int]) -> int:

@@ -1,8 +1,9 @@
-"""Everything that retain overrides in transformers' Trainer. It knows phases, and no method.
+"""What retain overrides in transformers' Trainer. It knows phases, and no method.
 
 Names with an underscore may change with any release of transformers or torch. All that training
-uses of them stands in this module. `PRIVATE` lists those of transformers: a test looks for them,
-and pyproject.toml bounds the version.
+uses of them stands here, in `sharded_trainer.py` (what several processes share out) and in
+`shard.py`. `PRIVATE` lists those of transformers: a test looks for them, and pyproject.toml bounds
+the version.
 """
 
 from __future__ import annotations

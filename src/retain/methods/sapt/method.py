@@ -58,7 +58,7 @@ from retain.tasks import Task
 from retain.training.phase import Unit
 
 TRIGGER = "Write an input of the task:"
-SMALLER_BLOCKS = "lower method.rank (of prompts, method.length), or method.router.hidden"
+SMALLER_BLOCKS = "lower method.rank (of prompts, method.length)"
 REFLECTION_WEIGHT = {"attention": 0.5, "whitened": 0.0}
 """λ by the kind of router: what is not trained needs no reflection."""
 
@@ -173,6 +173,12 @@ class RoutedConfig(MethodConfig):
         if self.reflection.weight is None:
             weight = REFLECTION_WEIGHT[self.router.kind]
             self.reflection = self.reflection.model_copy(update={"weight": weight})
+        unused = self.generator != GeneratorConfig() and not self.reflection.weight
+        if unused and self.router.kind == "whitened":
+            raise ValueError(
+                "generator writes pseudo-samples for reflection, which router.kind: whitened needs "
+                "none of; remove it, or set reflection.weight above 0 to see the loss"
+            )
         return self
 
 
@@ -391,7 +397,7 @@ class SaptPrompt(Attentive):
     Config = SaptPromptConfig
     traits = replace(
         Attentive.traits,
-        idea="the same attention and reflection over a pool of soft prompts",
+        idea="the same attention over a pool of soft prompts",
     )
 
     def __init__(self, backbone: Backbone, config: SaptPromptConfig) -> None:
