@@ -15,6 +15,7 @@ from retain.system import processes
 from retain.testing.tiny import make_backbone
 from retain.training.config import TrainingConfig
 from retain.training.fit import check_class
+from retain.training.shard import Shard, effective
 
 
 @pytest.fixture
@@ -63,9 +64,10 @@ def test_it_is_refused_before_the_backbone_is_looked_for(
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_built_in_methods_are_accepted_with_their_defaults(name: str) -> None:
     method = METHODS[name]
-    for shard in ("optimizer", "full"):
-        training = TrainingConfig.model_validate({"shard": shard})
-        check_shard(method, method.Config(), make_backbone("llama").source, training)
+    training, source = TrainingConfig(), make_backbone("llama").source
+    shards: tuple[Shard, ...] = ("optimizer", "full")
+    for shard in shards:
+        check_shard(method, method.Config(), source, training, shard)
 
 
 @pytest.mark.usefixtures("two")
@@ -75,7 +77,7 @@ def test_a_method_that_says_nothing_is_refused_where_it_trains_the_backbone() ->
 
     training = TrainingConfig(shard="full")
     with pytest.raises(RetainError, match="reads or changes the weights"):
-        check_shard(Own, Own.Config(), make_backbone("llama").source, training)
+        check_shard(Own, Own.Config(), make_backbone("llama").source, training, training.shard)
 
 
 @pytest.mark.usefixtures("two")
@@ -89,8 +91,9 @@ def test_a_class_without_layers_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_one_process_shares_nothing_out() -> None:
     training = TrainingConfig(shard="full", torch_compile=True)
+    shard = effective(training.shard)
     method = METHODS["seqft"]
-    check_shard(method, method.Config(), make_backbone("llama").source, training)
+    check_shard(method, method.Config(), make_backbone("llama").source, training, shard)
 
 
 @pytest.mark.parametrize("variable", sorted(processes.ENGINES))

@@ -19,7 +19,7 @@ from retain.errors import RetainError
 from retain.experiment.config import ExperimentConfig
 from retain.experiment.validation import check
 from retain.learner import stream
-from retain.learner.memory import Memory, foretell
+from retain.learner.memory import SHARDS, Memory, foretell
 from retain.methods import METHODS
 from retain.system.files import write_jsonl
 from retain.testing.tiny import EVALUATION, OWN_VARIANTS, TRAINING, make_task, save_backbone
@@ -116,6 +116,22 @@ def test_quantised_weights_are_told_as_they_are_loaded(
     assert told == pytest.approx(model.get_memory_footprint(), rel=0.03)
 
 
+def test_no_batch_has_more_rows_than_there_are(folder: Path) -> None:
+    few = replace(FIRST, train=FIRST.train[:3], test=FIRST.test[:2])
+    told = foretell(experiment(folder, "seqlora", per_device_train_batch_size=3), [few])
+    large = experiment(folder, "seqlora", per_device_train_batch_size=500_000)
+    evaluation = large.evaluation.model_copy(update={"batch_size": 10**6})
+    assert foretell(large.model_copy(update={"evaluation": evaluation}), [few]) == told
+
+
+def test_what_does_not_go_together_has_no_numbers(folder: Path) -> None:
+    told = foretell(experiment(folder, "seqft", optim="paged_adamw_8bit"), [FIRST])
+    assert told.shards == ("none",)
+    assert [line.count("–") for line in told.lines() if line.startswith("shard:")] == [0, 4, 4]
+    with pytest.raises(RetainError, match="does not work in 4 or 8 bits"):
+        foretell(experiment(folder, "seqft", backbone={"quantization": "nf4"}), [FIRST])
+
+
 def test_several_processes() -> None:
     told = Memory(
         weights=100,
@@ -128,6 +144,7 @@ def test_several_processes() -> None:
         answers=20,
         trains_all=True,
         accumulates=False,
+        shards=SHARDS,
         batch="",
     )
     assert told.per_process(1, "none") == 1 + 100 + 200 + 150

@@ -8,7 +8,7 @@ from retain.backbone import BackboneConfig
 from retain.errors import RetainError
 from retain.methods import Method
 from retain.training.config import TrainingConfig
-from retain.training.shard import effective
+from retain.training.shard import Shard
 
 ELEMENTWISE = ("adamw_torch", "adamw_torch_fused", "sgd")
 """Optimizers that compute every number of a parameter by itself, and so a share as in the whole."""
@@ -16,7 +16,11 @@ WITHOUT = "set training.shard: optimizer, which shares out the optimizer's state
 
 
 def check_shard(
-    method: type[Method], options: Any, backbone: BackboneConfig, training: TrainingConfig
+    method: type[Method],
+    options: Any,
+    backbone: BackboneConfig,
+    training: TrainingConfig,
+    shard: Shard,
 ) -> None:
     """Refuses settings under which several processes cannot share out what they are to.
 
@@ -25,11 +29,11 @@ def check_shard(
         options: its checked options.
         backbone: how the backbone is loaded.
         training: the settings of a task.
+        shard: what they are to share out.
 
     Raises:
         RetainError: naming the setting, and what to set instead.
     """
-    shard = effective(training.shard)
     if shard == "optimizer" and training.optim == "paged_adamw_8bit":
         raise RetainError(
             "training.shard: optimizer does not share out the pages of optim: paged_adamw_8bit; "

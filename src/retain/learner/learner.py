@@ -445,7 +445,7 @@ def _check_shard(experiment: ExperimentConfig, training: TrainingConfig) -> None
     name, options = check_method(experiment.method, "method")
     method = find(name)
     assert method is not None  # check_method has found it
-    check_shard(method, options, experiment.backbone, training)
+    check_shard(method, options, experiment.backbone, training, effective(training.shard))
 
 
 def _loaded(

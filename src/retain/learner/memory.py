@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from retain.backbone import Backbone
 from retain.backbone.activations import peak_of_answers, peak_of_step, without_values
 from retain.backbone.loading import load_skeleton
-from retain.backbone.precision import SMALLER, device_of
+from retain.backbone.precision import SMALLER, device_of, refuse_full_fine_tuning
 from retain.backbone.quantization import bytes_per_weight
 from retain.errors import RetainError, first_line
 from retain.experiment.config import ExperimentConfig, check_method, resolved, training_of
@@ -27,6 +27,7 @@ from retain.experiment.read_tasks import load_stream
 from retain.layers.lora_pool import LoraPool
 from retain.layers.soft_prompt import PromptedEmbedding
 from retain.learner.check_resources import size
+from retain.learner.check_shard import check_shard
 from retain.methods import Method, find
 from retain.system import processes
 from retain.tasks import Task
@@ -55,6 +56,7 @@ class Memory:
         answers: the peak of answering test examples.
         trains_all: whether the backbone's own weights are trained.
         accumulates: whether a step has several micro-batches.
+        shards: the kinds of `training.shard` that go with the other settings.
         batch: the step's and the answers' batches in words.
     """
 
@@ -68,6 +70,7 @@ class Memory:
     answers: int
     trains_all: bool
     accumulates: bool
+    shards: tuple[Shard, ...]
     batch: str
 
     def per_process(self, count: int, shard: str) -> int:
@@ -105,8 +108,11 @@ class Memory:
         yield self.batch
         yield "processes          " + "".join(f"{count:>10}" for count in PROCESSES)
         for shard in SHARDS:
-            cells = (size(self.per_process(count, shard)) for count in PROCESSES)
+            known = shard in self.shards
+            cells = (size(self.per_process(n, shard)) if known else "–" for n in PROCESSES)
             yield f"shard: {shard:<12}" + "".join(f"{cell:>10}" for cell in cells)
+        if len(self.shards) < len(SHARDS):
+            yield "–: does not go with the other settings"
 
 
 def foretell(experiment: ExperimentConfig, tasks: Sequence[Task]) -> Memory:
@@ -126,7 +132,9 @@ def foretell(experiment: ExperimentConfig, tasks: Sequence[Task]) -> Memory:
     weights = _bytes_of(backbone, experiment)
     try:
         with without_values():
-            trains_all = kind.trains_backbone(options)
+            if trains_all := kind.trains_backbone(options):
+                quantized = experiment.backbone.quantization is not None
+                refuse_full_fine_tuning(experiment.backbone.dtype, quantized)
             return _counted(kind(backbone, options), trains_all, experiment, tasks, weights)
     except RetainError:
         raise
@@ -161,7 +169,9 @@ def _counted(
     _learn(method, trains_all)
     trained = max(need.trainable for need in needs)
     # One step of the longest rows stands for all tasks; it takes a second or so.
-    rows = max(config.per_device_train_batch_size for config in settings)
+    counts = [len(examples) for examples in encoded]
+    there = sum(counts) if method.traits.waits else max(counts)  # no batch has more
+    rows = min(there, max(config.per_device_train_batch_size for config in settings))
     count = partial(
         peak_of_step,
         backbone,
@@ -178,7 +188,8 @@ def _counted(
     on_gpu = device_of(experiment.backbone.device).startswith("cuda")
     if on_gpu and any(config.optim == "adamw_torch" for config in settings):
         step = max(step, 2 * trained)  # there its step takes as much again as gradients
-    answered = experiment.evaluation.batch_size
+    tests = max(len(task.test[: experiment.evaluation.limit]) for task in tasks)
+    answered = min(tests, experiment.evaluation.batch_size)
     answers = peak_of_answers(backbone, answered, max(asked))
     per_parameter = max(STATE[config.optim] for config in settings)
     return Memory(
@@ -192,9 +203,22 @@ def _counted(
         answers=answers,
         trains_all=trains_all,
         accumulates=micro_batches > 1,
+        shards=tuple(shard for shard in SHARDS if _goes(shard, experiment, settings)),
         batch=f"in steps of {rows} rows of {max(read)} positions, {max(written)} of them answers; "
         f"in evaluation of {answered} rows of {max(asked)}",
     )
+
+
+def _goes(shard: Shard, experiment: ExperimentConfig, settings: Sequence[TrainingConfig]) -> bool:
+    name, options = check_method(experiment.method, "method")
+    kind = find(name)
+    assert kind is not None  # check_method has found it
+    try:
+        for config in settings:
+            check_shard(kind, options, experiment.backbone, config, shard)
+    except RetainError:
+        return False
+    return True
 
 
 def _answer(labels: Sequence[int]) -> int:
@@ -287,7 +311,10 @@ def _remedies(training: TrainingConfig, memory: Memory, count: int) -> str:
     if memory.answers > memory.moments + memory.step:
         return "lower evaluation.batch_size"
     if not training.gradient_checkpointing and memory.step > memory.trained + memory.moments:
-        return "set training.gradient_checkpointing=true"
+        return (
+            "set training.gradient_checkpointing=true, or lower "
+            "training.per_device_train_batch_size"
+        )
     if memory.trains_all:
         return "take method.tune=lora" + ("" if count == 1 else " or training.shard=full")
     return "lower training.per_device_train_batch_size"
