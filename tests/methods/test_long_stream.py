@@ -38,10 +38,10 @@ def test_training_computes_the_chosen_blocks_only(
     with_graph: list[tuple[int, int]] = []
     largest = PooledLinear._largest
 
-    def watched(self: PooledLinear, weights: Tensor, count: int) -> tuple[Tensor, ...]:
+    def watched(self: PooledLinear, gates: Tensor, count: int) -> tuple[Tensor, ...]:
         if torch.is_grad_enabled():
-            with_graph.append((weights.shape[1], count))
-        return largest(self, weights, count)
+            with_graph.append((gates.shape[1] // self.rank, count))
+        return largest(self, gates, count)
 
     monkeypatch.setattr(PooledLinear, "_largest", watched)
     learner = learned(tmp_path / "run", kind)

@@ -17,6 +17,7 @@ from retain.backbone import Backbone, PromptConfig
 from retain.learner import Learner
 from retain.methods.shared import pseudo_samples as writing
 from retain.methods.shared.pseudo_diagnostics import read_samples
+from retain.metrics.continual import Drop
 from retain.metrics.generated import (
     Originals,
     area,
@@ -302,7 +303,7 @@ def test_a_run_says_how_good_its_pseudo_samples_are(method: str, tmp_path: Path)
         inputs = [example.prompt for example in make_task(own.task).train]
         assert quality.auc == separability(kept, inputs)
     first, last = learner.scores["matrix"]
-    assert samples[0].lost == first[0] - last[0]
+    assert samples[0].lost == Drop(first[0] - last[0])
     shown = call("inspect", tmp_path / "run")
     assert shown.status == 0, shown.err
     assert f"{measured[0].auc:.2f}" in shown.out
