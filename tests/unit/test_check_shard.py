@@ -105,7 +105,7 @@ def test_another_engine_is_refused(
         Learner("nowhere", "seqlora", tmp_path / "run")
     monkeypatch.setenv(variable, "false")
     with pytest.raises(RetainError, match="nowhere"):
-        Learner("nowhere", "seqlora", tmp_path / "run")
+        Learner(tmp_path / "nowhere", "seqlora", tmp_path / "run")
 
 
 def test_an_error_of_the_first_process_is_raised_by_all(monkeypatch: pytest.MonkeyPatch) -> None:
