@@ -189,7 +189,7 @@ def test_the_report_of_fifteen_tasks_on_paper(
     names = [f"task{1000 + j}_{LONG.partition('_')[2]}" for j in range(15)]
     scores: list[list[float | None]] = [[100.0] * (i + 1) for i in range(15)]
     page = tmp_path / "report.html"
-    long = replace(run, tasks=names, matrix=scores, costs=[])
+    long = replace(run, tasks=names, matrix=scores, costs=[], dropped=None)
     page.write_text(render([run, long]), encoding="utf-8")
     chromium.open(page.as_uri(), PAPER, False)
     chromium.print_media(True)
