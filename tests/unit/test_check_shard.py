@@ -11,6 +11,7 @@ from retain import Learner, RetainError
 from retain.backbone import BackboneConfig
 from retain.learner.check_shard import check_shard
 from retain.methods import METHODS
+from retain.methods.seqft import SeqFt
 from retain.system import processes
 from retain.testing.tiny import make_backbone
 from retain.training.config import TrainingConfig
@@ -72,7 +73,7 @@ def test_built_in_methods_are_accepted_with_their_defaults(name: str) -> None:
 
 @pytest.mark.usefixtures("two")
 def test_a_method_that_says_nothing_is_refused_where_it_trains_the_backbone() -> None:
-    class Own(METHODS["seqft"]):  # type: ignore[misc,valid-type]
+    class Own(SeqFt):
         only_calls = False
 
     training = TrainingConfig(shard="full")
