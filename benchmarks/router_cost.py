@@ -24,7 +24,7 @@ from benchmarks.timing import Side
 from retain.backbone import Backbone, BackboneConfig
 from retain.backbone.loading import load_backbone
 from retain.methods.sapt import whitened
-from retain.methods.sapt.method import RouterConfig
+from retain.methods.sapt.options import RouterConfig
 from retain.methods.sapt.router import AttentionRouter
 from retain.methods.sapt.whitened import Moments, WhitenedRouter
 from retain.system.files import write_json

@@ -34,7 +34,7 @@ from benchmarks.shift import SHIFTS
 from retain.backbone import Backbone, BackboneConfig
 from retain.backbone.loading import load_backbone
 from retain.methods.base import TaskContext
-from retain.methods.sapt.method import RouterConfig
+from retain.methods.sapt.options import RouterConfig
 from retain.methods.sapt.whitened import WhitenedOptions, WhitenedRouter
 from retain.report import plots
 from retain.report.plots import Curve

@@ -30,7 +30,7 @@ from benchmarks.bench import model as bench
 from benchmarks.bench.pool import fused_pool, pool_of, single
 from benchmarks.timing import Side, times_of
 from retain.layers.lora_pool import LoraPool
-from retain.methods.sapt.method import SaptConfig
+from retain.methods.sapt.options import SaptConfig
 from retain.methods.sapt.reflection import Reflection
 from retain.methods.sapt.router import Router
 from retain.report.plots import Curve, curves

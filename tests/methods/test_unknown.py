@@ -15,7 +15,8 @@ from retain.errors import RetainError
 from retain.evaluation.streaming import Reply
 from retain.export import export
 from retain.learner import Learner
-from retain.methods.sapt.method import RouterConfig, SaptPrompt, SaptPromptConfig
+from retain.methods.sapt.method import SaptPrompt
+from retain.methods.sapt.options import RouterConfig, SaptPromptConfig
 from retain.methods.sapt.whitened import THRESHOLD, WhitenedOptions, WhitenedRouter
 from retain.runs.results import open_run
 from retain.serve.app import create_app
