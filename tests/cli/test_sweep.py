@@ -215,6 +215,17 @@ def test_what_rests_on_samples_has_its_error() -> None:
     assert [row["forgetting_standard_error"] for row in rows] == ["1.25", "", "1.25", ""]
 
 
+@pytest.mark.usefixtures("place", "untrained")
+def test_a_run_without_an_average_is_explained() -> None:
+    stored = result()
+    assert "AP: –" not in tables.as_markdown(stored)
+    first, *others = stored.runs
+    assert first.measures is not None
+    measures = first.measures.model_copy(update={"average_performance": None})
+    runs = [first.model_copy(update={"measures": measures}), *others]
+    assert "AP: – where" in tables.as_markdown(stored.model_copy(update={"runs": runs}))
+
+
 @pytest.mark.parametrize(
     ("variant", "says"),
     [

@@ -197,3 +197,6 @@ def test_the_table_stands_below_the_experiment(
     done = call("run", "exp.yaml", "--dry-run")
     assert done.status == 0, done.err
     assert "# memory: not told, since backbone" in done.out
+    done = call("run", "exp.yaml", "--dry-run", "--set", "backbone.quantization=nf4")
+    assert done.status == 2
+    assert "full fine-tuning does not work in 4 or 8 bits" in done.err

@@ -18,7 +18,7 @@ from retain.evaluation.old import asked_examples, measured_tasks
 from retain.learner import Learner
 from retain.metrics.continual import standard_error
 from retain.report import summarise
-from retain.report.compare import difference, read_entry, tables, why_no_pair
+from retain.report.compare import Entry, difference, read_entry, tables, why_no_pair
 from retain.report.tables import markdown, standings_table
 from retain.runs import results
 from retain.runs.records import Prediction, predictions_file, read_records
@@ -87,6 +87,12 @@ def answers(folder: Path, row: int, number: int) -> list[Prediction]:
     return read_records(Prediction, predictions_file(run.learned()[row], number))
 
 
+def _printed(entries: list[Entry]) -> str:
+    console = Console(file=io.StringIO(), width=300, record=True)
+    console.print(tables(entries))
+    return console.export_text()
+
+
 def test_an_older_task_is_asked_a_sample_until_the_last_row(runs: dict[str, Path]) -> None:
     whole, limited = (results.rows(results.open_run(runs[old])) for old in ("all", "limit 7"))
     assert limited[0] == whole[0]
@@ -147,6 +153,8 @@ def test_tasks_that_were_not_drawn_are_left_out(runs: dict[str, Path]) -> None:
     metrics = results.scores(run).metrics
     assert metrics["average_performance"] is None
     assert metrics["forgetting"] is None
+    for shown in (markdown([summarise(run.path)]), _printed([read_entry(run.path)])):
+        assert "AP: – where the last row lacks scores" in shown
     # Its older answers are not those of the newest model.
     assert set(results.newest_predictions(run)) == set(NAMES) - {NAMES[left_out]}
 
@@ -169,9 +177,8 @@ def test_a_sample_is_not_compared_with_a_whole_score(runs: dict[str, Path]) -> N
     assert difference([whole], [unfinished]) is None
     assert why_no_pair([whole], [unfinished]) == "no pair: other tasks, test data or scoring"
     assert difference([unfinished], [unfinished]) is not None
-    console = Console(file=io.StringIO(), width=300, record=True)
-    console.print(tables([whole, ended]))
-    text = console.export_text()
+    text = _printed([whole, ended])
+    assert "AP: –" not in text
     assert re.search(r"F.Ra of \S+limit 7 rests on samples .* error of up to \d+\.\d", text)
     assert "AP of" not in text
 

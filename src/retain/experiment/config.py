@@ -178,8 +178,8 @@ class ExperimentConfig(BaseModel):
         return self
 
 
-def check_method(choice: Mapping[str, Any], where: Where) -> tuple[str, MethodConfig]:
-    """The method's name and its checked options."""
+def check_method(choice: Mapping[str, Any], where: Where) -> tuple[type[Method], MethodConfig]:
+    """The method of a name, and its checked options."""
     options = dict(choice)
     name = options.pop("name", None)
     method = find(name) if isinstance(name, str) else None
@@ -189,7 +189,7 @@ def check_method(choice: Mapping[str, Any], where: Where) -> tuple[str, MethodCo
             f"{place}: field 'method.name': no method {reprlib.repr(name)}; "
             f"choose one of {', '.join(list_methods())}"
         )
-    return name, check(method.Config, options, where, "method.")
+    return method, check(method.Config, options, where, "method.")
 
 
 def stored_experiment(
@@ -253,23 +253,21 @@ def missing_method(experiment: ExperimentConfig, path: Path) -> str:
 def resolved(experiment: ExperimentConfig, device: str | None = None) -> ExperimentConfig:
     """The same with every option of the method spelled out, so that it does not change with the
     defaults of a later version, and with what `auto` of dtype and bf16 stands for here."""
-    name, options = check_method(experiment.method, "method")
-    source, kind = experiment.backbone, find(name)
+    method, options = check_method(experiment.method, "method")
+    name, source = experiment.method["name"], experiment.backbone
     device = device or source.device  # that of a model that is loaded already
-    assert kind is not None  # check_method has found it
-    trains_all = kind.trains_backbone(options)
+    trains_all = method.trains_backbone(options)
     dtype = chosen_dtype(source.dtype, device, trains_all)
     backbone = source.model_copy(update={"dtype": dtype})
     training = experiment.training
     bf16 = chosen_autocast(training.bf16, dtype, device, trains_all)
     training = training.model_copy(update={"bf16": bf16})
-    method = {"name": name, **options.model_dump(mode="json")}
     plugin = source_of(name)
     plugins = [plugin] if plugin is not None and not is_installed(name) else []
     return experiment.model_copy(
         update={
             "backbone": backbone,
-            "method": method,
+            "method": {"name": name, **options.model_dump(mode="json")},
             "training": training,
             "plugins": plugins,
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import reprlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import yaml
@@ -67,7 +67,11 @@ def check(kind: type[Checked], values: Any, where: Where, prefix: str = "") -> C
             raise UnknownFieldError(place, field, _fields_at(kind, first["loc"][:-1])) from None
         value = first["input"]
         shown = value if isinstance(value, str) else reprlib.repr(value)  # whatever its size
-        given = "; add it" if first["type"] == "missing" else f" (got {shown[:60]!r})"
+        given = f" (got {shown[:60]!r})"
+        if first["type"] == "missing":
+            given = "; add it"
+        elif first["type"] == "value_error" and isinstance(value, Mapping):
+            given = ""  # of settings that do not go together the message has the names
         message = first["msg"].removeprefix("Value error, ")
         raise RetainError(f"{place}: field '{field}': {message}{given}") from None
 

@@ -44,7 +44,6 @@ from retain.learner.task_files import (
     stored_task,
     write_settings,
 )
-from retain.methods import find
 from retain.methods.base import TaskContext
 from retain.runs import results
 from retain.runs.backbone_path import found_from, stored_name
@@ -221,7 +220,7 @@ class Learner(LearnedModel):
         backbone: Backbone | None,
         callbacks: Sequence[TrainerCallback] | None,
     ) -> None:
-        name, options = check_method(experiment.method, "method")
+        method, options = check_method(experiment.method, "method")
         device = backbone.device.type if backbone else experiment.backbone.device
         self.experiment = resolved(experiment, device)
         self.run = run
@@ -232,8 +231,6 @@ class Learner(LearnedModel):
         self._notices: dict[str, list[str]] = {}  # by task; those about all tasks under ""
         self._interrupted = False
         source, autocasts = self.experiment.backbone, self.experiment.training.autocasts
-        method = find(name)
-        assert method is not None  # check_method has found it
         processes.refuse_other_engines()
         trains_all = method.trains_backbone(options)
         if autocasts:
@@ -442,9 +439,7 @@ class Learner(LearnedModel):
 
 def _check_shard(experiment: ExperimentConfig, training: TrainingConfig) -> None:
     """Checks what training settings share out, for the method of an experiment."""
-    name, options = check_method(experiment.method, "method")
-    method = find(name)
-    assert method is not None  # check_method has found it
+    method, options = check_method(experiment.method, "method")
     check_shard(method, options, experiment.backbone, training, effective(training.shard))
 
 

@@ -28,7 +28,7 @@ from retain.layers.lora_pool import LoraPool
 from retain.layers.soft_prompt import PromptedEmbedding
 from retain.learner.check_resources import size
 from retain.learner.check_shard import check_shard
-from retain.methods import Method, find
+from retain.methods import Method
 from retain.system import processes
 from retain.tasks import Task
 from retain.training.config import TrainingConfig
@@ -125,16 +125,12 @@ def foretell(experiment: ExperimentConfig, tasks: Sequence[Task]) -> Memory:
             its weights.
     """
     experiment = resolved(experiment)
-    name, options = check_method(experiment.method, "method")
-    kind = find(name)
-    assert kind is not None  # check_method has found it
+    kind, options = check_method(experiment.method, "method")
+    trains_all = kind.trains_backbone(options)
     backbone = load_skeleton(experiment.backbone, experiment.prompt)
     weights = _bytes_of(backbone, experiment)
     try:
         with without_values():
-            if trains_all := kind.trains_backbone(options):
-                quantized = experiment.backbone.quantization is not None
-                refuse_full_fine_tuning(experiment.backbone.dtype, quantized)
             return _counted(kind(backbone, options), trains_all, experiment, tasks, weights)
     except RetainError:
         raise
@@ -210,9 +206,7 @@ def _counted(
 
 
 def _goes(shard: Shard, experiment: ExperimentConfig, settings: Sequence[TrainingConfig]) -> bool:
-    name, options = check_method(experiment.method, "method")
-    kind = find(name)
-    assert kind is not None  # check_method has found it
+    kind, options = check_method(experiment.method, "method")
     try:
         for config in settings:
             check_shard(kind, options, experiment.backbone, config, shard)
@@ -267,7 +261,17 @@ def _size_of(module: nn.Module) -> int:
 
 
 def memory_table(experiment: ExperimentConfig) -> list[str]:
-    """Returns lines on the memory that an experiment takes, or the one reason why that is open."""
+    """Returns lines on the memory that an experiment takes, or the one reason why that is open.
+
+    Raises:
+        RetainError: for settings that a run would refuse whatever its machine.
+    """
+    chosen = resolved(experiment)
+    method, options = check_method(chosen.method, "method")
+    if method.trains_backbone(options):
+        quantized = chosen.backbone.quantization is not None
+        refuse_full_fine_tuning(chosen.backbone.dtype, quantized)
+    check_shard(method, options, chosen.backbone, chosen.training, chosen.training.shard)
     try:
         if not experiment.tasks:
             raise RetainError("there are no tasks")

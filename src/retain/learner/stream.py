@@ -42,11 +42,12 @@ def learn_stream(
         refuse_changes(stored, experiment, folder, len(run.learned()))
         results.check_files(run, method.traits.latest_only, TASK)
         refuse_other_data(run, tasks)
+        remaining, continued = tasks[len(run.learned()) :], settled(experiment, stored)
+        refuse_what_cannot_fit(continued, remaining)
         # The user's file decides, not the stored run, which may come from elsewhere.
         trusted = experiment.backbone.trust_remote_code
         learner = Learner.load(folder, progress, trust_remote_code=trusted)
-        remaining = tasks[len(learner.tasks) :]
-        learner.take_over(settled(experiment, stored), remaining)
+        learner.take_over(continued, remaining)
     else:
         refuse_what_cannot_fit(experiment, tasks)
         learner, remaining = Learner.from_config(experiment, progress), tasks

@@ -23,7 +23,12 @@ from retain.experiment.validation import check
 from retain.methods import find
 from retain.methods.base import filled_in, flat
 from retain.report.layout import new_table
-from retain.report.summary import METRIC_LABELS, NO_FORWARD_TRANSFER, not_as_published
+from retain.report.summary import (
+    METRIC_LABELS,
+    NO_AVERAGE,
+    NO_FORWARD_TRANSFER,
+    not_as_published,
+)
 from retain.runs import results
 from retain.runs.records import CONFIG, Prediction, read_records
 from retain.system.printing import PlainConsole, csv_text
@@ -306,6 +311,8 @@ def tables(entries: Sequence[Entry]) -> RenderableType:
     legend = Text("; ".join(METRIC_LABELS.values()) + ".")
     if any(entry.metrics["forward_transfer"] is None for entry in entries):
         legend.append(f"\n{NO_FORWARD_TRANSFER}")
+    if any(entry.metrics["average_performance"] is None for entry in entries):
+        legend.append(f"\n{NO_AVERAGE}")
     for label, group in groups.items():
         if published := not_as_published(label, group[0].method, group[0].options):
             legend.append(f"\n{published}.")

@@ -35,6 +35,11 @@ NO_FORGETTING = (
     "BWT needs only those right after learning."
 )
 """Note below a table in which F.Ra is "–" because of `evaluation.old: sampled N`."""
+NO_AVERAGE = (
+    "AP: – where the last row lacks scores: under evaluation.old: sampled it is whole after the "
+    "last task of a stream, and not after a rollback."
+)
+"""Note below a table in which AP is "–"."""
 
 
 def samples_note(samples: Collection[Sample]) -> str:

@@ -15,6 +15,7 @@ from retain.report.layout import cuts, new_table
 from retain.report.plots import new_panel, panels_png
 from retain.report.summary import (
     METRIC_LABELS,
+    NO_AVERAGE,
     NO_FORGETTING,
     NO_FORWARD_TRANSFER,
     RunSummary,
@@ -66,6 +67,8 @@ def metrics_notes(summaries: Sequence[RunSummary]) -> list[str]:
         run.metrics.get("backward_transfer") is not None for run in summaries
     ):
         notes.append(NO_FORGETTING)
+    if any(run.matrix and run.metrics.get("average_performance") is None for run in summaries):
+        notes.append(NO_AVERAGE)
     return notes
 
 

@@ -201,9 +201,9 @@ def _left_behind(experiment: Experiment, run: PlannedRun) -> list[str]:
     except RetainError:  # they name no method
         return []
     method = run.experiment.method
-    name, taken = check_method(method, run.variant)
+    taken = check_method(method, run.variant)[1]
     files_name = in_files.pop("name")
-    if name == files_name:
+    if method["name"] == files_name:
         return []
     chosen = {_field(option).split(".")[0] for option in run.variant.split()[1:]}
     options = []

@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.text import Text
 
 from retain.report.layout import new_table
-from retain.report.summary import not_as_published, samples_note
+from retain.report.summary import NO_AVERAGE, not_as_published, samples_note
 from retain.sweep.result import Sweep, SweepRun
 from retain.system.printing import csv_text, escaped
 
@@ -57,7 +57,7 @@ def lines(sweep: Sweep) -> list[Line]:
 
 
 def footnotes(sweep: Sweep) -> list[str]:
-    """What scores with "±" are of, and which published methods have other options."""
+    """What scores with "±" are of, which methods are not as published, and where AP is "–"."""
     shared = sweep.settings.get("method", {})
     methods = {v: {**shared, **own.get("method", {})} for v, own in sweep.variants.items()}
     notes = [
@@ -67,6 +67,9 @@ def footnotes(sweep: Sweep) -> list[str]:
     samples = [sample for run in sweep.runs for row in run.samples for sample in row]
     if samples:
         notes.insert(0, f"In the line of a seed, {samples_note(samples)}")
+    measured = [run.measures for run in sweep.runs if run.measures is not None]
+    if any(measures.average_performance is None for measures in measured):
+        notes.append(NO_AVERAGE)
     return [note for note in notes if note]
 
 
