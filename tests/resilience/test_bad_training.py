@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaForCausalLM
 
-from retain.backbone import BackboneConfig, Batch, load_backbone
+from retain.backbone import BackboneConfig, Batch, load_backbone, wrap_loaded
 from retain.errors import RetainError
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.tasks import Task
 from retain.testing.runs import KIND, KilledError, Record
 from retain.testing.tiny import make_backbone, make_learner, make_task, save_backbone
@@ -171,9 +171,10 @@ def test_out_of_memory_while_a_backbone_is_loaded(
     def fails(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("x")
 
+    loaded = load_backbone(BackboneConfig(name=str(folder), device="cpu"))
     monkeypatch.setattr(LlamaForCausalLM, "to", fails)
     with pytest.raises(RetainError, match=r"^backbone.device 'cpu': out of memory; ") as caught:
-        load_backbone(BackboneConfig(name=str(folder), device="cpu"))
+        wrap_loaded((loaded.model, loaded.tokenizer))
     assert SMALLER in str(caught.value)
     monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", fails)
     with pytest.raises(RetainError, match=r"^backbone '.*model': out of memory; ") as caught:

@@ -61,6 +61,7 @@ def load_backbone(
         refuse_full_fine_tuning(config.dtype, config.quantization is not None)
     source, options = _found(config)
     device = _connected(device_of(config.device))
+    _refuse_missing(device)
     refuse_lacking(config.dtype, device, "backbone.dtype")
     try:
         with _silenced():
@@ -80,6 +81,7 @@ def load_backbone(
                     source,
                     dtype=getattr(torch, config.dtype),
                     attn_implementation=config.attention,
+                    device_map={"": device},  # tensor by tensor: the host has no copy of them all
                     use_safetensors="gguf_file" not in options,  # nothing is unpickled
                     output_loading_info=True,
                     ignore_mismatched_sizes=True,  # they are refused below, by name
@@ -105,7 +107,7 @@ def load_backbone(
         )
     _refuse_other_weights(config.name, loaded)
     quantization.prepare(model)
-    _place(model, device)
+    _multiply_as_tf32(device)
     backbone = Backbone(model, tokenizer, config, prompt or PromptConfig())
     settings = cached_file(
         source,
@@ -267,7 +269,10 @@ def wrap_loaded(
     if dtype not in dtypes:
         raise RetainError(f"backbone: the model is in {dtype}; load it in {', '.join(dtypes)}")
     quantization.prepare(model)
-    _place(model, _connected(str(model.device)))
+    device = _connected(str(model.device))
+    with memory_advice(f"backbone.device '{device}'", f"take {SMALLER}"):
+        model.to(device)
+    _multiply_as_tf32(device)
     own_code = type(model).__module__.startswith("transformers_modules.")
     named = {
         "name": model.name_or_path,
@@ -291,14 +296,17 @@ def _connected(device: str) -> str:
     return processes.connect(device == "cpu") or device
 
 
-def _place(model: PreTrainedModel, device: str) -> None:
-    """Moves a model to a device. On a GPU, what stays in float32 is multiplied as TF32."""
-    if device.startswith("cuda"):
-        torch.set_float32_matmul_precision("high")
+def _refuse_missing(device: str) -> None:
+    """Raises RetainError for a device that is not there, before a model is loaded to it."""
     try:
-        with memory_advice(f"backbone.device '{device}'", f"take {SMALLER}"):
-            model.to(device)
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # the latter where torch has no CUDA
         raise RetainError(
             f"backbone.device '{device}': {first_line(error)}; leave it out, or take another"
         ) from None
+
+
+def _multiply_as_tf32(device: str) -> None:
+    """Multiplies what stays in float32 as TF32, on a GPU."""
+    if device.startswith("cuda"):
+        torch.set_float32_matmul_precision("high")

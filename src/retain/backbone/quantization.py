@@ -40,7 +40,7 @@ def options(kind: str | None, stored: Any, dtype: str, device: str) -> dict[str,
         kind: `backbone.quantization`.
         stored: the checkpoint's own `quantization_config`; None if it is not quantised.
         dtype: of what is computed, and of all other weights.
-        device: where the model is loaded to at once, since the whole weights may not fit.
+        device: where the model is loaded to.
 
     Raises:
         RetainError: if the checkpoint is quantised by something else, or already and again, the
@@ -73,10 +73,9 @@ def options(kind: str | None, stored: Any, dtype: str, device: str) -> dict[str,
             f"backbone.device '{device}': bitsandbytes has no 4 and 8 bits there, only on "
             f"{', '.join(supported)}; leave backbone.quantization out"
         )
-    placed: dict[str, Any] = {"device_map": {"": device}}
     if kind is None:
-        return placed
-    return {**placed, "quantization_config": BitsAndBytesConfig(**_settings(kind, dtype))}
+        return {}
+    return {"quantization_config": BitsAndBytesConfig(**_settings(kind, dtype))}
 
 
 def _settings(kind: str, dtype: str) -> dict[str, Any]:
@@ -162,6 +161,6 @@ def dequantize(model: PreTrainedModel) -> None:
         model.set_submodule(name, plain.train(part.training))
     if (quantizer := getattr(model, "hf_quantizer", None)) is not None:
         quantizer.remove_quantization_config(model)
-    for name in ("hf_device_map", "is_loaded_in_4bit", "is_loaded_in_8bit"):
+    for name in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
         if hasattr(model, name):
             delattr(model, name)
