@@ -38,7 +38,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from retain.errors import RetainError
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.testing.tiny import make_task, make_tokenizer
 
 METHODS: dict[str, dict[str, Any]] = {

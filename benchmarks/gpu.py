@@ -50,7 +50,7 @@ from retain.backbone import Backbone
 from retain.backbone.out_of_memory import NO_MEMORY
 from retain.backbone.quantization import prepare
 from retain.errors import first_line
-from retain.learner import Answer
+from retain.learner.learned_model import Answer
 from retain.serve.batcher import Batcher, Job
 from retain.system import processes
 from retain.system.files import read_json, write_json

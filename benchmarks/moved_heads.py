@@ -24,7 +24,7 @@ from torch import Tensor
 
 from retain.backbone.backbone import cross_entropy
 from retain.layers.attention_capture import Wanted
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.learner.upkeep import roll_back
 from retain.methods.seekr import Seekr
 from retain.methods.seekr.diagnostics import HEADS

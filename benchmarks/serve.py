@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import cycle, islice
 
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.serve import KEY
 
 CLIENTS = (1, 4, 16)

@@ -26,7 +26,7 @@ from retain.cli import app
 from retain.cli.known_methods import INDEX, loaded_methods
 from retain.experiment.config import ExperimentConfig
 from retain.experiment.read_tasks import FOLDER_READERS
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.methods import BUILT_IN, METHODS, MethodConfig
 from retain.metrics import continual
 from retain.metrics.extract import EXTRACTIONS

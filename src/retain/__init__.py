@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from retain.errors import RetainError
     from retain.experiment.read_tasks import load_stream
-    from retain.learner import Answer, Learner
+    from retain.learner.learned_model import Answer
+    from retain.learner.learner import Learner
     from retain.methods import Method, list_methods
     from retain.tasks import Example, Task
     from retain.training.phase import Phase
@@ -26,9 +27,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Answer": "learner",
+    "Answer": "learner.learned_model",
     "Example": "tasks",
-    "Learner": "learner",
+    "Learner": "learner.learner",
     "Method": "methods",
     "Phase": "training.phase",
     "RetainError": "errors",

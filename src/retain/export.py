@@ -17,7 +17,7 @@ from retain.backbone.quantization import dequantize, is_quantized, loading_code
 from retain.errors import RetainError
 from retain.layers.lora_pool import ADAPTER, ADAPTER_CONFIG, LoraPool
 from retain.layers.soft_prompt import PromptPool
-from retain.learner import Learner
+from retain.learner.learned_model import LearnedModel
 from retain.report import RunSummary, markdown, summarise
 from retain.runs.outputs import check_folder
 from retain.system.files import remove_folders, write_text, writing
@@ -29,7 +29,7 @@ ROUNDING = 0.1
 """Largest mean difference of their logits, as a share of the logits' spread."""
 
 
-def export(learner: Learner, folder: Path, mixture: Mapping[str, float] | None) -> str:
+def export(learner: LearnedModel, folder: Path, mixture: Mapping[str, float] | None) -> str:
     """Writes a run's blocks as PEFT adapters, or one merged model, with a model card.
 
     Blocks are LoRA adapters, or the soft prompts of sapt-prompt, which cannot be merged.
@@ -69,7 +69,7 @@ def export(learner: Learner, folder: Path, mixture: Mapping[str, float] | None) 
 
 
 def _write(
-    learner: Learner,
+    learner: LearnedModel,
     folder: Path,
     weights: list[float] | None,
     mixture: Mapping[str, float] | None,
@@ -90,7 +90,7 @@ def _write(
     return description
 
 
-def _weights(learner: Learner, mixture: Mapping[str, float] | None) -> list[float] | None:
+def _weights(learner: LearnedModel, mixture: Mapping[str, float] | None) -> list[float] | None:
     """Returns the weight of each block in a merged model; None to export separate adapters."""
     pool, path = learner.method.exported_pool, learner.run.path
     fixed = learner.method.traits.fixed_mixture
@@ -128,7 +128,7 @@ def _weights(learner: Learner, mixture: Mapping[str, float] | None) -> list[floa
     return [mixture.get(name, 0.0) for name in pool.blocks]
 
 
-def _save_merged(learner: Learner, folder: Path, weights: list[float]) -> str:
+def _save_merged(learner: LearnedModel, folder: Path, weights: list[float]) -> str:
     """Writes a model that transformers loads, with the blocks merged into its weights.
 
     Returns:
@@ -158,7 +158,7 @@ def _save_merged(learner: Learner, folder: Path, weights: list[float]) -> str:
     return description
 
 
-def _logits(learner: Learner, pool: LoraPool | None, weights: list[float]) -> Tensor:
+def _logits(learner: LearnedModel, pool: LoraPool | None, weights: list[float]) -> Tensor:
     """Computes the logits (N, V) at the first tokens of answers to the newest test examples."""
     backbone, examples = learner.backbone, learner.tasks[-1].test[:CHECKED]
     rows = [backbone.encode(example, templated=learner.templated()) for example in examples]
@@ -170,7 +170,7 @@ def _logits(learner: Learner, pool: LoraPool | None, weights: list[float]) -> Te
     return logits[targets != IGNORED].float()
 
 
-def _refuse_others(learner: Learner, expected: Tensor, merged: Tensor) -> None:
+def _refuse_others(learner: LearnedModel, expected: Tensor, merged: Tensor) -> None:
     """Raises a RetainError if logits (N, V) differ by more than the rounding to few bits."""
     spread = expected.std(1).mean().clamp(min=1e-12)
     difference = float((merged - expected).abs().mean() / spread)
@@ -181,7 +181,7 @@ def _refuse_others(learner: Learner, expected: Tensor, merged: Tensor) -> None:
         )
 
 
-def _copy_adapters(learner: Learner, folder: Path) -> str:
+def _copy_adapters(learner: LearnedModel, folder: Path) -> str:
     """Copies each task's block into its own folder; returns a description of what was written."""
     for source in learner.run.learned():
         target = folder / source.name
@@ -200,7 +200,7 @@ def _copy_adapters(learner: Learner, folder: Path) -> str:
 
 
 def _card(
-    learner: Learner, description: str, code: list[str], mixture: Mapping[str, float] | None
+    learner: LearnedModel, description: str, code: list[str], mixture: Mapping[str, float] | None
 ) -> str:
     """Returns the model card, with the code lines that load what was written."""
     summary = summarise(learner.run.path)
@@ -241,7 +241,7 @@ def _matrix(summary: RunSummary) -> str:
     return "\n".join(line for line in lines if line.startswith("|")) + "\n"
 
 
-def _load_merged(learner: Learner, name: str) -> list[str]:
+def _load_merged(learner: LearnedModel, name: str) -> list[str]:
     """Returns code lines that load the merged model in the folder `name`."""
     auto = _auto_class(learner)
     return [
@@ -251,7 +251,7 @@ def _load_merged(learner: Learner, name: str) -> list[str]:
     ]
 
 
-def _load_adapter(learner: Learner, name: str) -> list[str]:
+def _load_adapter(learner: LearnedModel, name: str) -> list[str]:
     """Returns code lines that load the newest of the adapters in the folder `name`."""
     auto, newest = _auto_class(learner), f"{name}/{learner.run.learned()[-1].name}"
     source = learner.backbone.source
@@ -265,7 +265,7 @@ def _load_adapter(learner: Learner, name: str) -> list[str]:
     ]
 
 
-def _auto_class(learner: Learner) -> str:
+def _auto_class(learner: LearnedModel) -> str:
     """Returns the name of transformers' class that loads the backbone."""
     return (
         "AutoModelForSeq2SeqLM" if learner.backbone.is_encoder_decoder else "AutoModelForCausalLM"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.report import render, summarise
 from retain.testing.tiny import make_learner, make_task, prompts_of
 from tests.browser.driver import Browser, browser

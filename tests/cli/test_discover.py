@@ -19,7 +19,7 @@ from retain.discovery.decision import (
 )
 from retain.errors import RetainError
 from retain.experiment.config import TaskConfig
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.learner.lesson import fit
 from retain.system.files import read_jsonl, write_jsonl
 from retain.tasks import Example

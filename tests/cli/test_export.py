@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 from retain import RetainError
 from retain.backbone import Backbone
 from retain.export import export
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.tasks import Example
 from retain.testing.tiny import make_backbone, make_learner, make_task, save_backbone
 from tests.command import call

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from retain.errors import RetainError
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.methods import METHODS
 from retain.methods.amlora.diagnostics import SIGMOID, SOFTMAX, LayerGates, effective_grid
 from retain.methods.base import flat

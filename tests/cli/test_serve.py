@@ -23,7 +23,8 @@ from fastapi.testclient import TestClient
 
 from retain.backbone import Backbone
 from retain.evaluation.streaming import Reply
-from retain.learner import Answer, Learner
+from retain.learner.learned_model import Answer
+from retain.learner.learner import Learner
 from retain.serve.app import MAX_BODY, create_app
 from retain.serve.batcher import Batcher, Job
 from retain.tasks import Example

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from retain.learner import Answer, Learner
+from retain.learner.learned_model import Answer
+from retain.learner.learner import Learner
 from retain.serve.app import MAX_BODY, create_app
 from retain.serve.server import Server
 from retain.tasks import Example

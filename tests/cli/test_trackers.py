@@ -13,7 +13,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from retain.errors import RetainError
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.testing.tiny import make_backbone, make_learner, make_task, read_files
 from retain.training.config import TrainingConfig
 from tests.command import call, settings, write_settings, write_tasks

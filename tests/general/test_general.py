@@ -19,7 +19,7 @@ from torch.nn.functional import log_softmax
 from retain.backbone import Backbone
 from retain.harness.ability import _standard_error, general_ability
 from retain.harness.model import Route, RoutedLM
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.report.ability import General, general_table
 from retain.system.files import write_jsonl
 from retain.system.progress import Progress

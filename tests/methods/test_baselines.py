@@ -13,7 +13,7 @@ from torch import Tensor
 
 from retain.backbone import Backbone, Batch
 from retain.errors import RetainError
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.methods.inclora import IncLora
 from retain.methods.l2p import L2p, L2pConfig
 from retain.methods.lfpt5 import Lfpt5

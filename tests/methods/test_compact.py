@@ -16,8 +16,8 @@ from retain.errors import RetainError
 from retain.export import export
 from retain.layers.lora_pool import LoraPool
 from retain.layers.merging import cosines, grouped, merged, truncated
-from retain.learner import Learner
 from retain.learner.compact import compact
+from retain.learner.learner import Learner
 from retain.learner.upkeep import roll_back, verify
 from retain.methods.sapt import Sapt
 from retain.methods.sapt.diagnostics import sapt_diagnostics

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from retain.layers.pooled_linear import PooledLinear
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.testing.runs import KilledError, Record, content
 from retain.testing.tiny import make_backbone, make_learner, make_task
 

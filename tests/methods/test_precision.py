@@ -18,7 +18,7 @@ from retain.experiment.config import ExperimentConfig, resolved
 from retain.experiment.resume import refuse_changes, settled
 from retain.experiment.validation import check
 from retain.layers.lora_pool import LoraPool
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.methods import METHODS
 from retain.methods.shared.weights import MODEL
 from retain.runs import results

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retain.backbone import Backbone, PromptConfig
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.methods.shared import pseudo_samples as writing
 from retain.methods.shared.pseudo_diagnostics import read_samples
 from retain.metrics.continual import Drop

@@ -20,7 +20,7 @@ from retain.backbone.quantization import NO_KERNEL, is_quantized, prepare
 from retain.errors import RetainError
 from retain.export import export
 from retain.layers.lora_pool import LoraPool
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.methods import METHODS, find
 from retain.runs import results
 from retain.testing import tiny

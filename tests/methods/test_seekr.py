@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retain.backbone import Backbone, Features
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.methods.seekr.config import SeekrConfig, budget
 from retain.methods.seekr.heads import Measure, importance, normalised, select, sensitivity
 from retain.methods.seekr.method import Seekr

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from retain.errors import RetainError
 from retain.layers.lora_pool import ADAPTER
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.learner.upkeep import roll_back
 from retain.methods.sapt.diagnostics import sapt_diagnostics
 from retain.methods.sapt.method import Attentive

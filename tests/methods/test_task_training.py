@@ -11,7 +11,7 @@ import pytest
 
 from retain import RetainError, load_stream
 from retain.backbone import Backbone
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.runs import results
 from retain.system.files import read_json, read_jsonl
 from retain.tasks import Task

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from retain.backbone.backbone import IGNORED
 from retain.errors import RetainError
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.methods.derpp import DerPp
 from retain.methods.ewc import Ewc
 from retain.methods.lwf import Lwf

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from retain.backbone import Backbone, Batch
 from retain.errors import RetainError
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.methods.ewc import Ewc
 from retain.methods.lwf import Lwf
 from retain.methods.shared.teacher import (

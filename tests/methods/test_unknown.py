@@ -14,7 +14,7 @@ from retain.backbone import Backbone
 from retain.errors import RetainError
 from retain.evaluation.streaming import Reply
 from retain.export import export
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.methods.sapt.method import SaptPrompt
 from retain.methods.sapt.options import RouterConfig, SaptPromptConfig
 from retain.methods.sapt.whitened import THRESHOLD, WhitenedOptions, WhitenedRouter

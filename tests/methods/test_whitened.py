@@ -20,7 +20,7 @@ from torch import Tensor
 from retain.backbone import Backbone
 from retain.backbone.hidden import HiddenStates
 from retain.errors import RetainError
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.learner.upkeep import roll_back
 from retain.methods.sapt import Sapt
 from retain.methods.sapt.method import Attentive

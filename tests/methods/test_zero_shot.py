@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from retain.errors import RetainError
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.testing.tiny import TRAINING, make_backbone, make_task
 
 

@@ -13,7 +13,7 @@ from tokenizers import normalizers
 
 from retain import RetainError
 from retain.backbone import Backbone, BackboneConfig, PromptConfig, load_backbone
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.learner.stream import learn_stream
 from retain.learner.upkeep import roll_back
 from retain.learner.upkeep import verify as verify_run

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from retain import RetainError
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.runs import results
 from retain.system.files import read_json, read_jsonl, write_json
 from retain.system.progress import Progress

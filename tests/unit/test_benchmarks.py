@@ -30,7 +30,7 @@ from benchmarks.moved_heads import compare, rank_correlation
 from benchmarks.routing import auroc, best_threshold, measured, rates
 from benchmarks.seekr_step import Bench
 from benchmarks.shift import reworded, shifted
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.methods.sapt import Sapt
 from retain.methods.sapt.whitened import THRESHOLD
 from retain.runs import results

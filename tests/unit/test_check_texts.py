@@ -12,8 +12,8 @@ import pytest
 from retain.backbone import Backbone, PromptConfig
 from retain.errors import RetainError
 from retain.evaluation.answers import EvaluationConfig
-from retain.learner import Learner
 from retain.learner.check_examples import check_examples
+from retain.learner.learner import Learner
 from retain.tasks import Example, Task
 from retain.testing.tiny import make_backbone, make_learner
 

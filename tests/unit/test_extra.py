@@ -22,7 +22,7 @@ from transformers import (
 from retain.errors import RetainError, StoppedError
 from retain.experiment.config import ExperimentConfig
 from retain.experiment.resume import refuse_changes
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.testing.runs import content
 from retain.testing.tiny import make_backbone, make_learner, make_task
 from retain.training import extra, fit, sharded_trainer

@@ -17,8 +17,8 @@ from retain.evaluation.answers import EvaluationConfig
 from retain.experiment.config import TaskConfig
 from retain.experiment.files import read_file
 from retain.experiment.read_tasks import load_stream, read_task, with_defaults
-from retain.learner import Learner
 from retain.learner.check_examples import check_examples
+from retain.learner.learner import Learner
 from retain.metrics.extract import EXTRACTIONS, short_answer
 from retain.metrics.text import METRICS, canonical, score, scored_part
 from retain.report.reader import summarise

@@ -17,7 +17,7 @@ from transformers import (
 
 from retain.backbone import PromptConfig
 from retain.errors import RetainError
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.tasks import Example
 from retain.testing.tiny import EVALUATION, TRAINING, make_learner, make_task, prompts_of
 

@@ -166,7 +166,7 @@ def test_what_cannot_fit_is_refused_before_the_model_is_loaded(
     need = foretell(config, [FIRST]).per_process(1, "none")
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=need - 1))
     with monkeypatch.context() as patch:
-        patch.setattr("retain.learner.learner.load_backbone", None)
+        patch.setattr("retain.learner.learned_model.load_backbone", None)
         with pytest.raises(RetainError) as caught:
             stream.learn_stream(config, [FIRST])
     text = str(caught.value)

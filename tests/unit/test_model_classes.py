@@ -27,7 +27,7 @@ from retain.errors import RetainError
 from retain.export import export
 from retain.layers.lora_pool import LoraPool
 from retain.layers.targets import target_linears
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.methods import find
 from retain.testing.tiny import (
     EVALUATION,

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from retain.errors import RetainError
 from retain.evaluation.old import asked_examples, measured_tasks
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.metrics.continual import standard_error
 from retain.report import summarise
 from retain.report.compare import Entry, difference, read_entry, tables, why_no_pair
@@ -153,7 +153,8 @@ def test_tasks_that_were_not_drawn_are_left_out(runs: dict[str, Path]) -> None:
     metrics = results.scores(run).metrics
     assert metrics["average_performance"] is None
     assert metrics["forgetting"] is None
-    for shown in (markdown([summarise(run.path)]), _printed([read_entry(run.path)])):
+    both = [summarise(runs[old]) for old in ("all", "sampled 1")]
+    for shown in (markdown(both), _printed([read_entry(run.path)])):
         assert "AP: – where the last row lacks scores" in shown
     # Its older answers are not those of the newest model.
     assert set(results.newest_predictions(run)) == set(NAMES) - {NAMES[left_out]}

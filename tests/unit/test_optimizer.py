@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from retain.errors import RetainError
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.system.files import read_jsonl, read_tensors
 from retain.testing.runs import KilledError, Record
 from retain.testing.tiny import TRAINING, make_backbone, make_task

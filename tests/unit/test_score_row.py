@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from retain.evaluation.answers import Evaluation
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.tasks import Task
 from retain.testing.runs import Record
 from retain.testing.tiny import make_backbone, make_learner, make_task

@@ -30,7 +30,7 @@ def evaluate(
     plugins: Plugins = None,
 ) -> None:
     """Answer every learned task's test examples again and print the scores; writes nothing."""
-    from retain.learner import Learner
+    from retain.learner.learned_model import LearnedModel
 
     if general is not None:
         from retain.report.ability import general_table
@@ -46,7 +46,7 @@ def evaluate(
         changes = general_ability(run, names, limit, progress_for("eval"), trust_remote_code)
         console.print(general_table(changes))
         return
-    learner = Learner.load(run, progress_for("eval"), trust_remote_code=trust_remote_code)
+    learner = LearnedModel.load(run, progress_for("eval"), trust_remote_code=trust_remote_code)
     scores = learner.evaluate(limit)
     table = Table("task", "score")
     for name, score in scores.items():
@@ -73,7 +73,7 @@ def generate(
     plugins: Plugins = None,
 ) -> None:
     """Answer prompts of any learned task."""
-    from retain.learner import Learner
+    from retain.learner.learned_model import LearnedModel
 
     try:
         if prompts == ["-"]:
@@ -84,7 +84,7 @@ def generate(
         raise RetainError("generate: a prompt is not UTF-8 text; convert it") from None
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise RetainError("generate: an empty prompt; give it a text")
-    learner = Learner.load(run, trust_remote_code=trust_remote_code)
+    learner = LearnedModel.load(run, trust_remote_code=trust_remote_code)
     if len(prompts) == 1 and sys.stdout.isatty() and not as_json:
         from retain.evaluation.streaming import Reply
 

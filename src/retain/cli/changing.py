@@ -29,7 +29,7 @@ def export(
 ) -> None:
     """Write a run's blocks as PEFT adapters, or one merged model, with a model card."""
     from retain.export import export as write
-    from retain.learner import Learner
+    from retain.learner.learned_model import LearnedModel
 
     if task is not None and mixture:
         raise RetainError("export: --task and --mixture exclude each other; give one of them")
@@ -40,7 +40,7 @@ def export(
             weights = {**(weights or {}), name: float(value)}
         except ValueError:
             raise RetainError(f"--mixture {part}: expected TASK=WEIGHT; correct it") from None
-    learner = Learner.load(run, progress_for(""), trust_remote_code=trust_remote_code)
+    learner = LearnedModel.load(run, progress_for(""), trust_remote_code=trust_remote_code)
     say(write(learner, folder, weights))
 
 
@@ -55,10 +55,10 @@ def compact(
     plugins: Plugins = None,
 ) -> None:
     """Merge blocks of look-alike tasks until N are left; routing over tasks stays. For sapt."""
-    from retain.learner import Learner
     from retain.learner.compact import compact as merge
+    from retain.learner.learned_model import LearnedModel
 
-    learner = Learner.load(run, progress_for(""), trust_remote_code=trust_remote_code)
+    learner = LearnedModel.load(run, progress_for(""), trust_remote_code=trust_remote_code)
     compacted = merge(learner, blocks, max_loss)
     if compacted is None:
         say(f"{run}: has no more than {blocks} blocks: nothing to merge")

@@ -65,7 +65,7 @@ def learn_discovered(
     from retain.discovery import decision as decisions
     from retain.experiment.config import TaskConfig
     from retain.experiment.validation import check
-    from retain.learner import Learner
+    from retain.learner.learner import Learner
     from retain.learner.stream import learn_tasks
 
     config = check(TaskConfig, values, "learn")

@@ -131,7 +131,7 @@ def learn(
     from retain.experiment.config import TaskConfig
     from retain.experiment.read_tasks import read_task
     from retain.experiment.validation import check, set_field
-    from retain.learner import Learner
+    from retain.learner.learner import Learner
 
     if discover:
         check_options(name, test, changes or (), yes)

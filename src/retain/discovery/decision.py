@@ -26,7 +26,7 @@ from retain.discovery.naming import free_name, names_of
 from retain.errors import RetainError
 from retain.experiment.config import TaskConfig
 from retain.experiment.read_tasks import read_task, with_defaults
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.runs import results
 from retain.runs.directory import slug
 from retain.runs.outputs import check_folder

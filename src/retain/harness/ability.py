@@ -17,7 +17,7 @@ from lm_eval.tasks import TaskManager
 from retain.backbone import Backbone, load_backbone
 from retain.errors import RetainError, first_line
 from retain.harness.model import Route, RoutedLM
-from retain.learner import Learner
+from retain.learner.learned_model import LearnedModel
 from retain.report.ability import General
 from retain.system.progress import Progress
 
@@ -36,7 +36,7 @@ def general_ability(
         names: names of the harness's tasks, groups or tags, or paths of its YAML task files.
         limit: number of examples used from the start of each task; None for all.
         progress: receives the progress of both evaluations.
-        trust_remote_code: as in `Learner.load`.
+        trust_remote_code: as in `LearnedModel.load`.
 
     Returns:
         One result per task and metric.
@@ -47,7 +47,7 @@ def general_ability(
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns about its command's settings
     manager = _manager(names)
-    learner = Learner.load(folder, progress, trust_remote_code=trust_remote_code)
+    learner = LearnedModel.load(folder, progress, trust_remote_code=trust_remote_code)
     learner.require_ready()
     if learner.method.traits.needs_task_id:
         raise RetainError(

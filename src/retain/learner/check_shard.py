@@ -37,7 +37,7 @@ def check_shard(
     if shard == "optimizer" and training.optim == "paged_adamw_8bit":
         raise RetainError(
             "training.shard: optimizer does not share out the pages of optim: paged_adamw_8bit; "
-            "set training.optim: adamw_torch, or training.shard: none"
+            "set training.optim: adamw_torch_fused, or training.shard: none"
         )
     if shard != "full":
         return
@@ -60,5 +60,5 @@ def check_shard(
     if training.optim not in ELEMENTWISE:
         raise RetainError(
             f"training.shard: full does not share out what optim: {training.optim} computes; set "
-            "training.optim: adamw_torch"
+            "training.optim: adamw_torch_fused"
         )

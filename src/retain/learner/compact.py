@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 import safetensors.torch
 import torch
@@ -13,10 +14,12 @@ from torch import Tensor
 from retain.errors import RetainError
 from retain.layers.lora_pool import LoraPool
 from retain.layers.merging import cosines, grouped, merged
-from retain.learner.learned_model import LearnedModel
 from retain.methods.base import Method
 from retain.runs.compacted import Compacted, compacted_file, read_compacted
 from retain.runs.directory import RunDirectory
+
+if TYPE_CHECKING:
+    from retain.learner.learned_model import LearnedModel
 
 
 def compact(learner: LearnedModel, blocks: int, max_loss: float) -> Compacted | None:

@@ -1,23 +1,39 @@
-"""Use of a trained run: answers, routing, and scores on the learned tasks."""
+"""Use of a trained run: restored from its folder, it answers, routes, and scores learned tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from retain.backbone import Backbone, Features
+from retain.backbone import Backbone, Features, LoadedModel, load_backbone, wrap_loaded
+from retain.backbone.precision import refuse_lacking
 from retain.errors import RetainError
 from retain.evaluation.answers import Evaluation, answer, evaluate
 from retain.evaluation.streaming import Reply
-from retain.experiment.config import ExperimentConfig
-from retain.methods.base import Method
+from retain.experiment.config import ExperimentConfig, check_method, resolved, stored_experiment
+from retain.learner.compact import load_compacted
+from retain.learner.seeds import Seeds
+from retain.learner.task_files import stored_task
+from retain.methods.base import Method, TaskContext
 from retain.runs import results
+from retain.runs.backbone_path import found_from
 from retain.runs.directory import RunDirectory
+from retain.runs.environment import (
+    TEMPLATE,
+    changes,
+    fingerprints,
+    refuse_other_backbone,
+    template_of,
+)
+from retain.runs.records import CONFIG
+from retain.system import processes
 from retain.system.progress import Progress
 from retain.tasks import Example, Task
 
@@ -47,7 +63,9 @@ class Answer:
 
 
 class LearnedModel:
-    """The part of `Learner` that answers prompts, routes and scores. It writes nothing.
+    """A run's model, which answers prompts, routes and scores. It writes nothing.
+
+    `Learner` is one that learns more tasks.
 
     Attributes:
         run: the run's folder.
@@ -65,6 +83,86 @@ class LearnedModel:
     tasks: list[Task]
     progress: Progress
     _interrupted: bool
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        progress: Progress | None = None,
+        backbone: Backbone | LoadedModel | None = None,
+        trust_remote_code: bool = False,
+    ) -> Self:
+        """Restores a run with all tasks that it has learned; see `Learner.load`."""
+        path = Path(folder)
+        run = results.open_run(path)
+        experiment, method = stored_experiment(results.experiment_values(run), path / CONFIG)
+        if not experiment.backbone.name and backbone is None:
+            raise RetainError(
+                f"{path}: its backbone was given as a loaded model without a name; give it again: "
+                "Learner.load(folder, backbone=(model, tokenizer))"
+            )
+        if experiment.backbone.trust_remote_code and backbone is None and not trust_remote_code:
+            raise RetainError(
+                f"{path}: its backbone '{experiment.backbone.name}' runs code of its own; if you "
+                "trust it, add --trust-remote-code (Learner.load: trust_remote_code=True)"
+            )
+        results.check_files(run, method.traits.latest_only)
+        for complaint in results.unlisted(run):
+            raise RetainError(complaint)
+        results.rows(run)
+        model = cls.__new__(cls)
+        if isinstance(backbone, Backbone):
+            backbone.prompt = experiment.prompt
+        elif backbone is not None:
+            backbone = wrap_loaded(backbone, experiment.prompt, experiment.backbone)
+        model._set_up(experiment, run, progress, backbone)
+        for index, task_folder in enumerate(run.learned()):
+            task = stored_task(run, task_folder)
+            model.tasks.append(task)
+            seed = Seeds(experiment.seed, index).of(0)
+            model.method.load(TaskContext(task.name, index, task_folder, seed))
+            load_compacted(run, model.method, index)
+        return model
+
+    def _set_up(
+        self,
+        experiment: ExperimentConfig,
+        run: RunDirectory,
+        progress: Progress | None,
+        backbone: Backbone | None,
+    ) -> None:
+        method, options = check_method(experiment.method, "method")
+        device = backbone.device.type if backbone else experiment.backbone.device
+        self.experiment = resolved(experiment, device)
+        self.run = run
+        self.progress = progress or Progress()
+        self.tasks = []
+        self._interrupted = False
+        source, autocasts = self.experiment.backbone, self.experiment.training.autocasts
+        processes.refuse_other_engines()
+        trains_all = method.trains_backbone(options)
+        if autocasts:
+            refuse_lacking("bfloat16", device, "training.bf16")
+        if run.exists:
+            source = source.model_copy(update={"name": found_from(run.path, source.name)})
+        self.backbone = backbone or load_backbone(source, experiment.prompt, trains_all)
+        self.backbone.autocasts = autocasts
+        processes.connect(self.backbone.device.type == "cpu")
+        self._fingerprints = fingerprints(self.backbone)
+        if run.exists:
+            stored = results.environment(run)
+            loaded = dict(self._fingerprints)
+            for folder in run.learned():
+                if template := results.task_record(run, folder).chat_template:
+                    stored[TEMPLATE] = template
+                    loaded[TEMPLATE] = template_of(self.backbone)
+            other = refuse_other_backbone(stored, loaded, run.path, self.backbone.name)
+            for notice in filter(None, (other, changes(stored))):
+                self.progress.message(notice)
+        transformers.set_seed(experiment.seed)
+        self.method = method(self.backbone, options)
+
+    # -- use
 
     def _refuse_interrupted(self) -> None:
         if self._interrupted:

@@ -5,65 +5,38 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import transformers
 from transformers import TrainerCallback
 
-from retain.backbone import (
-    Backbone,
-    BackboneConfig,
-    LoadedModel,
-    PromptConfig,
-    load_backbone,
-    wrap_loaded,
-)
+from retain.backbone import Backbone, BackboneConfig, LoadedModel, PromptConfig, wrap_loaded
 from retain.backbone.precision import refuse_lacking, told
 from retain.errors import RetainError
 from retain.evaluation.answers import EvaluationConfig
-from retain.experiment.config import (
-    ExperimentConfig,
-    check_method,
-    resolved,
-    stored_experiment,
-    training_of,
-)
+from retain.experiment.config import ExperimentConfig, check_method, training_of
 from retain.experiment.validation import check
 from retain.learner.check_examples import check_examples
 from retain.learner.check_resources import check_resources
 from retain.learner.check_shard import check_shard
-from retain.learner.compact import load_compacted
 from retain.learner.learned_model import LearnedModel
-from retain.learner.lesson import Lesson, Seeds
+from retain.learner.lesson import Lesson
 from retain.learner.score_row import score_row
+from retain.learner.seeds import Seeds
 from retain.learner.task_files import (
     fixed_training,
     is_learned_last,
     save_task,
     start_run,
-    stored_task,
     write_settings,
 )
 from retain.methods.base import TaskContext
 from retain.runs import results
-from retain.runs.backbone_path import found_from, stored_name
+from retain.runs.backbone_path import stored_name
 from retain.runs.checkpoints import take_up
 from retain.runs.directory import RunDirectory
-from retain.runs.environment import (
-    TEMPLATE,
-    changes,
-    fingerprints,
-    quantizer,
-    refuse_other_backbone,
-    template_of,
-)
+from retain.runs.environment import quantizer
 from retain.runs.outputs import check_folder
-from retain.runs.records import (
-    CONFIG,
-    UNFINISHED,
-    ZERO_SHOT,
-    read_record,
-)
+from retain.runs.records import UNFINISHED, ZERO_SHOT, read_record
 from retain.system import processes
 from retain.system.files import remove_folders, write_json
 from retain.system.progress import Progress
@@ -143,7 +116,7 @@ class Learner(LearnedModel):
         backbone: Backbone | LoadedModel | None = None,
         trust_remote_code: bool = False,
         callbacks: Sequence[TrainerCallback] | None = None,
-    ) -> Learner:
+    ) -> Self:
         """Restores a run with all tasks that it has learned.
 
         Args:
@@ -159,35 +132,9 @@ class Learner(LearnedModel):
             RetainError: when the folder is not a run, one of its files is damaged, or its backbone
                 would run code that is not permitted.
         """
-        path = Path(folder)
-        run = results.open_run(path)
-        experiment, method = stored_experiment(results.experiment_values(run), path / CONFIG)
-        if not experiment.backbone.name and backbone is None:
-            raise RetainError(
-                f"{path}: its backbone was given as a loaded model without a name; give it again: "
-                "Learner.load(folder, backbone=(model, tokenizer))"
-            )
-        if experiment.backbone.trust_remote_code and backbone is None and not trust_remote_code:
-            raise RetainError(
-                f"{path}: its backbone '{experiment.backbone.name}' runs code of its own; if you "
-                "trust it, add --trust-remote-code (Learner.load: trust_remote_code=True)"
-            )
-        results.check_files(run, method.traits.latest_only)
-        for complaint in results.unlisted(run):
-            raise RetainError(complaint)
-        results.rows(run)
-        learner = cls.__new__(cls)
-        if isinstance(backbone, Backbone):
-            backbone.prompt = experiment.prompt
-        elif backbone is not None:
-            backbone = wrap_loaded(backbone, experiment.prompt, experiment.backbone)
-        learner._set_up(experiment, run, progress, backbone, callbacks)
-        for index, task_folder in enumerate(run.learned()):
-            task = stored_task(run, task_folder)
-            learner.tasks.append(task)
-            seed = Seeds(experiment.seed, index).of(0)
-            learner.method.load(TaskContext(task.name, index, task_folder, seed))
-            load_compacted(run, learner.method, index)
+        checked = check_callbacks(callbacks)
+        learner = super().load(folder, progress, backbone, trust_remote_code)
+        learner._callbacks = checked
         return learner
 
     def _begin(
@@ -197,6 +144,7 @@ class Learner(LearnedModel):
         backbone: Backbone | None,
         callbacks: Sequence[TrainerCallback] | None,
     ) -> None:
+        checked = check_callbacks(callbacks)
         run = RunDirectory(Path(experiment.output or "runs/run"))
         if run.exists:
             raise RetainError(
@@ -207,7 +155,8 @@ class Learner(LearnedModel):
         check_folder(run.path)
         optimizer.require_installed(experiment.training.optim)
         _check_shard(experiment, experiment.training)
-        self._set_up(experiment, run, progress, backbone, callbacks)
+        self._set_up(experiment, run, progress, backbone)
+        self._callbacks = checked
         name = stored_name(experiment.backbone.name, run.path)
         source = self.experiment.backbone.model_copy(update={"name": name})
         self.experiment = self.experiment.model_copy(update={"backbone": source})
@@ -218,42 +167,10 @@ class Learner(LearnedModel):
         run: RunDirectory,
         progress: Progress | None,
         backbone: Backbone | None,
-        callbacks: Sequence[TrainerCallback] | None,
     ) -> None:
-        method, options = check_method(experiment.method, "method")
-        device = backbone.device.type if backbone else experiment.backbone.device
-        self.experiment = resolved(experiment, device)
-        self.run = run
-        self.progress = progress or Progress()
-        self._callbacks = check_callbacks(callbacks)
-        self.tasks: list[Task] = []
+        super()._set_up(experiment, run, progress, backbone)
         self._checked: list[Task] = []
         self._notices: dict[str, list[str]] = {}  # by task; those about all tasks under ""
-        self._interrupted = False
-        source, autocasts = self.experiment.backbone, self.experiment.training.autocasts
-        processes.refuse_other_engines()
-        trains_all = method.trains_backbone(options)
-        if autocasts:
-            refuse_lacking("bfloat16", device, "training.bf16")
-        self._formats = told(source.dtype, autocasts, device, trains_all)
-        if run.exists:
-            source = source.model_copy(update={"name": found_from(run.path, source.name)})
-        self.backbone = backbone or load_backbone(source, experiment.prompt, trains_all)
-        self.backbone.autocasts = autocasts
-        processes.connect(self.backbone.device.type == "cpu")
-        self._fingerprints = fingerprints(self.backbone)
-        if run.exists:
-            stored = results.environment(run)
-            loaded = dict(self._fingerprints)
-            for folder in run.learned():
-                if template := results.task_record(run, folder).chat_template:
-                    stored[TEMPLATE] = template
-                    loaded[TEMPLATE] = template_of(self.backbone)
-            other = refuse_other_backbone(stored, loaded, run.path, self.backbone.name)
-            for notice in filter(None, (other, changes(stored))):
-                self.progress.message(notice)
-        transformers.set_seed(experiment.seed)
-        self.method = method(self.backbone, options)
 
     # -- learning
 
@@ -360,13 +277,20 @@ class Learner(LearnedModel):
                 refuse_lacking("bfloat16", self.backbone.device.type, "training.bf16")
             _check_shard(self.experiment, config)
         notice = check_resources(self.method, list(zip(tasks, settings, strict=True)), self.run)
-        formats = [] if self.run.exists else [self._formats]
+        formats = [] if self.run.exists else [self._formats()]
         self._notices = {"": [*formats, notice] if notice else formats}
         for task in tasks:
             self._notices[task.name] = check_examples(
                 task, self.backbone, self.experiment.evaluation, tasks
             )
         self._checked = list(tasks)
+
+    def _formats(self) -> str:
+        """One line on the number formats that the run computes in."""
+        method, options = check_method(self.experiment.method, "method")
+        trains_all = method.trains_backbone(options)
+        dtype, autocasts = self.experiment.backbone.dtype, self.experiment.training.autocasts
+        return told(dtype, autocasts, self.backbone.device.type, trains_all)
 
     def take_over(self, experiment: ExperimentConfig, tasks: Sequence[Task]) -> None:
         """Continues with the settings of another experiment that differs only where it may.

@@ -10,10 +10,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import transformers
 from transformers import TrainerCallback
 
 from retain.backbone import Backbone
+from retain.learner.seeds import Seeds
 from retain.methods.base import Method, TaskContext
 from retain.runs.checkpoints import is_sealed, seal
 from retain.runs.records import UNFINISHED
@@ -30,33 +30,10 @@ from retain.training.trackers import TrackedPhase
 
 TENSORS, STATE, LOG = "trained.safetensors", "state.safetensors", "log.json"
 """Files of the result of a phase that has ended."""
-EVALUATION_SLOT = 999
-"""The seed slot of a task's evaluation; 0 is that between phases, 1 and on are those of phases."""
 FEW_REPLAYS = 5
 """Warn if the published replay schedule yields fewer replay steps than this."""
 FULL_RATE = 1e-3
 """From this learning rate on, full fine-tuning is likely to lose more than it learns."""
-
-
-@dataclass(frozen=True)
-class Seeds:
-    """The seeds of one task, so that its random numbers do not depend on earlier tasks.
-
-    Attributes:
-        run: the run's seed.
-        task: the task's position in the stream, from 0.
-    """
-
-    run: int
-    task: int
-
-    def of(self, slot: int) -> int:
-        """Returns the task's seed for a slot: 0 between phases, from 1 on within phases."""
-        return (self.run * 1_000_003 + self.task * 1_009 + slot) % 2**31
-
-    def set(self, slot: int) -> None:
-        """Seeds torch, numpy and Python with the seed of a slot."""
-        transformers.set_seed(self.of(slot))
 
 
 @dataclass

@@ -125,6 +125,7 @@ def foretell(experiment: ExperimentConfig, tasks: Sequence[Task]) -> Memory:
             its weights.
     """
     experiment = resolved(experiment)
+    _refuse_settings(experiment)
     kind, options = check_method(experiment.method, "method")
     trains_all = kind.trains_backbone(options)
     backbone = load_skeleton(experiment.backbone, experiment.prompt)
@@ -139,6 +140,15 @@ def foretell(experiment: ExperimentConfig, tasks: Sequence[Task]) -> Memory:
             f"backbone '{backbone.name}': what it needs cannot be counted without its weights "
             f"({first_line(error)})"
         ) from error
+
+
+def _refuse_settings(experiment: ExperimentConfig) -> None:
+    """Raises RetainError for what a run refuses before it loads a backbone."""
+    method, options = check_method(experiment.method, "method")
+    source, training = experiment.backbone, experiment.training
+    if method.trains_backbone(options):
+        refuse_full_fine_tuning(source.dtype, source.quantization is not None)
+    check_shard(method, options, source, training, training.shard)
 
 
 def _counted(
@@ -266,12 +276,7 @@ def memory_table(experiment: ExperimentConfig) -> list[str]:
     Raises:
         RetainError: for settings that a run would refuse whatever its machine.
     """
-    chosen = resolved(experiment)
-    method, options = check_method(chosen.method, "method")
-    if method.trains_backbone(options):
-        quantized = chosen.backbone.quantization is not None
-        refuse_full_fine_tuning(chosen.backbone.dtype, quantized)
-    check_shard(method, options, chosen.backbone, chosen.training, chosen.training.shard)
+    _refuse_settings(resolved(experiment))
     try:
         if not experiment.tasks:
             raise RetainError("there are no tasks")

@@ -8,7 +8,7 @@ from typing import Any
 
 from retain.evaluation.answers import Evaluation, EvaluationConfig
 from retain.evaluation.old import ALL, asked_examples, measured_tasks
-from retain.learner.lesson import EVALUATION_SLOT, Seeds
+from retain.learner.seeds import EVALUATION_SLOT, Seeds
 from retain.methods.base import Method
 from retain.metrics.continual import standard_error
 from retain.runs import results

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from retain.backbone import Backbone
 from retain.experiment.config import ExperimentConfig
-from retain.learner.lesson import Lesson
 from retain.runs import results
 from retain.runs.directory import RunDirectory
 from retain.runs.environment import template_of, versions
@@ -30,6 +29,9 @@ from retain.system.files import as_json, read_jsonl, write_json, write_jsonl
 from retain.tasks import Task
 from retain.tasks.rows import parse_row
 from retain.training.config import FREE
+
+if TYPE_CHECKING:  # what trains imports Trainer, which answering does without
+    from retain.learner.lesson import Lesson
 
 
 def start_run(

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from retain.errors import RetainError
-from retain.learner import Learner
+from retain.learner.learned_model import LearnedModel
 from retain.serve.app import create_app
 from retain.serve.server import Server
 
@@ -35,7 +35,7 @@ def serve(
         port: port to listen on; 0 takes a free one.
         queue_size: as in `create_app`.
         announce: receives a line with the address once requests are accepted, and warnings.
-        trust_remote_code: as in `Learner.load`.
+        trust_remote_code: as in `LearnedModel.load`.
 
     Raises:
         RetainError: if the run has learned no task, or the address cannot be used.
@@ -44,7 +44,7 @@ def serve(
     if key is not None and not key.strip():
         raise RetainError(f"{KEY} is empty; set it to a key, or unset it")
     with _bound(host, port) as listening:
-        learner = Learner.load(folder, trust_remote_code=trust_remote_code)
+        learner = LearnedModel.load(folder, trust_remote_code=trust_remote_code)
         learner.require_ready()
         address, port = listening.getsockname()[:2]
         local = ipaddress.ip_address(address).is_loopback

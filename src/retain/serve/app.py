@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from retain.errors import RetainError
-from retain.learner import Answer, Learner
+from retain.learner.learned_model import Answer, LearnedModel
 from retain.serve.batcher import Batcher, FailedError, Job, QueueFullError, StoppingError
 from retain.serve.encoding import Encoder
 from retain.serve.protocol import DONE, ChatRequest, Completion, error_body, event, read_request
@@ -39,7 +39,7 @@ PAGE_POLICY = (
 
 
 def create_app(
-    learner: Learner, key: str | None = None, queue_size: int = 64, local: bool = False
+    learner: LearnedModel, key: str | None = None, queue_size: int = 64, local: bool = False
 ) -> FastAPI:
     """Creates the application over a loaded run; from now on only its own thread uses the model.
 
@@ -190,7 +190,7 @@ def _check_model(name: str, served: str) -> None:
         raise HTTPException(404, f"field 'model': only '{served}' is served here; name it")
 
 
-async def _job(chat: ChatRequest, learner: Learner, encoder: Encoder, model: str) -> Job:
+async def _job(chat: ChatRequest, learner: LearnedModel, encoder: Encoder, model: str) -> Job:
     """Makes the job of a request; refuses here what would fail in the model's thread."""
     if chat.model is not None:
         _check_model(chat.model, model)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from retain.backbone import Features
 from retain.errors import RetainError
 from retain.evaluation.streaming import Reply
-from retain.learner import Answer, Learner
+from retain.learner.learned_model import Answer, LearnedModel
 from retain.tasks import Example
 
 GATHER = 0.01
@@ -103,7 +103,7 @@ class Batcher:
         waiting: the requests that wait for a batch.
     """
 
-    def __init__(self, learner: Learner, queue_size: int) -> None:
+    def __init__(self, learner: LearnedModel, queue_size: int) -> None:
         self._learner = learner
         self._queue_size = queue_size
         self.waiting: list[Job] = []

@@ -22,7 +22,7 @@ from pydantic import (
 
 from retain.errors import RetainError
 from retain.experiment.validation import UnknownFieldError, check
-from retain.learner import Answer
+from retain.learner.learned_model import Answer
 from retain.serve.batcher import Job
 from retain.tasks import Example
 from retain.tasks.conversation import Role, known_role, one_text, user_text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.system.progress import Progress
 from retain.testing.tiny import make_backbone, make_task, read_files
 

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from retain.backbone import Backbone, Batch, Features
 from retain.layers.attentive_linear import Attending
 from retain.layers.lora_pool import LoraPool
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.methods import METHODS, Phase, TaskContext
 from retain.report.draw_sections import drawings, section_tables
 from retain.runs.results import open_run

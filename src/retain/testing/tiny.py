@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from retain.backbone import Backbone
-from retain.learner import Learner
+from retain.learner.learner import Learner
 from retain.methods import BUILT_IN, METHODS, load_plugins
 from retain.methods.base import TaskContext
 from retain.system.progress import Progress

@@ -51,7 +51,7 @@ class TrainingConfig(BaseModel):
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of a phase's steps
     weight_decay: Annotated[float, Field(ge=0, le=MOST)] = 0.0
     max_grad_norm: NonNegativeFloat = 1.0
-    optim: Optimizer = "adamw_torch"
+    optim: Optimizer = "adamw_torch_fused"
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9  # of the three AdamW, as the next two
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     adam_epsilon: Annotated[float, Field(gt=0, le=1)] = 1e-8

@@ -1,6 +1,7 @@
 """The optimizers that training offers, what each keeps, and what it needs.
 
-`adamw_torch_fused` is AdamW in one kernel: faster, and other than `adamw_torch` by rounding.
+`adamw_torch_fused`, the default as in transformers, is AdamW in one kernel: faster, and other than
+`adamw_torch` by rounding.
 `paged_adamw_8bit` keeps its moments in 8 bits (arXiv 2110.02861), in pages that leave a full GPU
 for the host's memory (arXiv 2305.14314); on a CPU there are no pages.
 """
@@ -32,5 +33,5 @@ def require_installed(optimizer: Optimizer) -> None:
     if optimizer == "paged_adamw_8bit" and find_spec("bitsandbytes") is None:
         raise RetainError(
             f"training.optim: {optimizer} needs bitsandbytes; pip install 'retain[quantization]', "
-            "or take adamw_torch"
+            "or take adamw_torch_fused"
         )

@@ -6,12 +6,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from transformers import Trainer, integrations
-from transformers.integrations import TensorBoardCallback, WandbCallback
+from transformers import integrations
 
 from retain.errors import RetainError
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow"]
 PROJECT = "retain"
@@ -58,6 +60,8 @@ def require_installed(trackers: Iterable[Tracker]) -> None:
 @contextmanager
 def tracking(trainer: Trainer, phase: TrackedPhase) -> Iterator[None]:
     """Opens a run for a phase in each of the trainer's trackers, and ends it."""
+    from transformers.integrations import TensorBoardCallback, WandbCallback
+
     callbacks = trainer.callback_handler.callbacks
     for callback in callbacks:
         if isinstance(callback, TensorBoardCallback):
