@@ -179,11 +179,11 @@ def attention_weights(
     if position_bias is not None:
         scores = scores + _rows(position_bias, heads, index, batch).float()
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    if mask is None and causal and length > 1:
-        mask = torch.ones(length, key.shape[2], dtype=torch.bool, device=query.device).tril()
-        mask = mask[None, None]
-    if mask is not None:
-        rows = _rows(mask, heads, index, batch)
+    if mask is not None or (causal and length > 1):
+        if mask is None:
+            rows = torch.arange(key.shape[2], device=query.device) <= index  # (B, 1, Q, S)
+        else:
+            rows = _rows(mask, heads, index, batch)
         if rows.dtype == torch.bool:
             scores = scores.masked_fill(~rows, torch.finfo(scores.dtype).min)
         else:
