@@ -29,13 +29,13 @@ ROUNDING = 0.1
 """Largest mean difference of their logits, as a share of the logits' spread."""
 
 
-def export(learner: LearnedModel, folder: Path, mixture: Mapping[str, float] | None) -> str:
+def export(learned: LearnedModel, folder: Path, mixture: Mapping[str, float] | None) -> str:
     """Writes a run's blocks as PEFT adapters, or one merged model, with a model card.
 
     Blocks are LoRA adapters, or the soft prompts of sapt-prompt, which cannot be merged.
 
     Args:
-        learner: a loaded run; after a merge it cannot be used any more.
+        learned: a loaded run; after a merge it cannot be used any more.
         folder: is created; if it exists, it must be empty.
         mixture: finite weights by task name, by which blocks are merged. None exports the adapters
             unchanged, or the model if the method's weights do not depend on the input.
@@ -52,14 +52,14 @@ def export(learner: LearnedModel, folder: Path, mixture: Mapping[str, float] | N
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RetainError(f"{folder}: is not an empty folder; name another one")
     check_folder(folder)
-    learner.require_ready()
-    weights = _weights(learner, mixture)
+    learned.require_ready()
+    weights = _weights(learned, mixture)
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         place = Path(mkdtemp(prefix=".export.", suffix=".tmp", dir=folder.parent))
     try:
         with writing(folder):
-            description = _write(learner, place / folder.name, weights, mixture)
+            description = _write(learned, place / folder.name, weights, mixture)
             if folder.exists():
                 folder.rmdir()
             (place / folder.name).rename(folder)
@@ -69,31 +69,31 @@ def export(learner: LearnedModel, folder: Path, mixture: Mapping[str, float] | N
 
 
 def _write(
-    learner: LearnedModel,
+    learned: LearnedModel,
     folder: Path,
     weights: list[float] | None,
     mixture: Mapping[str, float] | None,
 ) -> str:
     """Writes the adapters or the model, and the card, into a new folder; returns what they are."""
     if weights is None:
-        description = _copy_adapters(learner, folder)
-        code = _load_adapter(learner, folder.name)
+        description = _copy_adapters(learned, folder)
+        code = _load_adapter(learned, folder.name)
     else:
-        description = _save_merged(learner, folder, weights)
-        code = _load_merged(learner, folder.name)
+        description = _save_merged(learned, folder, weights)
+        code = _load_merged(learned, folder.name)
         if mixture is not None:
             blocks = ", ".join(f"{name} × {weight:g}" for name, weight in mixture.items())
             description += f", with blocks merged into the backbone by these weights: {blocks}"
-    if learner.method.not_exported:
-        description += f". {learner.method.not_exported.removesuffix('.')}"
-    write_text(folder / "README.md", _card(learner, description, code, mixture))
+    if learned.method.not_exported:
+        description += f". {learned.method.not_exported.removesuffix('.')}"
+    write_text(folder / "README.md", _card(learned, description, code, mixture))
     return description
 
 
-def _weights(learner: LearnedModel, mixture: Mapping[str, float] | None) -> list[float] | None:
+def _weights(learned: LearnedModel, mixture: Mapping[str, float] | None) -> list[float] | None:
     """Returns the weight of each block in a merged model; None to export separate adapters."""
-    pool, path = learner.method.exported_pool, learner.run.path
-    fixed = learner.method.traits.fixed_mixture
+    pool, path = learned.method.exported_pool, learned.run.path
+    fixed = learned.method.traits.fixed_mixture
     if pool is None and not fixed:
         raise RetainError(
             f"{path}: its method keeps neither blocks that stand alone nor a full model; use the "
@@ -128,7 +128,7 @@ def _weights(learner: LearnedModel, mixture: Mapping[str, float] | None) -> list
     return [mixture.get(name, 0.0) for name in pool.blocks]
 
 
-def _save_merged(learner: LearnedModel, folder: Path, weights: list[float]) -> str:
+def _save_merged(learned: LearnedModel, folder: Path, weights: list[float]) -> str:
     """Writes a model that transformers loads, with the blocks merged into its weights.
 
     Returns:
@@ -137,15 +137,15 @@ def _save_merged(learner: LearnedModel, folder: Path, weights: list[float]) -> s
     Raises:
         RetainError: if the backbone is quantised, and the merged model's logits are not the run's.
     """
-    model, pool = learner.backbone.model, learner.method.exported_pool
+    model, pool = learned.backbone.model, learned.method.exported_pool
     description = "one model"
     if isinstance(pool, LoraPool):
         if is_quantized(model):
             description = f"one model, in {model.dtype} instead of its quantised weights"
-            expected = _logits(learner, pool, weights)
+            expected = _logits(learned, pool, weights)
             dequantize(model)  # 4 and 8 bits have no room for a block
             pool.merge(weights)
-            _refuse_others(learner, expected, _logits(learner, None, weights))
+            _refuse_others(learned, expected, _logits(learned, None, weights))
         else:
             pool.merge(weights)
     for name, _ in list(model.named_children()):
@@ -153,15 +153,15 @@ def _save_merged(learner: LearnedModel, folder: Path, weights: list[float]) -> s
             delattr(model, name)
     model.save_pretrained(folder)
     # The model's in memory is for scoring; the one of the backbone is what other tools expect.
-    write_text(folder / GENERATION_CONFIG_NAME, learner.backbone.generation_settings)
-    learner.backbone.tokenizer.save_pretrained(folder)
+    write_text(folder / GENERATION_CONFIG_NAME, learned.backbone.generation_settings)
+    learned.backbone.tokenizer.save_pretrained(folder)
     return description
 
 
-def _logits(learner: LearnedModel, pool: LoraPool | None, weights: list[float]) -> Tensor:
+def _logits(learned: LearnedModel, pool: LoraPool | None, weights: list[float]) -> Tensor:
     """Computes the logits (N, V) at the first tokens of answers to the newest test examples."""
-    backbone, examples = learner.backbone, learner.tasks[-1].test[:CHECKED]
-    rows = [backbone.encode(example, templated=learner.templated()) for example in examples]
+    backbone, examples = learned.backbone, learned.tasks[-1].test[:CHECKED]
+    rows = [backbone.encode(example, templated=learned.templated()) for example in examples]
     batch = backbone.collate(rows)
     if pool is not None:
         pool.use(torch.tensor([weights] * len(rows), device=backbone.device))
@@ -170,40 +170,40 @@ def _logits(learner: LearnedModel, pool: LoraPool | None, weights: list[float]) 
     return logits[targets != IGNORED].float()
 
 
-def _refuse_others(learner: LearnedModel, expected: Tensor, merged: Tensor) -> None:
+def _refuse_others(learned: LearnedModel, expected: Tensor, merged: Tensor) -> None:
     """Raises a RetainError if logits (N, V) differ by more than the rounding to few bits."""
     spread = expected.std(1).mean().clamp(min=1e-12)
     difference = float((merged - expected).abs().mean() / spread)
     if not difference <= ROUNDING:
         raise RetainError(
-            f"{learner.run.path}: with its blocks merged into the dequantised backbone its logits "
+            f"{learned.run.path}: with its blocks merged into the dequantised backbone its logits "
             f"differ by {difference:.2f} of their spread; export adapters, without task and mixture"
         )
 
 
-def _copy_adapters(learner: LearnedModel, folder: Path) -> str:
+def _copy_adapters(learned: LearnedModel, folder: Path) -> str:
     """Copies each task's block into its own folder; returns a description of what was written."""
-    for source in learner.run.learned():
+    for source in learned.run.learned():
         target = folder / source.name
         target.mkdir(parents=True)
         for name in (ADAPTER, ADAPTER_CONFIG):
             shutil.copyfile(source / name, target / name)
-    needs_task_id = learner.method.traits.needs_task_id
+    needs_task_id = learned.method.traits.needs_task_id
     how = "selects one by the task's name" if needs_task_id else "weights them for each prompt"
     description = (
-        f"{len(learner.tasks)} PEFT adapters, one per task. The run {how}, so no single merged "
+        f"{len(learned.tasks)} PEFT adapters, one per task. The run {how}, so no single merged "
         "model is equivalent"
     )
-    if not isinstance(learner.method.exported_pool, LoraPool):
+    if not isinstance(learned.method.exported_pool, LoraPool):
         return description
     return f"{description}; to merge anyway use --task or --mixture"
 
 
 def _card(
-    learner: LearnedModel, description: str, code: list[str], mixture: Mapping[str, float] | None
+    learned: LearnedModel, description: str, code: list[str], mixture: Mapping[str, float] | None
 ) -> str:
     """Returns the model card, with the code lines that load what was written."""
-    summary = summarise(learner.run.path)
+    summary = summarise(learned.run.path)
     text, scores = f"From the run {summary.label}: {description}.", markdown([summary])
     if mixture is not None:
         text += (
@@ -211,11 +211,11 @@ def _card(
             "blocks for each input."
         )
         scores = _matrix(summary)
-    subject = "" if learner.method.traits.fixed_mixture else " of the routed run"
+    subject = "" if learned.method.traits.fixed_mixture else " of the routed run"
     card = "\n".join(
         [
             "---",
-            f"base_model: {learner.backbone.name}",
+            f"base_model: {learned.backbone.name}",
             f"library_name: {code[0].split()[1]}",
             "---",
             "",
@@ -241,9 +241,9 @@ def _matrix(summary: RunSummary) -> str:
     return "\n".join(line for line in lines if line.startswith("|")) + "\n"
 
 
-def _load_merged(learner: LearnedModel, name: str) -> list[str]:
+def _load_merged(learned: LearnedModel, name: str) -> list[str]:
     """Returns code lines that load the merged model in the folder `name`."""
-    auto = _auto_class(learner)
+    auto = _auto_class(learned)
     return [
         f"from transformers import {auto}, AutoTokenizer",
         f"model = {auto}.from_pretrained({name!r})",
@@ -251,22 +251,22 @@ def _load_merged(learner: LearnedModel, name: str) -> list[str]:
     ]
 
 
-def _load_adapter(learner: LearnedModel, name: str) -> list[str]:
+def _load_adapter(learned: LearnedModel, name: str) -> list[str]:
     """Returns code lines that load the newest of the adapters in the folder `name`."""
-    auto, newest = _auto_class(learner), f"{name}/{learner.run.learned()[-1].name}"
-    source = learner.backbone.source
+    auto, newest = _auto_class(learned), f"{name}/{learned.run.learned()[-1].name}"
+    source = learned.backbone.source
     imports, argument = loading_code(source.quantization, source.dtype)
     return [
         "from peft import PeftModel",
         *imports,
         f"from transformers import {auto}",
-        f"model = PeftModel.from_pretrained({auto}.from_pretrained({learner.backbone.name!r}"
+        f"model = PeftModel.from_pretrained({auto}.from_pretrained({learned.backbone.name!r}"
         f"{argument}), {newest!r})",
     ]
 
 
-def _auto_class(learner: LearnedModel) -> str:
+def _auto_class(learned: LearnedModel) -> str:
     """Returns the name of transformers' class that loads the backbone."""
     return (
-        "AutoModelForSeq2SeqLM" if learner.backbone.is_encoder_decoder else "AutoModelForCausalLM"
+        "AutoModelForSeq2SeqLM" if learned.backbone.is_encoder_decoder else "AutoModelForCausalLM"
     )

@@ -193,7 +193,7 @@ def test_a_batch_is_of_requests_that_fit_together(learner: Learner) -> None:
     sizes: list[int] = []
 
     async def use(app: Any) -> None:
-        answers = app.state.batcher._learner.answers
+        answers = app.state.batcher._learned.answers
 
         def counted(examples: list[Example], *more: Any) -> list[Answer]:
             sizes.append(len(examples))

@@ -209,6 +209,7 @@ def test_a_rolled_back_task_is_no_start(tmp_path: Path) -> None:
         ({"router": {"kind": "attention"}, "start": "nearest"}, "router.kind: whitened"),
         ({"preset": "paper", "start": "nearest"}, "router.kind: whitened"),
         ({**NEAREST, "start_above": 1.5}, "start_above"),
+        ({"start_above": 0.5}, "start_above has no effect on start: fresh"),
         ({**NEAREST, "start": "oldest"}, "'fresh' or 'nearest'"),
     ],
 )

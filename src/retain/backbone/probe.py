@@ -1,7 +1,7 @@
 """A short try of a model at load: what retain takes for granted of any class, seen first.
 
-Two forwards compare a row alone with the same row padded beside longer ones. A forward and backward
-in training mode see what each linear layer is given. All are of a few tokens.
+Forwards and two steps of decoding compare a row alone with the same row padded beside longer ones.
+A forward and backward in training mode see what each linear layer is given. All have a few tokens.
 """
 
 from __future__ import annotations

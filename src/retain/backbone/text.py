@@ -2,7 +2,7 @@
 
 What is learned, asked, read back and scored is one text. So a prompt has the same tokens with and
 without its answer, a special token that a user's text spells is text, and an answer that is decoded
-from its own labels is the reference (`learner.check_examples` checks that before training).
+from its own labels is the reference (`learner.check_texts` checks that before training).
 """
 
 from __future__ import annotations

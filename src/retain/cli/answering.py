@@ -46,8 +46,8 @@ def evaluate(
         changes = general_ability(run, names, limit, progress_for("eval"), trust_remote_code)
         console.print(general_table(changes))
         return
-    learner = LearnedModel.load(run, progress_for("eval"), trust_remote_code=trust_remote_code)
-    scores = learner.evaluate(limit)
+    learned = LearnedModel.load(run, progress_for("eval"), trust_remote_code=trust_remote_code)
+    scores = learned.evaluate(limit)
     table = Table("task", "score")
     for name, score in scores.items():
         table.add_row(Text(escaped(name)), f"{score:.1f}")
@@ -84,17 +84,17 @@ def generate(
         raise RetainError("generate: a prompt is not UTF-8 text; convert it") from None
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise RetainError("generate: an empty prompt; give it a text")
-    learner = LearnedModel.load(run, trust_remote_code=trust_remote_code)
+    learned = LearnedModel.load(run, trust_remote_code=trust_remote_code)
     if len(prompts) == 1 and sys.stdout.isatty() and not as_json:
         from retain.evaluation.streaming import Reply
 
-        learner.answers(
+        learned.answers(
             prompts, task, [Reply(lambda text: print(escaped(text), end="", flush=True))]
         )
         print()
         return
     shown = escaped if sys.stdout.isatty() else str
-    for answer in learner.answers(prompts, task):
+    for answer in learned.answers(prompts, task):
         if as_json:
             fields = {**vars(answer), **answer.routing_fields()}
             print(shown(json.dumps(fields, ensure_ascii=False)))

@@ -40,8 +40,8 @@ def export(
             weights = {**(weights or {}), name: float(value)}
         except ValueError:
             raise RetainError(f"--mixture {part}: expected TASK=WEIGHT; correct it") from None
-    learner = LearnedModel.load(run, progress_for(""), trust_remote_code=trust_remote_code)
-    say(write(learner, folder, weights))
+    learned = LearnedModel.load(run, progress_for(""), trust_remote_code=trust_remote_code)
+    say(write(learned, folder, weights))
 
 
 @app.command()
@@ -58,17 +58,17 @@ def compact(
     from retain.learner.compact import compact as merge
     from retain.learner.learned_model import LearnedModel
 
-    learner = LearnedModel.load(run, progress_for(""), trust_remote_code=trust_remote_code)
-    compacted = merge(learner, blocks, max_loss)
+    learned = LearnedModel.load(run, progress_for(""), trust_remote_code=trust_remote_code)
+    compacted = merge(learned, blocks, max_loss)
     if compacted is None:
         say(f"{run}: has no more than {blocks} blocks: nothing to merge")
         return
-    scores = zip(learner.tasks, compacted.sharing, compacted.before, compacted.after, strict=True)
+    scores = zip(learned.tasks, compacted.sharing, compacted.before, compacted.after, strict=True)
     for task, block, before, after in scores:
         say(f"{task.name}: block {block + 1}, score {before:.1f} before, {after:.1f} after")
     before, after = fmean(compacted.before), fmean(compacted.after)
     say(f"AP {before:.1f} before, {after:.1f} after, with blocks: {blocks}")
-    undo = f"retain rollback {shlex.quote(str(run))} --to {shlex.quote(learner.tasks[-1].name)}"
+    undo = f"retain rollback {shlex.quote(str(run))} --to {shlex.quote(learned.tasks[-1].name)}"
     say(f"to undo it: {undo}")
 
 

@@ -47,15 +47,15 @@ def general_ability(
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns about its command's settings
     manager = _manager(names)
-    learner = LearnedModel.load(folder, progress, trust_remote_code=trust_remote_code)
-    learner.require_ready()
-    if learner.method.traits.needs_task_id:
+    learned = LearnedModel.load(folder, progress, trust_remote_code=trust_remote_code)
+    learned.require_ready()
+    if learned.method.traits.needs_task_id:
         raise RetainError(
             f"{folder}: its method needs the task's name at inference, and these tasks are not "
             "the run's; use a method that routes by the prompt"
         )
     tasks = _loaded(manager, names)
-    experiment = learner.experiment
+    experiment = learned.experiment
     options = experiment.evaluation.batch_size, progress
 
     def evaluated(backbone: Backbone, route: Route, label: str) -> Any:
@@ -63,9 +63,9 @@ def general_ability(
         model = RoutedLM(backbone, route, *options, label)
         return lm_eval.evaluate(model, tasks, limit=limit, bootstrap_iters=0)
 
-    now = evaluated(learner.backbone, learner.method.route, "general ability of the run")
-    source = learner.backbone.source
-    del learner  # frees its memory before the backbone is loaded again
+    now = evaluated(learned.backbone, learned.method.route, "general ability of the run")
+    source = learned.backbone.source
+    del learned  # frees its memory before the backbone is loaded again
     plain = load_backbone(source, experiment.prompt)
     before = evaluated(plain, lambda batch: None, "general ability of the backbone")
     return list(_compared(before, now))

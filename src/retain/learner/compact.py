@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from retain.learner.learned_model import LearnedModel
 
 
-def compact(learner: LearnedModel, blocks: int, max_loss: float) -> Compacted | None:
+def compact(learned: LearnedModel, blocks: int, max_loss: float) -> Compacted | None:
     """Merges blocks of look-alike tasks until there are `blocks` of them, and stores the result.
 
     Blocks are alike by the mean of two cosines: that of their tasks' keys in the router, and that
@@ -31,7 +31,7 @@ def compact(learner: LearnedModel, blocks: int, max_loss: float) -> Compacted | 
     task removes the compaction.
 
     Args:
-        learner: a loaded run, all of whose tasks are learned.
+        learned: a loaded run, all of whose tasks are learned.
         blocks: the number of blocks to keep.
         max_loss: points of average performance (AP) that may be lost.
 
@@ -42,26 +42,26 @@ def compact(learner: LearnedModel, blocks: int, max_loss: float) -> Compacted | 
         RetainError: when the method's tasks cannot share blocks, or more AP would be lost. Nothing
             is changed then.
     """
-    learner.require_ready()
-    pool, keys = _shared_pool(learner.method, learner.run)
+    learned.require_ready()
+    pool, keys = _shared_pool(learned.method, learned.run)
     old, before_factors = list(pool.sharing), pool.factors()
     if blocks > max(old):
         return None
     shares = [count for _, count in sorted(Counter(old).items())]
     groups = grouped((cosines(pool) + _key_cosines(keys, old)) / 2, blocks)
     sharing, factors = [groups[block] for block in old], merged(pool, groups, shares)
-    before = list(learner.evaluate().values())
+    before = list(learned.evaluate().values())
     try:
         pool.share(sharing, factors)
-        after = list(learner.evaluate().values())
+        after = list(learned.evaluate().values())
         lost = fmean(before) - fmean(after)
         if lost > max_loss:
             raise RetainError(
-                f"{learner.run.path}: {blocks} blocks instead of {len(shares)} would lose "
+                f"{learned.run.path}: {blocks} blocks instead of {len(shares)} would lose "
                 f"{lost:.2f} points of AP ({fmean(before):.1f} to {fmean(after):.1f}), more than "
                 f"--max-loss {max_loss:g}; nothing was changed: keep more blocks, or allow more"
             )
-        _store(learner.run, len(sharing) - 1, Compacted(sharing, before, after, factors))
+        _store(learned.run, len(sharing) - 1, Compacted(sharing, before, after, factors))
     except BaseException:
         pool.share(old, before_factors)
         raise

@@ -248,8 +248,8 @@ class BatchFisher:
         self._weight = weight.detach().float()
 
     def _add(self, name: str, gradient: Tensor) -> None:
-        own = gradient.detach().float() / self._weight
-        self._step[name].addcmul_(own, own, value=self._rows / self._examples)
+        per_example = gradient.detach().float() / self._weight
+        self._step[name].addcmul_(per_example, per_example, value=self._rows / self._examples)
 
     def end_step(self) -> None:
         """Adds the squares of a step's micro-batches, in all processes, to the information."""

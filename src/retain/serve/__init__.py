@@ -44,11 +44,11 @@ def serve(
     if key is not None and not key.strip():
         raise RetainError(f"{KEY} is empty; set it to a key, or unset it")
     with _bound(host, port) as listening:
-        learner = LearnedModel.load(folder, trust_remote_code=trust_remote_code)
-        learner.require_ready()
+        learned = LearnedModel.load(folder, trust_remote_code=trust_remote_code)
+        learned.require_ready()
         address, port = listening.getsockname()[:2]
         local = ipaddress.ip_address(address).is_loopback
-        app = create_app(learner, key, queue_size, local)
+        app = create_app(learned, key, queue_size, local)
         url = f"http://{f'[{address}]' if ':' in address else address}:{port}/"
 
         def ready() -> None:

@@ -39,20 +39,20 @@ PAGE_POLICY = (
 
 
 def create_app(
-    learner: LearnedModel, key: str | None = None, queue_size: int = 64, local: bool = False
+    learned: LearnedModel, key: str | None = None, queue_size: int = 64, local: bool = False
 ) -> FastAPI:
     """Creates the application over a loaded run; from now on only its own thread uses the model.
 
     Args:
-        learner: a run that has learned a task.
+        learned: a run that has learned a task.
         key: the key that `Authorization: Bearer …` must have; None allows every request.
         queue_size: maximum number of requests that wait to be encoded, and again of those that wait
             for the model; one more gets 429.
         local: whether only requests to a name of this machine are answered. Otherwise a web page
             that rebinds its own name to this machine (DNS rebinding) could read answers.
     """
-    batcher = Batcher(learner, queue_size)
-    encoder = Encoder(learner.backbone, queue_size)
+    batcher = Batcher(learned, queue_size)
+    encoder = Encoder(learned.backbone, queue_size)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -66,7 +66,7 @@ def create_app(
     app.exception_handler(HTTPException)(_refused)
     app.exception_handler(Exception)(_failed)
     app.state.batcher = batcher
-    model = learner.run.path.resolve().name.encode(errors="replace").decode()
+    model = learned.run.path.resolve().name.encode(errors="replace").decode()
     key_check = [Depends(_key_check(key))]
     page = files("retain.serve").joinpath("page.html").read_text(encoding="utf-8")
 
@@ -86,8 +86,8 @@ def create_app(
             "object": "model",
             "created": 0,
             "owned_by": "retain",
-            "tasks": [task.name for task in learner.tasks],
-            "needs_task": learner.method.traits.needs_task_id,
+            "tasks": [task.name for task in learned.tasks],
+            "needs_task": learned.method.traits.needs_task_id,
         }
 
     @app.post("/v1/chat/completions", dependencies=key_check)
@@ -95,7 +95,7 @@ def create_app(
         request: Request, chat: Annotated[ChatRequest, Depends(_chat_request)]
     ) -> Response:
         try:
-            job = await _job(chat, learner, encoder, model)
+            job = await _job(chat, learned, encoder, model)
             batcher.submit(job)
         except RetainError as error:
             raise HTTPException(400, str(error)) from None
@@ -190,18 +190,18 @@ def _check_model(name: str, served: str) -> None:
         raise HTTPException(404, f"field 'model': only '{served}' is served here; name it")
 
 
-async def _job(chat: ChatRequest, learner: LearnedModel, encoder: Encoder, model: str) -> Job:
+async def _job(chat: ChatRequest, learned: LearnedModel, encoder: Encoder, model: str) -> Job:
     """Makes the job of a request; refuses here what would fail in the model's thread."""
     if chat.model is not None:
         _check_model(chat.model, model)
-    known = [task.name for task in learner.tasks]
-    task = chat.task if learner.method.traits.needs_task_id else None
-    if learner.method.traits.needs_task_id and task not in known:
+    known = [task.name for task in learned.tasks]
+    task = chat.task if learned.method.traits.needs_task_id else None
+    if learned.method.traits.needs_task_id and task not in known:
         message = f"field 'task': this method needs the task's name, one of {', '.join(known)}"
         raise HTTPException(400, message)
     example = chat.example()
-    limit = min(learner.answer_limit, chat.limit or learner.answer_limit)
-    encoded = await encoder.encode(example, limit, learner.templated(task))
+    limit = min(learned.answer_limit, chat.limit or learned.answer_limit)
+    encoded = await encoder.encode(example, limit, learned.templated(task))
     return Job(example, encoded, task, limit, chat.stream or bool(chat.stop))
 
 

@@ -96,15 +96,15 @@ class Batcher:
     longest answer.
 
     Args:
-        learner: a loaded run.
+        learned: a loaded run.
         queue_size: maximum number of waiting requests.
 
     Attributes:
         waiting: the requests that wait for a batch.
     """
 
-    def __init__(self, learner: LearnedModel, queue_size: int) -> None:
-        self._learner = learner
+    def __init__(self, learned: LearnedModel, queue_size: int) -> None:
+        self._learned = learned
         self._queue_size = queue_size
         self.waiting: list[Job] = []
         self._running: list[Job] = []
@@ -172,7 +172,7 @@ class Batcher:
     def _next(self) -> list[Job]:
         """Takes the next batch from the queue: the oldest request and others that go with it."""
         jobs = self._not_cancelled()
-        size = self._learner.experiment.evaluation.batch_size
+        size = self._learned.experiment.evaluation.batch_size
         chosen: list[Job] = []
         for job in jobs:
             if len(chosen) < size and job.task == jobs[0].task and self._fit([*chosen, job]):
@@ -182,7 +182,7 @@ class Batcher:
 
     def _fit(self, jobs: list[Job]) -> bool:
         """Returns whether a batch, padded to its longest prompt and answer, fits in the window."""
-        return self._learner.backbone.fits(
+        return self._learned.backbone.fits(
             max(job.prompt_tokens for job in jobs), max(job.limit for job in jobs)
         )
 
@@ -204,7 +204,7 @@ class Batcher:
     def _try(self, jobs: list[Job]) -> bool:
         """Answers one batch; returns whether it was answered, or was a single request's failure."""
         try:
-            answers = self._learner.answers(
+            answers = self._learned.answers(
                 [job.example for job in jobs],
                 jobs[0].task,
                 [job.reply for job in jobs],

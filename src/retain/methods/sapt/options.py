@@ -14,6 +14,8 @@ from retain.methods.sapt.whitened import THRESHOLD, WhitenedOptions, WhitenedRou
 from retain.methods.shared.lora import LoraMethodConfig
 from retain.methods.shared.pseudo_samples import DrawConfig
 
+START_ABOVE = 0.3
+"""Cosine of two tasks' means from which `start: nearest` copies a block, if none is given."""
 REFLECTION_WEIGHT = {"attention": 0.5, "whitened": 0.0}
 """λ by the kind of router: what is not trained needs no reflection."""
 
@@ -102,7 +104,7 @@ class RoutedConfig(MethodConfig):
     generator: GeneratorConfig = Field(default_factory=GeneratorConfig)
     reflection: ReflectionConfig = Field(default_factory=ReflectionConfig)
     start: Literal["fresh", "nearest"] = "fresh"
-    start_above: Annotated[float, Field(ge=-1, le=1)] = 0.3
+    start_above: Annotated[float, Field(ge=-1, le=1)] = START_ABOVE
 
     @model_validator(mode="before")
     @classmethod
@@ -129,6 +131,8 @@ class RoutedConfig(MethodConfig):
                 "start: nearest compares tasks by the statistics of router.kind: whitened; set "
                 "that, or start: fresh"
             )
+        if self.start == "fresh" and self.start_above != START_ABOVE:
+            raise ValueError("start_above has no effect on start: fresh; remove one of them")
         return self
 
     @model_validator(mode="after")

@@ -2,13 +2,14 @@
 
     ē = mean of the prompt's frozen token embeddings, or hidden states       (d,)
     z = (ē − c) / σ
-    Σ = ((ν Σ_generic + Σ_t scatter_t) / (ν + N − T)), shrunk towards its mean diagonal   (d, d)
+    S = (ν Σ_generic + Σ_t scatter_t) / (ν + N − T)                          (d, d)
     m = Σ_t μ_t / T, B = Σ_t (μ_t − m)(μ_t − m)ᵀ / T                         (d,), (d, d)
     a = softmax(s · cos(V (z − m), V (μ_t − m)) over tasks t)                (T,)
 
-WᵀW is the inverse of Σ, VᵀV that of Σ with β B added before it is shrunk. c, σ and Σ_generic are of
-the packaged generic text, which counts as ν prompts; N prompts of T tasks have means μ_t. m is what
-all tasks have in common, such as a language that is not English: it would bring all cosines near 1.
+WᵀW is the inverse of S, shrunk towards its mean diagonal, and VᵀV that of S + β B. c, σ and
+Σ_generic are of the packaged generic text, which counts as ν prompts; N prompts of T tasks have
+means μ_t. m is what all tasks have in common, such as a language that is not English: it would
+bring all cosines near 1.
 β B does the same for what some tasks have in common and sets them apart from the others, such as
 one of several languages. Whether a prompt is of any task at all is told by cos(W z, W μ_t).
 
@@ -117,10 +118,10 @@ class Moments:
 
 def _principal(x: Tensor) -> Tensor:
     """Computes F (at most RANK, d), FᵀF being the largest principal parts of xᵀx, from x (N, d)."""
-    wide = x.shape[0] <= x.shape[1]
-    values, vectors = torch.linalg.eigh(x @ x.T if wide else x.T @ x)  # ascending
+    is_wide = x.shape[0] <= x.shape[1]
+    values, vectors = torch.linalg.eigh(x @ x.T if is_wide else x.T @ x)  # ascending
     vectors = vectors[:, -RANK:]
-    return vectors.T @ x if wide else values[-RANK:, None].clamp(min=0).sqrt() * vectors.T
+    return vectors.T @ x if is_wide else values[-RANK:, None].clamp(min=0).sqrt() * vectors.T
 
 
 def _nearly_principal(x: Tensor) -> Tensor:
@@ -137,10 +138,10 @@ def _nearly_principal(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _cosines(z: Tensor, wide: Tensor, keys: Tensor) -> Tensor:
-    """Computes the cosines of z (B, d), whitened by `wide` (d, d), with keys (T, d), (B, T)."""
+def _cosines(z: Tensor, whitener: Tensor, keys: Tensor) -> Tensor:
+    """Computes the cosines of z (B, d), whitened by a matrix (d, d), with keys (T, d), (B, T)."""
     with torch.autocast(z.device.type, enabled=False):
-        return F.normalize(z @ wide, dim=1) @ keys.T
+        return F.normalize(z @ whitener, dim=1) @ keys.T
 
 
 class WhitenedRouter(SoftmaxRouter):
@@ -157,7 +158,7 @@ class WhitenedRouter(SoftmaxRouter):
         keys: W μ_t of every task divided by its length, (T, d).
         middle: m, (d,).
         contrast: Vᵀ, (d, d).
-        apart: V (μ_t − m) of every task divided by its length, (T, d).
+        contrast_keys: V (μ_t − m) of every task divided by its length, (T, d).
     """
 
     spread: Tensor
@@ -165,7 +166,7 @@ class WhitenedRouter(SoftmaxRouter):
     keys: Tensor
     middle: Tensor
     contrast: Tensor
-    apart: Tensor
+    contrast_keys: Tensor
 
     def __init__(self, backbone: Backbone, options: WhitenedOptions, top_k: int | None) -> None:
         super().__init__(top_k)
@@ -184,7 +185,7 @@ class WhitenedRouter(SoftmaxRouter):
         self._keep("keys", torch.zeros(0, width))
         self._keep("middle", torch.zeros(width))
         self._keep("contrast", torch.eye(width))
-        self._keep("apart", torch.zeros(0, width))
+        self._keep("contrast_keys", torch.zeros(0, width))
         self._tasks: list[Moments] = []
         self._scatter = generic_scatter(standard(e))  # Σ times its degrees of freedom
         self._freedom = GENERIC
@@ -215,7 +216,7 @@ class WhitenedRouter(SoftmaxRouter):
         """
         self._derive()
         z = self._standardised(e) - self.middle  # (B, d)
-        return self._scale * _cosines(z, self.contrast, self.apart)
+        return self._scale * _cosines(z, self.contrast, self.contrast_keys)
 
     def cosines(self, e: Tensor) -> Tensor:
         """Computes cos(W z, W μ_t) (B, T), how near a prompt is to each task, in float32."""
@@ -229,17 +230,17 @@ class WhitenedRouter(SoftmaxRouter):
         """
         if self._derived:
             return
-        wide = whitening(self._scatter, self._freedom)
+        whitener = whitening(self._scatter, self._freedom)  # Wᵀ
         means = torch.stack([task.mean for task in self._tasks]).double()  # (T, d)
-        self.whitening = wide.to(self.whitening)
-        self.keys = F.normalize(means @ wide, dim=1).to(self.keys)
+        self.whitening = whitener.to(self.whitening)
+        self.keys = F.normalize(means @ whitener, dim=1).to(self.keys)
         middle = means.mean(0)  # (d,)
-        apart = means - middle
-        between = apart.T @ apart / len(means)  # (d, d)
+        centred = means - middle
+        between = centred.T @ centred / len(means)  # B
         contrast = whitening(self._scatter + BETWEEN * self._freedom * between, self._freedom)
         self.middle = middle.to(self.middle)
         self.contrast = contrast.to(self.contrast)
-        self.apart = F.normalize(apart @ contrast, dim=1).to(self.apart)
+        self.contrast_keys = F.normalize(centred @ contrast, dim=1).to(self.contrast_keys)
         self._derived = True
 
     def task_keys(self) -> Tensor:
