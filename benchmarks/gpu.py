@@ -55,7 +55,7 @@ from retain.serve.batcher import Batcher, Job
 from retain.system import processes
 from retain.system.files import read_json, write_json
 from retain.tasks import Example
-from retain.training.shard import Shard
+from retain.training.config import Shard
 
 WARM = 2
 """Steps of Trainer that are not counted."""

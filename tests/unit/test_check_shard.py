@@ -14,9 +14,8 @@ from retain.methods import METHODS
 from retain.methods.seqft import SeqFt
 from retain.system import processes
 from retain.testing.tiny import make_backbone
-from retain.training.config import TrainingConfig
+from retain.training.config import Shard, TrainingConfig, effective
 from retain.training.fit import check_class
-from retain.training.shard import Shard, effective
 
 
 @pytest.fixture

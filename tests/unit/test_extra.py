@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib
 import inspect
 import math
 from pathlib import Path
@@ -11,6 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
@@ -25,7 +30,7 @@ from retain.experiment.resume import refuse_changes
 from retain.learner.learner import Learner
 from retain.testing.runs import content
 from retain.testing.tiny import make_backbone, make_learner, make_task
-from retain.training import extra, fit, sharded_trainer
+from retain.training import extra, fit, shard, sharded_trainer
 from retain.training.config import TrainingConfig
 from retain.training.sharded_trainer import ShardedTrainer
 from retain.training.trainer import PRIVATE, PhaseTrainer
@@ -218,7 +223,7 @@ def test_callbacks_that_retain_cannot_serve_are_refused(tmp_path: Path) -> None:
     learner_with(None, tmp_path / "run")
 
 
-# -- transformers' private names
+# -- private names of transformers and torch
 
 
 def test_this_release_has_the_private_names() -> None:
@@ -245,3 +250,42 @@ def test_this_release_has_the_private_names() -> None:
         "get_train_dataloader",
         "log",
     }
+
+
+def test_this_release_of_torch_has_the_private_names() -> None:
+    imports = [
+        (node.module, alias.name)
+        for path in Path(extra.__file__).parents[1].rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("torch.")
+        for alias in node.names
+        if "._" in f"{node.module}.{alias.name}"
+    ]
+    assert ("torch.distributed._composable_state", "_module_state_mapping") in imports
+    missing = [
+        f"{module}.{name}"
+        for module, name in imports
+        if not hasattr(importlib.import_module(module), name)
+    ]
+    kernels = ("_to_copy", "_local_scalar_dense", "_scaled_dot_product_flash_attention_for_cpu")
+    missing += [name for name in kernels if not hasattr(torch.ops.aten, name)]
+    missing += [
+        name for name in ("_compiled_call_impl", "_parameters") if not hasattr(nn.Module(), name)
+    ]
+    assert not missing, f"this release of torch lacks {', '.join(missing)}"
+
+
+def test_sharing_out_leaves_nothing_in_a_module() -> None:
+    """What torch's `fully_shard` adds is named one by one in `shard`, and some of it is private."""
+    module = nn.Linear(2, 2)
+    kind, before, hooks = type(module), set(vars(module)), shard._hooks(module)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        fully_shard(module, mesh=dist.init_device_mesh("cpu", (1,)))
+        assert set(vars(module)) > before
+        shard._undo(module, kind, hooks)
+    finally:
+        dist.destroy_process_group()
+    assert type(module) is kind
+    assert set(vars(module)) == before
+    assert shard._hooks(module) == hooks

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -62,8 +63,9 @@ def told(dtype: str, autocasts: bool, device: str | None, trains_all: bool) -> s
     line = f"weights in {dtype}, on {device_of(device)}"
     if autocasts:
         return f"{line}, computed in bfloat16"
-    # torch names what a CPU has behind an underscore only, before 2.9.
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    # An older torch does not tell what a CPU has; this is advice only.
+    has: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    fast = has.get("avx512_bf16", False) or has.get("amx_bf16", False)
     if dtype == "float32" and device_of(device) == "cpu" and fast:
         faster = "training.bf16=true" if trains_all else "backbone.dtype=bfloat16"
         line += f"; this CPU computes bfloat16 faster: --set {faster}"

@@ -15,9 +15,8 @@ from retain.methods.base import Footprint
 from retain.runs.directory import RunDirectory
 from retain.system import processes
 from retain.tasks import Task
-from retain.training.config import TrainingConfig
+from retain.training.config import TrainingConfig, effective
 from retain.training.optimizer import STATE
-from retain.training.shard import effective
 
 
 def check_resources(

@@ -7,8 +7,7 @@ from typing import Any
 from retain.backbone import BackboneConfig
 from retain.errors import RetainError
 from retain.methods import Method
-from retain.training.config import TrainingConfig
-from retain.training.shard import Shard
+from retain.training.config import Shard, TrainingConfig
 
 ELEMENTWISE = ("adamw_torch", "adamw_torch_fused", "sgd")
 """Optimizers that compute every number of a parameter by itself, and so a share as in the whole."""

@@ -42,9 +42,8 @@ from retain.system.files import remove_folders, write_json
 from retain.system.progress import Progress
 from retain.tasks import Task
 from retain.training import optimizer
-from retain.training.config import TrainingConfig
+from retain.training.config import TrainingConfig, effective
 from retain.training.fit import check_class
-from retain.training.shard import effective
 from retain.training.trackers import require_installed
 from retain.training.trainer import check_callbacks
 

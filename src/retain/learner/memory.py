@@ -31,9 +31,8 @@ from retain.learner.check_shard import check_shard
 from retain.methods import Method
 from retain.system import processes
 from retain.tasks import Task
-from retain.training.config import TrainingConfig
+from retain.training.config import Shard, TrainingConfig
 from retain.training.optimizer import STATE
-from retain.training.shard import Shard
 from retain.training.sharded_trainer import layers_of
 
 PROCESSES = (1, 2, 4, 8)

@@ -17,12 +17,14 @@ from pydantic import (
     model_validator,
 )
 
+from retain.system import processes
 from retain.training.extra import check_scheduler, checked_extra
 from retain.training.optimizer import Optimizer
 from retain.training.phase import MOST, Amount, Count
-from retain.training.shard import Shard
 from retain.training.trackers import Tracker
 
+Shard = Literal["none", "optimizer", "full"]
+"""What several processes share out; see `retain.training.shard`."""
 FREE = ("gradient_checkpointing", "torch_compile", "shard", "save_steps", "report_to")
 """What may change while a run goes on: it changes the work, and its numbers by rounding at most."""
 POLYNOMIAL_END = 1e-7
@@ -130,3 +132,8 @@ class TrainingConfig(BaseModel):
         """Returns the number of warmup steps of a phase with so many steps."""
         # As in Trainer. A float's own rounding must not add a step: 0.07 · 100 is above 7.
         return self.warmup_steps or math.ceil(round(self.warmup_ratio * steps, 6))
+
+
+def effective(shard: Shard) -> Shard:
+    """Returns what is shared out here: nothing by a single process."""
+    return shard if processes.count() > 1 else "none"

@@ -22,10 +22,9 @@ from retain.system import processes
 from retain.system.files import writing
 from retain.system.progress import Progress
 from retain.training.batches import Batches
-from retain.training.config import TrainingConfig
+from retain.training.config import TrainingConfig, effective
 from retain.training.parameters import release
 from retain.training.phase import Phase
-from retain.training.shard import effective
 from retain.training.sharded_trainer import ShardedTrainer, layers_of
 from retain.training.trackers import PROJECT, TrackedPhase, tracking
 from retain.training.trainer import (

@@ -17,25 +17,16 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed._composable.contract import REGISTRY_KEY, STATE_KEY
-from torch.distributed._composable_state import _module_state_mapping
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from retain.system import processes
 
-Shard = Literal["none", "optimizer", "full"]
-
-
-def effective(shard: Shard) -> Shard:
-    """Returns what is shared out here: nothing by a single process."""
-    return shard if processes.count() > 1 else "none"
+if TYPE_CHECKING:  # imported where it is used: a single process needs none of it
+    from torch.distributed.tensor import DTensor
 
 
 def share_of(checkpoint: str | Path) -> Path:
@@ -106,6 +97,9 @@ def fully_sharded(
     Yields:
         The parameter to train in place of each loaded one, by the id of the latter.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     known = {id(parameter) for parameter in loaded}
     places = [
         (part, name, parameter)
@@ -142,6 +136,9 @@ def _hooks(module: nn.Module) -> dict[str, set[int]]:
 
 def _undo(module: nn.Module, kind: type[nn.Module], hooks: Mapping[str, set[int]]) -> None:
     """Removes from a module what `fully_shard` has added; torch has no function for it."""
+    from torch.distributed._composable.contract import REGISTRY_KEY, STATE_KEY
+    from torch.distributed._composable_state import _module_state_mapping
+
     module.__class__ = kind
     for name, known in _hooks(module).items():
         for number in known - hooks.get(name, set()):
@@ -151,19 +148,23 @@ def _undo(module: nn.Module, kind: type[nn.Module], hooks: Mapping[str, set[int]
     _module_state_mapping.pop(module, None)
 
 
-def is_share(tensor: Tensor) -> bool:
+def is_share(tensor: Tensor) -> TypeGuard[DTensor]:
     """Tells whether a tensor is this process's share of one that is shared out."""
+    if processes.count() == 1:
+        return False
+    from torch.distributed.tensor import DTensor
+
     return isinstance(tensor, DTensor)
 
 
 def own(share: Tensor) -> Tensor:
     """Returns the numbers of a share that lie in this process; of another tensor, all."""
-    return share.to_local() if isinstance(share, DTensor) else share
+    return share.to_local() if is_share(share) else share
 
 
 def whole(share: Tensor) -> Tensor:
     """Gathers a tensor that is shared out, which every process has to call; returns others."""
-    return share.full_tensor() if isinstance(share, DTensor) else share
+    return share.full_tensor() if is_share(share) else share
 
 
 def own_part(tensor: Tensor, parameter: Tensor) -> Tensor:
@@ -227,7 +228,9 @@ def divided(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> 
     result = {}
     for name, tensor in tensors.items():
         parameter = parameters[name]
-        if isinstance(parameter, DTensor):
+        if is_share(parameter):
+            from torch.distributed.tensor import distribute_tensor
+
             mesh, placements = parameter.device_mesh, parameter.placements
             tensor = distribute_tensor(tensor, mesh, placements, src_data_rank=None)
         result[name] = tensor
@@ -256,8 +259,10 @@ def load_own_state(optimizer: torch.optim.Optimizer, stored: dict[str, Any]) -> 
 
 def _as(value: Any, parameter: nn.Parameter) -> Any:
     """Makes a tensor of a parameter's state a share like the parameter; not a step's number."""
-    if not (isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.ndim):
+    if not (is_share(parameter) and isinstance(value, Tensor) and value.ndim):
         return value
+    from torch.distributed.tensor import DTensor
+
     return DTensor.from_local(
         value.to(parameter.device),
         parameter.device_mesh,

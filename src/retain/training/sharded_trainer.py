@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from retain.errors import RetainError
 from retain.system import processes
+from retain.training.config import Shard
 from retain.training.shard import (
-    Shard,
     average,
     fully_sharded,
     gathered,
