@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from retain.errors import RetainError
 from retain.export import export
 from retain.layers.lora_pool import LoraPool
-from retain.layers.merging import cosines, grouped, merged, truncated
+from retain.layers.merging import cosines, merged, truncated
 from retain.learner.compact import compact
 from retain.learner.learner import Learner
 from retain.learner.upkeep import roll_back, verify
@@ -81,16 +81,6 @@ def test_the_truncation_is_the_best_one(k: int, rank: int, seed: int) -> None:
     U, S, V = torch.linalg.svd(B @ A, full_matrices=False)
     best = (U[:, :rank] * S[:rank]) @ V[:rank]
     torch.testing.assert_close((new_B @ new_A).double(), best, rtol=1e-4, atol=1e-4)
-
-
-def test_the_most_similar_are_grouped_first() -> None:
-    similarity = torch.tensor(
-        [[1.0, 0.1, 0.9, 0.0], [0.1, 1.0, 0.3, 0.5], [0.9, 0.3, 1.0, 0.2], [0.0, 0.5, 0.2, 1.0]]
-    )
-    assert grouped(similarity, 4) == [0, 1, 2, 3]
-    assert grouped(similarity, 3) == [0, 1, 0, 2]
-    assert grouped(similarity, 2) == [0, 1, 0, 1]
-    assert grouped(similarity, 1) == [0, 0, 0, 0]
 
 
 def test_a_merged_block_is_the_mean_over_tasks(run: Path) -> None:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from benchmarks.discovery import boundaries, matched
 from retain.discovery import grouping
-from retain.discovery.grouping import BUFFER, FEWEST, Space, group_texts, linked, text_of
+from retain.discovery.grouping import BUFFER, FEWEST, Space, group_texts, text_of
 from retain.discovery.naming import names_of
+from retain.methods.shared.linkage import linked
 from retain.tasks import Example
 from retain.testing.tiny import make_backbone
 from tests.mixed import KINDS, mixed_rows
@@ -27,11 +28,11 @@ def space() -> Space:
     return Space(make_backbone("llama"), [known])
 
 
-def naive_linkage(y: Tensor, least: float) -> set[frozenset[int]]:
+def naive_linkage(y: Tensor, least: float, stop: int) -> set[frozenset[int]]:
     """Merges the two groups of the largest mean cosine, one pair after another."""
     near = y @ y.T
     groups = [frozenset([i]) for i in range(len(y))]
-    while len(groups) > 1:
+    while len(groups) > stop:
         pairs = [
             (float(near[sorted(a)][:, sorted(b)].mean()), i, j)
             for i, a in enumerate(groups)
@@ -47,12 +48,18 @@ def naive_linkage(y: Tensor, least: float) -> set[frozenset[int]]:
 
 
 @settings(max_examples=30, deadline=None)
-@given(count=st.integers(1, 14), seed=st.integers(0, 999), least=st.floats(-0.5, 0.9))
-def test_linkage_is_the_naive_one(count: int, seed: int, least: float) -> None:
+@given(
+    count=st.integers(1, 14),
+    seed=st.integers(0, 999),
+    least=st.sampled_from([-2.0, -0.5, 0.0, 0.4, 0.9]),
+    stop=st.integers(1, 15),
+)
+def test_linkage_is_the_naive_one(count: int, seed: int, least: float, stop: int) -> None:
     y = F.normalize(torch.randn(count, 3, generator=torch.Generator().manual_seed(seed)))
-    label = linked(y, least).tolist()
+    label = linked(y @ y.T, least, stop).tolist()
     groups = {frozenset(i for i in range(count) if label[i] == name) for name in set(label)}
-    assert groups == naive_linkage(y, least)
+    assert groups == naive_linkage(y, least, stop)
+    assert list(dict.fromkeys(label)) == list(range(len(groups)))  # by first members
 
 
 @settings(max_examples=10, deadline=None)

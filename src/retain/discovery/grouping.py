@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from retain.backbone import Backbone
+from retain.methods.shared.linkage import linked
 from retain.methods.shared.whitening import (
     GENERIC,
     Standard,
@@ -107,7 +108,8 @@ def group_texts(space: Space, texts: Sequence[str]) -> Grouping:
     z = space.embed([texts[i] for i in order])  # (N, d)
     part, group = z[:SAMPLE], torch.full((min(len(z), SAMPLE),), BUFFER)
     for least in TIGHT:
-        group = _dense(linked(F.normalize(part @ _whitening(space, part, group)), least))
+        y = F.normalize(part @ _whitening(space, part, group))
+        group = _dense(linked(y @ y.T, least))
     for _ in range(ROUNDS):
         group = _grouped_further(space, part, group)
     group = _merged(space, part, group)
@@ -125,35 +127,6 @@ def group_texts(space: Space, texts: Sequence[str]) -> Grouping:
     tasks = torch.stack(learned) if learned else torch.zeros(0, z.shape[1])
     back = torch.tensor(order).argsort()
     return Grouping(group[back], fit[back], keys @ keys.T, keys @ tasks.T)
-
-
-def linked(y: Tensor, least: float) -> Tensor:
-    """Groups unit vectors y (N, d) by average linkage: while two have a mean cosine ≥ `least`.
-
-    Returns:
-        A number of a group for each, (N,). It takes about N² multiplications after the N² d of the
-        cosines, and N² numbers of memory.
-    """
-    count = len(y)
-    near = y @ y.T  # mean cosines between the groups that there are
-    near.fill_diagonal_(-torch.inf)
-    size, label = torch.ones(count), torch.arange(count)
-    for first in range(count):
-        while size[first]:
-            one, other = first, int(near[first].argmax())
-            if near[one, other] < least:
-                break  # merging others brings none of them nearer
-            while near[other, (third := int(near[other].argmax()))] > near[one, other]:
-                one, other = other, third
-            # Each is now the other's nearest.
-            row = (size[one] * near[one] + size[other] * near[other]) / (size[one] + size[other])
-            near[one], near[:, one] = row, row
-            near[other], near[:, other] = -torch.inf, -torch.inf
-            near[one, one] = -torch.inf
-            size[one] += size[other]
-            size[other] = 0
-            label[label == other] = one
-    return label
 
 
 def _dense(label: Tensor) -> Tensor:
@@ -200,7 +173,7 @@ def _grouped_further(space: Space, z: Tensor, group: Tensor) -> Tensor:
         fit, nearest = (y @ keys.T).max(1)
         left = fit < EXPLAINED
         group = torch.where(left, BUFFER, nearest)
-    label = _dense(linked(y[left], LOOSE))
+    label = _dense(linked(y[left] @ y[left].T, LOOSE))
     group[left] = torch.where(label >= 0, label + len(keys), BUFFER)
     return _dense(group)
 

@@ -35,34 +35,6 @@ def cosines(pool: LoraPool) -> Tensor:
     return total / norms / norms[:, None]
 
 
-def grouped(similarity: Tensor, count: int) -> list[int]:
-    """Groups N blocks into `count` by average linkage: the two most similar groups become one.
-
-    Args:
-        similarity: (N, N), symmetric.
-        count: the number of groups, at least 1.
-
-    Returns:
-        Each block's group, numbered from 0 by the groups' first blocks.
-    """
-    members = [[i] for i in range(len(similarity))]
-    between = similarity.double().clone()
-    while len(members) > count:
-        upper = between.masked_fill(~torch.ones_like(between).triu(1).bool(), -torch.inf)
-        i, j = divmod(int(upper.argmax()), len(members))  # i < j
-        a, b = len(members[i]), len(members[j])
-        between[i] = (a * between[i] + b * between[j]) / (a + b)
-        between[:, i] = between[i]
-        members[i] += members.pop(j)
-        kept = [k for k in range(len(between)) if k != j]
-        between = between[kept][:, kept]
-    groups = [0] * len(similarity)
-    for number, group in enumerate(members):
-        for i in group:
-            groups[i] = number
-    return groups
-
-
 def merged(pool: LoraPool, groups: Sequence[int], shares: Sequence[int]) -> dict[str, Tensor]:
     """Merges the frozen blocks of each group; a block alone keeps its bits.
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from retain.errors import RetainError
 from retain.layers.lora_pool import LoraPool
-from retain.layers.merging import cosines, grouped, merged
+from retain.layers.merging import cosines, merged
 from retain.methods.base import Method
+from retain.methods.shared.linkage import linked
 from retain.runs.compacted import Compacted, compacted_file, read_compacted
 from retain.runs.directory import RunDirectory
 
@@ -48,7 +49,8 @@ def compact(learned: LearnedModel, blocks: int, max_loss: float) -> Compacted | 
     if blocks > max(old):
         return None
     shares = [count for _, count in sorted(Counter(old).items())]
-    groups = grouped((cosines(pool) + _key_cosines(keys, old)) / 2, blocks)
+    alike = (cosines(pool) + _key_cosines(keys, old)) / 2  # (N, N)
+    groups = linked(alike, count=blocks).tolist()
     sharing, factors = [groups[block] for block in old], merged(pool, groups, shares)
     before = list(learned.evaluate().values())
     try:
