@@ -438,6 +438,14 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
 
 
+def cross_entropy_by_example(logits: Tensor, targets: Tensor) -> Tensor:
+    """Each example's mean cross-entropy (B,), of logits (B, K, V) over its targets as above."""
+    per_token = F.cross_entropy(
+        logits.transpose(1, 2).float(), targets, ignore_index=IGNORED, reduction="none"
+    )  # (B, K)
+    return per_token.sum(1) / (targets != IGNORED).sum(1)
+
+
 def _moved(tensor: Tensor, by: Tensor) -> Tensor:
     """Moves each row's columns to the left by its own number; those that fall off come last.
 

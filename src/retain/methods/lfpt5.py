@@ -8,12 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch, Features
-from retain.backbone.backbone import IGNORED, cross_entropy
+from retain.backbone.backbone import IGNORED, cross_entropy, cross_entropy_by_example
 from retain.errors import RetainError
 from retain.layers.soft_prompt import PromptPool
 from retain.methods.base import MethodConfig, Phase, Presets, TaskContext
@@ -207,9 +206,8 @@ class Lfpt5(TaughtMethod):
         numbers = batch["example_id"][:, 0].tolist()
         generator_batch = self.backbone.collate([rows[number] for number in numbers])
         self.route(generator_batch)
-        writing = self.options.writing.weight * _mean_over_examples(
-            *self.backbone.answer_logits(generator_batch)
-        )
+        by_example = cross_entropy_by_example(*self.backbone.answer_logits(generator_batch))
+        writing = self.options.writing.weight * by_example.mean()
         self.route(batch)
         logits, targets = self.backbone.answer_logits(batch)  # (B, K, V), (B, K)
         if not is_replay:
@@ -223,17 +221,6 @@ class Lfpt5(TaughtMethod):
             "writing": (1 - weight) * writing,
             "distillation": weight * positions * soft,
         }
-
-
-def _mean_over_examples(logits: Tensor, targets: Tensor) -> Tensor:
-    """Returns the cross-entropy of logits (B, K, V): each example's mean, then the batch's.
-
-    targets (B, K) has IGNORED where an example has no label.
-    """
-    per_token = F.cross_entropy(
-        logits.transpose(1, 2).float(), targets, ignore_index=IGNORED, reduction="none"
-    )  # (B, K)
-    return (per_token.sum(1) / (targets != IGNORED).sum(1)).mean()
 
 
 def _trigger(task: str) -> str:

@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch
-from retain.backbone.backbone import IGNORED
+from retain.backbone.backbone import IGNORED, cross_entropy_by_example
 from retain.layers.attention_capture import (
     AttentionCapture,
     AttentionModule,
@@ -37,7 +36,7 @@ def sensitivity(
     capture: AttentionCapture,
     modules: Mapping[str, AttentionModule],
     batch: Batch,
-    measure: Measure = "squares",
+    measure: Measure,
 ) -> Tensor:
     """Measures how much the loss depends on each head's attention weights, mean over samples.
 
@@ -61,11 +60,7 @@ def sensitivity(
     frozen = not embedding.requires_grad
     embedding.requires_grad_(True)  # so that there is a graph from the first layer on
     with torch.enable_grad():
-        logits, targets = backbone.answer_logits(batch)
-        per_token = F.cross_entropy(
-            logits.transpose(1, 2).float(), targets, ignore_index=IGNORED, reduction="none"
-        )  # (B, K)
-        loss = (per_token.sum(1) / (targets != IGNORED).sum(1)).sum()
+        loss = cross_entropy_by_example(*backbone.answer_logits(batch)).sum()
         outputs = [capture.outputs[name] for name in modules]
         gradients = torch.autograd.grad(loss, [output for output, _ in outputs])
     embedding.requires_grad_(not frozen)
@@ -90,9 +85,7 @@ def normalised(per_head: Tensor) -> Tensor:
     return torch.where(total > 0, per_head / total, 1 / per_head.shape[1])
 
 
-def forgettability(
-    before: Tensor, after: Tensor, real: Tensor, measure: Measure = "squares"
-) -> Tensor:
+def forgettability(before: Tensor, after: Tensor, real: Tensor, measure: Measure) -> Tensor:
     """Measures how far attention weights moved while a task was learned.
 
     Args:
