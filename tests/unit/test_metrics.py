@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from retain.errors import RetainError
 from retain.metrics import continual
 from retain.metrics.continual import Drop, Drops
-from retain.metrics.published import sapt_backward_transfer, sapt_forward_transfer
 from retain.metrics.text import METRICS, check_metric_name, exact_match, normalise, rouge_l, score
 from retain.metrics.trace import TASK_METRICS, edit_similarity, first_letter, rouge_l_union, sari
 
@@ -262,12 +261,8 @@ def same(value: float | None, expected: float) -> bool:
 
 
 def every_metric(R: Any) -> dict[str, float | None]:
-    """What a run reports, with single-task scores of 0, and the variants of papers."""
-    return {
-        **continual.summary(R, [0.0] * len(R)),
-        "sapt_backward_transfer": sapt_backward_transfer(R),
-        "sapt_forward_transfer": sapt_forward_transfer(R),
-    }
+    """What a run reports, with single-task scores of 0."""
+    return continual.summary(R, [0.0] * len(R))
 
 
 @given(matrices(least=2), st.data())
@@ -283,9 +278,7 @@ def test_metrics_follow_their_formulas(R: Any, data: st.DataObject) -> None:
     assert same(found["forgetting"], sum(drops) / (T - 1))
     changes = [last[j] - R[j][j] for j in range(T - 1)]
     assert same(found["backward_transfer"], sum(changes) / (T - 1))
-    assert same(sapt_backward_transfer(R), sum(changes) / T)
     assert same(found["forward_transfer"], sum(R[j][j] - single[j] for j in range(T)) / T)
-    assert same(sapt_forward_transfer(R), sum(R[j][j] for j in range(T)) / T - 50.94)
 
 
 @given(st.lists(SCORE, min_size=2, max_size=6), st.data())
@@ -326,9 +319,7 @@ def test_a_metric_that_needs_an_unmeasured_cell_is_none(R: Any, data: st.DataObj
         "average_performance": last,
         "forgetting": old,
         "backward_transfer": old and (last or diagonal),
-        "sapt_backward_transfer": old and (last or diagonal),
         "forward_transfer": diagonal,
-        "sapt_forward_transfer": diagonal,
         "zero_shot_transfer": False,
     }
     assert set(needs) == set(full)
@@ -351,7 +342,6 @@ def test_one_task_has_no_forgetting_and_no_backward_transfer(a: float, b: float)
     assert found["forward_transfer"] == a - b
     assert found["forgetting"] is None
     assert found["backward_transfer"] is None
-    assert sapt_backward_transfer([[a]]) is None
 
 
 def test_no_task_has_no_metric() -> None:

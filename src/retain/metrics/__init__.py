@@ -1,1 +1,1 @@
-"""Scores of an answer (`text`, `trace`), a stream (`continual`, `published`), generated texts."""
+"""Scores of an answer (`text`, `trace`), a stream (`continual`), generated texts."""
