@@ -184,7 +184,7 @@ def test_it_says_what_it_is_not_sure_of(copied: Path) -> None:
 def test_bad_input_is_refused_before_anything_is_loaded(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forbid(monkeypatch, "retain.learner.Learner.load")
+    forbid(monkeypatch, "retain.learner.learner.Learner.load")
     write_jsonl(Path("plain.jsonl"), [{"prompt": "a"}] * 9)
     write_jsonl(Path("few.jsonl"), [row.as_row() for row in mixed_rows(0, 7)])
     shutil.copy("mixed.jsonl", "run/mixed.jsonl")
