@@ -25,8 +25,8 @@ import retain
 from retain.cli import app
 from retain.cli.known_methods import INDEX, loaded_methods
 from retain.experiment.config import ExperimentConfig
+from retain.experiment.files import Case, ExperimentFile, Settings, When
 from retain.experiment.read_tasks import FOLDER_READERS
-from retain.learner.learner import Learner
 from retain.methods import BUILT_IN, METHODS, MethodConfig
 from retain.metrics import continual
 from retain.metrics.extract import EXTRACTIONS
@@ -36,14 +36,15 @@ PAGE = Path(__file__).parent / "reference.md"
 PYTHON = [
     (f"retain.{name}", getattr(retain, name)) for name in retain.__all__ if name != "__version__"
 ]
-ATTRIBUTES = {Learner: {"tasks": "The learned tasks in order, without what they learned from."}}
-"""Those that a constructor sets, which have no docstring."""
 FILES = (
     ("config.yaml", "the whole experiment, with every option's value"),
     ("environment.json", "versions of libraries, and fingerprints of the backbone's parts"),
     ("manifest.json", "sha256 of every finished file"),
     ("scores.json", "the score matrix and the metrics: see below"),
-    ("single.json", "what `retain report RUN --single` was given: a score per task, in order"),
+    (
+        "single.json",
+        "a score per task, read from the pertask run of `retain report --single`",
+    ),
     (
         "compact/NN.safetensors",
         "a compaction (`retain compact`) made after task NN: `sharing` (each task's block), "
@@ -88,10 +89,12 @@ SCORES = {
     "tasks": "names, in the order learned",
     "matrix": "`matrix[i][j]`: score on task j after learning task i, 0 to 100; null: not measured",
     "samples": (
-        "`samples[i]`: the scores of row i that are of a sample (`evaluation.old`): `task` from 0, "
-        "`examples` asked, `of` how many, standard `error`; empty if all are of all"
+        "`samples[i]`: an entry for each score of row i that covers only a sample of its task's "
+        "test examples (`evaluation.old`): `task`, the task's place from 0; `examples`, the size "
+        "of the sample; `of`, the number of test examples; `error`, the standard error. The list "
+        "is empty if every score of the row covers all test examples"
     ),
-    "standard_errors": "of the metrics that rest on such scores",
+    "standard_errors": "the standard error of each metric that is computed from such scores",
     "single": "per task the score of a pertask run, or null until `retain report RUN --single`",
     "zero_shot": "per task the score before it was learned, or null",
 }
@@ -130,8 +133,10 @@ def _commands() -> Iterator[str]:
                 continue
             named = isinstance(given.default, str) and given.default.startswith("--")
             flag = given.default if named else f"--{name.replace('_', '-')}"
-            words = _values(kind).removesuffix(", none")
-            value = "" if kind is bool else f" {given.metavar or words.upper()}"
+            words = _values(kind).removesuffix(", none").upper()
+            if typing.get_origin(kind) is Literal:
+                words = f"{{{','.join(typing.get_args(kind))}}}"
+            value = "" if kind is bool else f" {given.metavar or words}"
             default = parameters[name].default
             shown = "required" if default is inspect.Parameter.empty else _default(default)
             options.append(f"| `{flag}{value}` | {_cell(given.help or '')} | {shown} |")
@@ -153,17 +158,23 @@ def _python() -> Iterator[str]:
             for field in dataclasses.fields(thing):
                 yield f"| `{field.name}` | `{_cell(str(field.type))}` |"
         short = name.rpartition(".")[2]
-        for key, words in ATTRIBUTES.get(thing, {}).items():
-            yield from ("", f"#### `{short}.{key}`", "", words)
-        for key, member in vars(thing).items() if inspect.isclass(thing) else ():
+        for key, member in _members(thing).items() if inspect.isclass(thing) else ():
             function = getattr(member, "__func__", member)
-            if key.startswith("_"):
-                continue
             if isinstance(member, property):
                 yield from ("", f"#### `{short}.{key}`", *_docstring(member))
             elif inspect.isfunction(function):
                 yield from ("", f"#### `{short}.{key}{_signature(function)}`")
                 yield from _docstring(function)
+
+
+def _members(kind: type) -> dict[str, Any]:
+    """Public members by name: the class's own, then those of its bases that are retain's."""
+    members: dict[str, Any] = {}
+    for base in kind.__mro__:
+        for key, member in vars(base).items() if base.__module__.startswith("retain.") else ():
+            if not key.startswith("_"):
+                members.setdefault(key, member)
+    return members
 
 
 def _signature(function: Any) -> str:
@@ -197,6 +208,20 @@ def _experiment() -> Iterator[str]:
         config = _model(field.annotation)
         if config is not None:
             yield from ("", f"### `{name}`", "", _first(config), *_options(config))
+    for title, part, fields in (
+        ("Experiments composed of files", ExperimentFile, _explained(Settings)),
+        ("`cases`", Case, {}),
+        ("`when`", When, {}),
+    ):
+        yield from ("", f"### {title}", "", _first(part), "", "| field | |", "|---|---|")
+        for name, words in {**_explained(part), **fields}.items():
+            yield f"| `{name}` | {_cell(words)} |"
+
+
+def _explained(thing: Any) -> dict[str, str]:
+    """What a docstring says of each attribute."""
+    _, _, section = (inspect.getdoc(thing) or "").partition("Attributes:\n")
+    return dict(re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE))
 
 
 def _metrics() -> Iterator[str]:
@@ -204,9 +229,9 @@ def _metrics() -> Iterator[str]:
         "",
         "## Metrics",
         "",
-        "Of one answer, from 0 to 1; a score is the mean over the test examples, times 100. "
-        "A task's `metric` chooses one; without it the reader does, and any file, or a data set "
-        "of the hub, gets `exact_match`.",
+        "A metric rates one answer from 0 to 1. A task's score is the mean over its test examples, "
+        "times 100. The task's `metric` names the metric. Without it the task's reader decides, as "
+        "the last column says; for files and data sets of the hub it is `exact_match`.",
         "",
         "| metric | | default of the readers |",
         "|---|---|---|",
@@ -224,8 +249,8 @@ def _metrics() -> Iterator[str]:
         yield f"| `{name}` | {_cell(words)} | {', '.join(readers)} |"
     yield from (
         "",
-        "A task's `extract` chooses what the metric sees, of answers and of their references; what "
-        "a run stores and shows is the whole answer. `whole` is the default.",
+        "A task's `extract` says which part of answers and references the metric compares. `whole` "
+        "is the default. Runs store and show the whole answer in any case.",
         "",
         "| extract | |",
         "|---|---|",
@@ -339,7 +364,7 @@ def _values(annotation: Any) -> str:
         return "".join([" or ".join(_values(each) for each in known), *none])
     if origin is list:
         return f"list of {_values(inner[0])}"
-    if origin is dict or annotation is dict:
+    if origin is dict or annotation is dict or _model(annotation):
         return "mapping"
     words = {int: "integer", float: "number", str: "text", bool: "`true`, `false`", Path: "path"}
     return words.get(annotation, "anything")

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import BaseModel
 from typer.main import get_command
 
 from retain.cli import app
 from retain.cli.known_methods import INDEX
 from retain.experiment.compose import read_experiment
 from retain.experiment.config import check_method
+from retain.experiment.files import Case, ExperimentFile, When
 from retain.system.files import write_jsonl
 from retain.testing.tiny import make_task
 from tests.command import forget_plugins
@@ -201,6 +203,23 @@ def test_reference_is_that_of_the_code() -> None:
     made = runpy.run_path(str(ROOT / "docs" / "make_reference.py"))
     assert (ROOT / "docs" / "reference.md").read_text(encoding="utf-8") == made["page"]()
     assert INDEX.read_text(encoding="utf-8") == made["index"]()
+
+
+def test_reference_has_what_the_pages_use_of_a_learner() -> None:
+    """Inherited members too."""
+    reference = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^#### `Learner\.(\w+)", reference, re.MULTILINE))
+    code = "\n".join(block for page in PAGES for block in blocks(page, "python"))
+    used = set(re.findall(r"\blearner\.(\w+)", code)) | set(re.findall(r"\bLearner\.(\w+)", code))
+    assert {"generate", "load"} <= used
+    assert used <= listed
+
+
+@pytest.mark.parametrize("part", [ExperimentFile, Case, When])
+def test_reference_explains_every_field_of_a_file(part: type[BaseModel]) -> None:
+    reference = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^(?:\| |### )`(\w+)`", reference, re.MULTILINE))
+    assert set(part.model_fields) <= listed
 
 
 def test_retain_methods_imports_no_model_code() -> None:

@@ -52,9 +52,9 @@ class BackboneConfig(BaseModel):
     """Which pretrained model to load, and how. Remote code runs only if it is enabled here.
 
     `dtype: auto` is bfloat16 for a frozen backbone on a GPU that computes in it, float32 elsewhere;
-    a run keeps which.
-    `quantization` stores the linear layers in 4 or 8 bits; what is computed, and all else, is in
-    `dtype`. `device: null` is the first GPU, or the CPU if there is none. `attention` is
+    the run stores which of them it was. `quantization` stores the linear layers in 4 or 8 bits; the
+    other weights are stored in `dtype`, and all layers compute in it.
+    `device: null` is the first GPU, or the CPU if there is none. `attention` is
     transformers' `attn_implementation`, such as flash_attention_2; null leaves the choice to
     transformers.
     """

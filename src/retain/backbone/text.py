@@ -38,8 +38,9 @@ class PromptConfig(BaseModel):
     """How a prompt becomes tokens. A prompt that is too long loses its middle.
 
     With `chat_template: auto` examples of `messages` are written with the tokenizer's chat template
-    if it has one, and examples of a `prompt` as they are. `true` takes the template for all, with
-    the prompt as a user's turn; `false` for none, and a conversation is joined by line breaks.
+    if it has one, and examples of a `prompt` as they are. With `true` all examples are written with
+    the template, a prompt as a user's turn. With `false` none is, and the messages of a
+    conversation are joined by line breaks.
     """
 
     model_config = ConfigDict(extra="forbid")

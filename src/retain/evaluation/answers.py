@@ -27,9 +27,11 @@ class EvaluationConfig(BaseModel):
 
     `max_new_tokens` applies to tasks without a `max_new_tokens` of their own. `limit` is the number
     of examples used from the start of each test split. `zero_shot` also scores each task just
-    before it is learned. `old` is about older tasks, in every row of the score matrix but the last
-    of a stream: `limit N` asks each of them N test examples, drawn once, and `sampled N` measures N
-    of them, drawn for each row; `all` measures everything.
+    before it is learned. `old` says how older tasks are scored in the rows of the score matrix
+    before a stream's last one: `all` scores each of them on every test example, `limit N` scores
+    each on N test examples that are drawn once, and `sampled N` scores N of these tasks, drawn anew
+    for each row, on every test example. The last row, and each row's newest task, are always scored
+    in full.
     """
 
     model_config = ConfigDict(extra="forbid")

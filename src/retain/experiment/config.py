@@ -58,11 +58,11 @@ class TaskConfig(BaseModel):
     """Where a task comes from. Paths are relative to the working directory.
 
     `path` is a file (.jsonl, .csv, .parquet), a benchmark folder (with `reader`), or a dataset id
-    (with `reader: hub`); `test` is a file, or a split of the hub dataset. `metric` sees of answers
-    and references what `extract` leaves. `prompt_style` writes the prompts of a benchmark as a
-    paper's code does, where null is retain's way; `references: drawn` keeps one of an instance's
-    answers, drawn at random, for training and scoring. What `training` has, and `max_new_tokens`,
-    are for this task, instead of the run's.
+    (with `reader: hub`); `test` is a file, or a split of the hub dataset. `extract` says which part
+    of answers and references `metric` compares. `prompt_style` writes the prompts of a benchmark as
+    a paper's code does; null writes them in retain's own wording. `references: drawn` keeps one of
+    an instance's answers, drawn at random, for training and scoring. Settings in `training`, and
+    `max_new_tokens`, replace those of the run for this task.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -125,7 +125,8 @@ class ExperimentConfig(BaseModel):
     """A whole run.
 
     `order` says which of `tasks` is learned first, second, …, by their numbers from 1, or
-    `reversed`. The checked experiment has its tasks in that order, and `order` is null.
+    `reversed`. In a file it may also be the name of one of the stream's `orders`. The checked
+    experiment has its tasks in that order, and `order` is null.
     `plugins` are modules that register methods, beside the file or on Python's path.
     """
 

@@ -34,7 +34,18 @@ SECTIONS = ("backbone", "method", "training", "first_training", "evaluation", "p
 
 
 class When(BaseModel):
-    """Which experiments a case is for: each field that is given has to match."""
+    """The experiments that a case, or an entry of `covers`, is for.
+
+    A field has one name or a list of names, and matches if the chosen name is among them. A field
+    that is left out matches any name. All fields have to match.
+
+    Attributes:
+        stream: the `stream` of a file.
+        backbone: the chosen backbone, by its name or by its short name in `backbones`.
+        method: the chosen method.
+        order: a name of one of the stream's `orders`. It also matches if that order is chosen as a
+            list of numbers or as `reversed`.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -45,12 +56,14 @@ class When(BaseModel):
 
 
 class Settings(BaseModel):
-    """Sections of an experiment, checked for their values once all files are merged.
+    """Sections of an experiment. Their values are checked once all files are merged.
 
-    `tasks` is the list that a stream has, or settings by task name, for tasks of that list; those
-    under `*` are for all of them.
-    `first_training` is of the task that is learned first, whichever that is in the chosen order,
-    over `training`; what a file has for that task by name counts over it.
+    Attributes:
+        tasks: the list of tasks, in one file at most. In other files a mapping from a task's name
+            to settings that are merged into that entry of the list; `*` stands for every task.
+        first_training: options of `training` for the task that is learned first in the chosen
+            order. They count over the run's `training`. The task's own `training`, in the list, by
+            its name or by `*`, counts over them.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -81,7 +94,15 @@ class Settings(BaseModel):
 
 
 class Case(Settings):
-    """Settings for certain experiments. It names no backbone, method or list of tasks."""
+    """Settings for certain experiments only.
+
+    A case has any of the sections `backbone`, `method`, `tasks`, `training`, `first_training`,
+    `evaluation`, `prompt` and `seed`. It chooses nothing: `backbone` and `method` have options and
+    no name, and `tasks` has settings by task name and is no list.
+
+    Attributes:
+        when: the experiments that the settings are for.
+    """
 
     when: When
 
@@ -101,16 +122,30 @@ class Case(Settings):
 
 
 class ExperimentFile(Settings):
-    """A file that `retain run` reads.
+    """A file that `retain run` reads: an experiment, or a part of one.
+
+    `retain run` merges its files from left to right into one experiment, option by option: a value
+    of a later file replaces that of an earlier one, and a list is replaced as a whole. Options
+    beside the name of a backbone or a method are for that one, and are dropped if another is
+    chosen. Beside the fields of an experiment, a file has these:
 
     Attributes:
-        stream: a stream's name, for `when` and `covers`.
-        orders: the names of a stream's tasks by the name of the order; the first is the default.
-        recipe: a recipe's name.
+        stream: the name of the stream of tasks, to which `when` and `covers` refer. At most one of
+            the files has it.
+        orders: a mapping from the name of an order to a list of all the tasks' names. The first
+            order is the default. At most one of the files has it.
+        order: the order to learn in: a name of one of `orders`, a list of the tasks' numbers from
+            1, the same as a text (`2,1,3`), or `reversed`.
+        recipe: the name of a recipe, which is a file of settings for streams of other files. At
+            most one of the files has it, and none after it has the list of tasks. A recipe with the
+            name of a method is refused with another method.
+        covers: a list of mappings like `when`. An experiment that matches none of them is refused.
+            Without `covers` every experiment is accepted.
+        backbones: short names of backbones, each with the name that it stands for, or a mapping of
+            options of `backbone` with `name`. `--backbone` takes short names.
+        cases: a list of settings for certain experiments, each with a `when`. The cases that match
+            are merged over the file's own settings, in the order of the list.
         plugins: modules that register methods, or .py files beside this one.
-        covers: the experiments that a recipe has settings for; others are refused.
-        backbones: short names of backbones, and what they stand for.
-        cases: settings that count where `when` matches, in their order, over the file's own.
     """
 
     stream: str | None = None

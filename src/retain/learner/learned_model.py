@@ -248,7 +248,7 @@ class LearnedModel:
         return None if weights is None else self._by_task(weights)
 
     def encode(self, example: Example, task: str | None = None) -> Features:
-        """Tokenizes a prompt as the learned tasks were written: with the chat template or not.
+        """Tokenizes a prompt, with the chat template if the learned tasks were written with it.
 
         Raises:
             RetainError: if the prompt does not fit in the window, or the chat template refuses it.
@@ -259,8 +259,8 @@ class LearnedModel:
     def templated(self, task: str | None = None) -> bool | None:
         """Whether prompts are written with the chat template; None if that depends on the prompt.
 
-        Under `prompt.chat_template: auto` it is so if the named task, or all tasks, were learned
-        so.
+        Under `prompt.chat_template: auto` the prompts of the named task, or without a name those of
+        all learned tasks, decide.
         """
         if self.backbone.prompt.chat_template != "auto":
             return self.backbone.prompt.chat_template
@@ -291,7 +291,7 @@ class LearnedModel:
     ) -> list[Answer]:
         """Answers prompts by greedy decoding, with their routing.
 
-        An answer has at most `answer_limit` tokens, or those of its reply's lower limit.
+        An answer has at most `answer_limit` tokens, or fewer if its reply has a lower limit.
 
         Args:
             prompts: texts, or examples for whole conversations (their references are ignored).

@@ -66,6 +66,13 @@ class Learner(LearnedModel):
             one only if they do not change the training. A callback that ends training stops the
             run, as Ctrl-C does.
 
+    Attributes:
+        tasks: the learned tasks in order, without what they learned from.
+        run: the run's folder, a `RunDirectory`.
+        experiment: the run's settings, an `ExperimentConfig`.
+        backbone: the `Backbone`: prompts to tokens, losses, generation.
+        method: the `Method`, with all that it has learned.
+
     Raises:
         RetainError: for bad input, before anything is trained or written.
     """
@@ -177,7 +184,7 @@ class Learner(LearnedModel):
         """Learns one more task, saves it, and scores all tasks so far.
 
         To continue after a crash, call `Learner.load` and then `learn` with the same task. The task
-        that was learned last is not learned again; only what is missing of its scores is made.
+        that was learned last is not learned again; only its missing scores are computed.
 
         Args:
             task: the task to learn.
@@ -264,8 +271,8 @@ class Learner(LearnedModel):
 
         Raises:
             RetainError: when the tasks need more disk space or memory than is free, a task's score
-                would mean nothing, its training settings are not valid or ask for what the class of
-                model lacks, or a tracker is not installed.
+                would mean nothing, its training settings are not valid or need a feature that the
+                class of model lacks, or a tracker is not installed.
         """
         settings = [self._training(task) for task in tasks]
         for config in (self.experiment.training, *settings):
@@ -292,10 +299,14 @@ class Learner(LearnedModel):
         return told(dtype, autocasts, self.backbone.device.type, trains_all)
 
     def take_over(self, experiment: ExperimentConfig, tasks: Sequence[Task]) -> None:
-        """Continues with the settings of another experiment that differs only where it may.
+        """Continues with the settings of another experiment.
 
-        These are the tasks to come and the settings of `experiment.config.FREE`. They are written
-        after the tasks to come have passed their check.
+        It may differ from the run's only in the tasks that are not learned yet and in the settings
+        of `experiment.config.FREE`. These are written once the tasks have passed `check_tasks`.
+
+        Args:
+            experiment: the other experiment.
+            tasks: the tasks that are not learned yet.
 
         Raises:
             RetainError: as in `check_tasks`.

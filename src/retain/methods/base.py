@@ -234,10 +234,11 @@ class Method(ABC):
 
     @classmethod
     def shares_out(cls, options: Any) -> bool:
-        """Tells whether `training.shard: full` can share out the backbone's weights in training.
+        """Tells whether `training.shard: full` can split the backbone's weights among processes.
 
-        Blocks and the like stay whole in every process. A method that trains the backbone says so
-        if neither its loss nor its hooks read or change the weights but by calling the model.
+        What the method has added, such as blocks, stays whole in every process. A method that
+        trains the backbone returns True only if its loss and hooks use the backbone's weights
+        through calls of the model alone, and never read or change them directly.
         """
         return not cls.trains_backbone(options)
 
@@ -300,7 +301,7 @@ class Method(ABC):
 
     @property
     def not_exported(self) -> str:
-        """A sentence on what the run does and its exported blocks do not; "" for nothing."""
+        """A sentence on what exported blocks lack, compared with the run; "" if nothing."""
         return ""
 
     def task_keys(self) -> Tensor | None:

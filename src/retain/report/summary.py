@@ -43,7 +43,7 @@ NO_AVERAGE = (
 
 
 def samples_note(samples: Collection[Sample]) -> str:
-    """What scores with "±" are of, in a sentence."""
+    """A sentence on how many test examples the scores with "±" rest on."""
     asked = sorted({sample.examples for sample in samples})
     of = sorted({sample.of for sample in samples})
     return (
@@ -84,8 +84,8 @@ def not_as_published(label: str, method: str, options: Mapping[str, Any]) -> str
 class Examined:
     """What a task's scores are based on: its metric, and how many examples it has.
 
-    `tested` counts the test examples that a score is the mean of, `trained` the training examples;
-    `fingerprint` is that of the test examples.
+    A score is the mean over `tested` test examples, whose checksum is `fingerprint`. `trained` is
+    the number of training examples.
     """
 
     task: str
@@ -106,13 +106,14 @@ class RunSummary:
 
     `matrix[i][j]` is the score (0..100) on task j after learning task i. Row i holds i+1 entries;
     None means not measured. The newest task has no row while it is not scored.
-    `samples[i, j]` says which scores are not of all test examples, and of how many.
+    `samples[i, j]` is there if that score covers only a sample of the task's test examples.
     `metrics` maps the keys of `METRIC_LABELS` to points; a missing key counts as None.
-    `standard_errors` has those metrics that rest on such samples. `dropped` is what each task but
-    the newest has lost, over the same examples; where it is not given, all scores are of all.
-    `folder` is where it is, absolute; `examined` has an entry per learned task.
-    `sections` are what its method shows, `losses` those of training, `changes` the answers that
-    were lost, and `costs` what each learned task took.
+    `standard_errors` has the metrics that are computed from such scores. `dropped` is what each
+    task but the newest has lost, over examples that both scores cover. It may be left out if every
+    score covers all test examples; the losses then follow from `matrix`.
+    `folder` is the run's absolute path. `examined` has an entry per learned task. `sections` are
+    the method's tables and pictures, `losses` the training losses, `changes` the answers that were
+    right once and are not any more, and `costs` the parameters and seconds of each learned task.
     """
 
     label: str

@@ -34,8 +34,10 @@ POLYNOMIAL_END = 1e-7
 class TrainingConfig(BaseModel):
     """How a task is trained. Names and meanings are those of transformers.TrainingArguments.
 
-    `extra` passes further names of it on to Trainer, those of `retain.training.extra.PASSED_ON`.
-    `shard` is retain's own: what several processes share out (`retain.training.shard`).
+    `extra` passes further arguments on to Trainer: those in `retain.training.extra.PASSED_ON`.
+    `shard` is retain's own option. It says what is split among several processes: nothing, the
+    optimizer's state, or (`full`) the backbone's weights and gradients too
+    (`retain.training.shard`).
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)

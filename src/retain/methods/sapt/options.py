@@ -23,13 +23,13 @@ REFLECTION_WEIGHT = {"attention": 0.5, "whitened": 0.0}
 class RouterConfig(WhitenedOptions, AttentionOptions):
     """Options of the router: one in closed form (`whitened`), or the published one (`attention`).
 
-    `hidden`, `temperature`, `centre`, `key` and `rate` are of `attention`, which is trained at
-    `rate` times training.learning_rate. `layer` and
-    `scale` are of `whitened`: `layer` 0 reads token embeddings, k hidden states after layer k of
-    the backbone without blocks; `scale` multiplies the cosines. `unknown` and `threshold` are of
-    `whitened` too: with `unknown: base` the backbone alone answers a prompt whose largest cosine is
-    below `threshold`. With `top_k` only the blocks with the largest attention keep a weight, and
-    other LoRA blocks are not computed; this is for streams of hundreds of tasks.
+    `hidden`, `temperature`, `centre`, `key` and `rate` are for `kind: attention` only. That router
+    is trained with `rate` times training.learning_rate. `layer`, `scale`, `unknown` and `threshold`
+    are for `kind: whitened` only. It reads the token embeddings with `layer: 0`, and with k the
+    hidden states after layer k of the backbone without blocks. `scale` multiplies the cosines.
+    With `unknown: base` the backbone alone answers a prompt whose largest cosine is below
+    `threshold`. With `top_k` only the k blocks with the largest attention keep a weight, and other
+    LoRA blocks are not computed; this is for streams of hundreds of tasks.
     """
 
     kind: Literal["attention", "whitened"] = "whitened"
@@ -69,8 +69,9 @@ class GeneratorConfig(DrawConfig):
 class ReflectionConfig(Options):
     """Weight λ of the reflection loss, and the samples that it is computed on.
 
-    `weight: null` is 0.5 with `router.kind: attention` and 0 with `whitened`, where reflection
-    could change nothing: a weight then shows the loss, which tells how far old attention moved.
+    `weight: null` is 0.5 with `router.kind: attention` and 0 with `whitened`. The whitened router
+    is not trained, so reflection cannot change it; with a weight the loss is only recorded, and
+    tells how far the attention of old tasks moved.
     A step reflects on at most `tasks` old tasks, drawn at random to represent all of them, so that
     its cost does not grow with the stream; null stands for all, as published. `samples: real` keeps
     training inputs of old tasks instead of generated ones, for comparison.
