@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from retain.errors import RetainError
 from retain.learner.check_resources import check_resources, size
 from retain.methods import METHODS
-from retain.methods.base import Footprint, Traits, bytes_of
+from retain.methods.base import Footprint, bytes_of
 from retain.system.files import write_jsonl
 from retain.tasks import Example
 from retain.testing.runs import Record
@@ -110,7 +110,7 @@ def test_on_a_gpu_it_is_the_gpu_s_memory(tmp_path: Path, monkeypatch: pytest.Mon
     method: Any = SimpleNamespace(
         backbone=SimpleNamespace(device=torch.device("cuda:0")),
         footprint=lambda task, batch_size: Footprint(1, 2, 1000),
-        traits=Traits(idea="", stores="", lowers_disk="x", lowers_ram="lower method.rank"),
+        lowers=lambda what: {"disk": "x", "ram": "lower method.rank"}[what],
     )
     run: Any = SimpleNamespace(path=tmp_path, unfinished=lambda: 0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 10**9))
@@ -120,6 +120,18 @@ def test_on_a_gpu_it_is_the_gpu_s_memory(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (999, 10**9))
     with pytest.raises(RetainError, match=r"1.0 kB on cuda:0, but 999 bytes are free; lower metho"):
         check_resources(method, [(FIRST, TrainingConfig())], run)
+
+
+@pytest.mark.parametrize("method", ["replay", "ewc", "multitask", "lwf", "derpp", "seekr"])
+def test_advice_is_of_the_options(method: str) -> None:
+    for tune, other, advice in (
+        ("full", "rank", "train fewer weights (method.tune: lora)"),
+        ("lora", "tune", "lower method.rank"),
+    ):
+        options = METHODS[method].Config.model_validate({"tune": tune})
+        told = METHODS[method](make_backbone("llama"), options).lowers("ram")
+        assert advice in told
+        assert other not in told
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,8 @@ def check_resources(
     if (device := method.backbone.device).type == "cuda":
         memory, memory_of = torch.cuda.mem_get_info(device)[0], f"on {device}"
     for need, available, where, advice in (
-        (disk, free, f"on the disk of {run.path}", method.traits.lowers_disk),
-        (ram, memory, memory_of, f"{method.traits.lowers_ram}, or take {SMALLER}"),
+        (disk, free, f"on the disk of {run.path}", method.lowers("disk")),
+        (ram, memory, memory_of, f"{method.lowers('ram')}, or take {SMALLER}"),
     ):
         if need > available:
             raise RetainError(

@@ -163,7 +163,8 @@ class Traits:
         needs_old_data: whether training re-reads earlier tasks' examples.
         forgets: False if the answers to an old task cannot change. Its scores are then copied
             instead of measured again.
-        lowers_disk: advice for an error message: what reduces the disk space it needs.
+        lowers_disk: advice for an error message: what reduces the disk space it needs. The learner
+            asks `Method.lowers`, which may depend on the options.
         lowers_ram: likewise, what reduces the memory it needs.
         latest_only: names of large files that only the newest task's folder keeps, such as the
             weights of a fully fine-tuned model.
@@ -241,6 +242,10 @@ class Method(ABC):
         through calls of the model alone, and never read or change them directly.
         """
         return not cls.trains_backbone(options)
+
+    def lowers(self, what: Literal["disk", "ram"]) -> str:
+        """Returns what reduces the disk space or memory it needs: advice for an error message."""
+        return self.traits.lowers_disk if what == "disk" else self.traits.lowers_ram
 
     @cached_property
     def notices(self) -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from retain.backbone import Backbone, Batch
 from retain.backbone.backbone import cross_entropy
 from retain.methods.base import Footprint, Phase, Presets, TaskContext, Weighting
-from retain.methods.shared.sequential import Sequential, SequentialConfig
+from retain.methods.shared.sequential import FEWER_TRAINABLE, Sequential, SequentialConfig
 from retain.methods.shared.teacher import (
     COPIES,
     TEACHER,
@@ -89,7 +89,8 @@ class Lwf(Sequential):
         Sequential.traits,
         idea="the old model's answers to the new task's inputs are kept in place by distillation",
         lowers_disk="lower method.teacher.top_k",
-        lowers_ram="lower training.per_device_train_batch_size, or method.teacher.top_k",
+        lowers_ram=f"{FEWER_TRAINABLE}, lower method.teacher.top_k, or "
+        "training.per_device_train_batch_size if above 1",
     )
     only_calls = True
 

@@ -40,6 +40,7 @@ from retain.methods.seekr.heads import (
     select,
     sensitivity,
 )
+from retain.methods.shared.sequential import FEWER_TRAINABLE
 from retain.methods.shared.teacher import (
     COPIES,
     DTYPES,
@@ -78,7 +79,8 @@ class Seekr(TaughtMethod):
         idea="replay, with distillation of the attention heads that matter and forget most",
         stores="a share of its examples with logits and attention; the newest weights",
         lowers_disk="lower method.replay.share, method.budget.heads or method.budget.queries",
-        lowers_ram="lower training.per_device_train_batch_size, or method.budget",
+        lowers_ram=f"{FEWER_TRAINABLE}, lower method.budget, or "
+        "training.per_device_train_batch_size if above 1",
     )
     only_calls = True
     units: ClassVar[Mapping[str, Unit]] = {"attention": "rows"}

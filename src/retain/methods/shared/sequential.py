@@ -25,7 +25,8 @@ from retain.methods.shared.weights import MODEL, FullWeights, PoolWeights, Weigh
 from retain.tasks import Task
 from retain.training.phase import Unit
 
-FEWER_TRAINABLE = "train fewer weights, with method.tune: lora"
+FEWER_TRAINABLE = "train fewer weights (method.tune: lora)"
+SMALLER_LORA = "lower method.rank"
 LORA = tuple(n for n in LoraMethodConfig.model_fields if n not in MethodConfig.model_fields)
 """Names of the options of a LoRA."""
 
@@ -83,6 +84,13 @@ class Sequential(Method):
     def shares_out(cls, options: Any) -> bool:
         """Says so of blocks, and of methods that say so by `only_calls`."""
         return cls.only_calls or not cls.trains_backbone(options)
+
+    def lowers(self, what: Literal["disk", "ram"]) -> str:
+        """Advises to train fewer weights: with a LoRA or, where there is one, a smaller one."""
+        advice = super().lowers(what)
+        if isinstance(self.weights, FullWeights):
+            return advice
+        return advice.replace(FEWER_TRAINABLE, SMALLER_LORA)
 
     def make_weights(self, config: Any) -> Weights:
         """Returns the trainable weights that the options ask for."""

@@ -21,7 +21,7 @@ from retain.backbone import Backbone, Batch, Features
 from retain.backbone.backbone import IGNORED, cross_entropy
 from retain.methods.base import Footprint, MethodConfig, Options, TaskContext, Traits
 from retain.methods.shared.memory import MemoryMethod, ReplayConfig
-from retain.methods.shared.sequential import Sequential
+from retain.methods.shared.sequential import FEWER_TRAINABLE, Sequential
 from retain.system.files import read_tensors, write_tensors
 from retain.tasks import Task
 
@@ -291,7 +291,8 @@ class TaughtMethod(MemoryMethod):
     traits: ClassVar[Traits] = replace(
         MemoryMethod.traits,
         lowers_disk="lower method.replay.share, or method.teacher.top_k",
-        lowers_ram="lower training.per_device_train_batch_size, or method.teacher.top_k",
+        lowers_ram=f"{FEWER_TRAINABLE}, lower method.teacher.top_k, or "
+        "training.per_device_train_batch_size if above 1",
     )
 
     def __init__(self, backbone: Backbone, config: Any) -> None:
