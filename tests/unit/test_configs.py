@@ -235,7 +235,7 @@ def test_a_dry_run_prints_the_same_experiment_and_writes_nothing(place: Path) ->
     write("again.yaml", done.out)
     again = read_experiment(Path("again.yaml"))
     assert done.out == as_yaml(again) + (
-        "# memory: not told, since b.jsonl: no such file; check the path\n"
+        "# memory: cannot be estimated: b.jsonl: no such file; check the path\n"
     )
     first = read("stream.yaml", "recipe.yaml", method="sapt", order="2,1")
     assert resolved(again) == resolved(first)

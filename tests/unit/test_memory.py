@@ -19,13 +19,31 @@ from retain.errors import RetainError
 from retain.experiment.config import ExperimentConfig
 from retain.experiment.validation import check
 from retain.learner import stream
-from retain.learner.memory import SHARDS, Memory, foretell
+from retain.learner.check_memory import _remedies
+from retain.learner.memory import SHARDS, Largest, Memory, foretell
 from retain.methods import METHODS
 from retain.system.files import write_jsonl
 from retain.testing.tiny import EVALUATION, OWN_VARIANTS, TRAINING, make_task, save_backbone
+from retain.training.config import Shard
 from tests.command import call
 
 FIRST = make_task("copy")
+TOLD = Memory(
+    weights=100,
+    whole_under_full=10,
+    trained=100,
+    moments=200,
+    method_bytes=1,
+    step=150,
+    step_with_gradients=180,
+    answers=20,
+    trains_all=True,
+    accumulates=False,
+    shards=SHARDS,
+    recomputable=True,
+    lowers="lower method.rank",
+    largest=Largest(rows=8, positions=60, answer=7, asked=8, asked_positions=60),
+)
 
 
 @pytest.fixture(scope="module")
@@ -133,20 +151,7 @@ def test_what_does_not_go_together_has_no_numbers(folder: Path) -> None:
 
 
 def test_several_processes() -> None:
-    told = Memory(
-        weights=100,
-        gathered=10,
-        trained=100,
-        moments=200,
-        own=1,
-        step=150,
-        beside=180,
-        answers=20,
-        trains_all=True,
-        accumulates=False,
-        shards=SHARDS,
-        batch="",
-    )
+    told = TOLD
     assert told.per_process(1, "none") == 1 + 100 + 200 + 150
     assert told.per_process(2, "none") == 1 + 100 + 200 + 180
     assert told.per_process(2, "optimizer") == 1 + 100 + 100 + 180
@@ -155,8 +160,63 @@ def test_several_processes() -> None:
     assert accumulated.per_process(2, "full") == 1 + (100 + 200 + 100) // 2 + 10 + 10 + 80
     frozen = replace(told, trains_all=False)
     assert frozen.per_process(2, "full") == 1 + 100 // 2 + 10 + 200 + 180
-    answering = replace(told, own=0, answers=900)
+    answering = replace(told, method_bytes=0, answers=900)
     assert answering.per_process(2, "full") == 100 + 900  # weights are whole there
+
+
+ANSWERS = replace(TOLD, answers=900)
+ACTIVATIONS = replace(TOLD, step=500, step_with_gradients=500)
+CHECKPOINTS = "set training.gradient_checkpointing=true"
+ROWS = "lower training.per_device_train_batch_size"
+SHORTER = "lower prompt.max_prompt_tokens"
+RANK = "lower method.rank"
+FULL = "set training.shard=full"
+
+
+def one_row(told: Memory) -> Memory:
+    return replace(told, largest=replace(told.largest, rows=1, asked=1))
+
+
+@pytest.mark.parametrize(
+    ("told", "count", "shard", "advice"),
+    [
+        (ANSWERS, 1, "none", "lower evaluation.batch_size"),
+        (one_row(ANSWERS), 1, "none", SHORTER),
+        (ACTIVATIONS, 1, "none", f"{CHECKPOINTS}, {ROWS}"),
+        (one_row(ACTIVATIONS), 1, "none", f"{CHECKPOINTS}, {SHORTER}"),
+        (replace(ACTIVATIONS, recomputable=False), 1, "none", ROWS),
+        (one_row(replace(ACTIVATIONS, recomputable=False)), 1, "none", SHORTER),
+        (TOLD, 1, "none", RANK),
+        (TOLD, 2, "none", f"{RANK}, {FULL}"),
+        (TOLD, 2, "optimizer", f"{RANK}, {FULL}"),
+        (TOLD, 2, "full", RANK),
+        (replace(TOLD, shards=("none", "optimizer")), 2, "none", RANK),
+        (replace(TOLD, whole_under_full=900), 2, "none", RANK),  # it would take more
+    ],
+)
+def test_advice_can_be_followed(told: Memory, count: int, shard: Shard, advice: str) -> None:
+    assert _remedies(told, count, shard) == advice
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes", "recomputable", "lowers"),
+    [
+        ("seqft", {}, True, "take seqlora, which trains a LoRA"),
+        ("ewc", {"gradient_checkpointing": True}, False, "train fewer weights (method.tune: lora)"),
+        ("ewc-lora", {}, True, "lower method.rank"),
+    ],
+)
+def test_advice_is_of_the_settings(
+    variant: str, changes: dict[str, Any], recomputable: bool, lowers: str, folder: Path
+) -> None:
+    told = foretell(experiment(folder, variant, **changes), [FIRST])
+    assert (told.recomputable, told.lowers) == (recomputable, lowers)
+
+
+def test_full_needs_layers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `training.fit.check_class` says, which has the model."""
+    monkeypatch.setattr("retain.learner.memory.layers_of", lambda model: ())
+    assert foretell(experiment(folder, "seqlora"), [FIRST]).shards == ("none", "optimizer")
 
 
 def test_what_cannot_fit_is_refused_before_the_model_is_loaded(
@@ -196,7 +256,7 @@ def test_the_table_stands_below_the_experiment(
     (tmp_path / "exp.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     done = call("run", "exp.yaml", "--dry-run")
     assert done.status == 0, done.err
-    assert "# memory: not told, since backbone" in done.out
+    assert "# memory: cannot be estimated: backbone" in done.out
     done = call("run", "exp.yaml", "--dry-run", "--set", "backbone.quantization=nf4")
     assert done.status == 2
     assert "full fine-tuning does not work in 4 or 8 bits" in done.err

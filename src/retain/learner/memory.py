@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import get_args
+from typing import Any, get_args
 
-import psutil
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -19,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from retain.backbone import Backbone
 from retain.backbone.activations import peak_of_answers, peak_of_step, without_values
 from retain.backbone.loading import load_skeleton
-from retain.backbone.precision import SMALLER, device_of, refuse_full_fine_tuning
+from retain.backbone.precision import device_of, refuse_full_fine_tuning
 from retain.backbone.quantization import bytes_per_weight
 from retain.errors import RetainError, first_line
 from retain.experiment.config import ExperimentConfig, check_method, resolved, training_of
@@ -29,7 +28,6 @@ from retain.layers.soft_prompt import PromptedEmbedding
 from retain.learner.check_resources import size
 from retain.learner.check_shard import check_shard
 from retain.methods import Method
-from retain.system import processes
 from retain.tasks import Task
 from retain.training.config import Shard, TrainingConfig
 from retain.training.optimizer import STATE
@@ -41,70 +39,103 @@ SHARDS: tuple[Shard, ...] = get_args(Shard)
 
 
 @dataclass(frozen=True)
+class Largest:
+    """The largest batches of all tasks; all rows count as long as the longest.
+
+    Attributes:
+        rows: of a micro-batch in training.
+        positions: of each of its rows.
+        answer: the last of these, whose logits are computed.
+        asked: rows of test examples that are answered together.
+        asked_positions: of each of them, with those that are generated.
+    """
+
+    rows: int
+    positions: int
+    answer: int
+    asked: int
+    asked_positions: int
+
+    def __str__(self) -> str:
+        return (
+            f"in steps of {self.rows} rows of {self.positions} positions, {self.answer} of them "
+            f"answers; in evaluation of {self.asked} rows of {self.asked_positions}"
+        )
+
+
+@dataclass(frozen=True)
 class Memory:
     """Bytes that one process holds, where it is alone.
 
     Attributes:
         weights: of the backbone.
-        gathered: of what `shard: full` has whole at once: two layers, and what is in none.
+        whole_under_full: what of them `shard: full` has whole at once: two layers, and what is in
+            none.
         trained: of the trained parameters, in float32; gradients are as large.
         moments: of the optimizer.
-        own: what else the method keeps while a task is learned.
+        method_bytes: what else the method keeps while a task is learned.
         step: activations and gradients at the peak of a step.
-        beside: the same where gradients are there from the beginning, as between processes.
+        step_with_gradients: the same where gradients are there from the beginning, as between
+            processes.
         answers: the peak of answering test examples.
         trains_all: whether the backbone's own weights are trained.
         accumulates: whether a step has several micro-batches.
         shards: the kinds of `training.shard` that go with the other settings.
-        batch: the step's and the answers' batches in words.
+        recomputable: whether `training.gradient_checkpointing` is not set and could be.
+        lowers: the method's advice on what takes less.
+        largest: the batches that this is for.
     """
 
     weights: int
-    gathered: int
+    whole_under_full: int
     trained: int
     moments: int
-    own: int
+    method_bytes: int
     step: int
-    beside: int
+    step_with_gradients: int
     answers: int
     trains_all: bool
     accumulates: bool
     shards: tuple[Shard, ...]
-    batch: str
+    recomputable: bool
+    lowers: str
+    largest: Largest
+
+    @property
+    def answering(self) -> int:
+        """The peak outside of training, in bytes, of each process."""
+        return self.weights + self.method_bytes + self.answers
 
     def per_process(self, count: int, shard: str) -> int:
         """Returns the peak of each of several processes, in bytes; see `training.shard`."""
-        whole = self.weights + self.own
+        return max(self._training(count, shard), self.answering)
+
+    def _training(self, count: int, shard: str) -> int:
         if count == 1:
-            return whole + max(self.moments + self.step, self.answers)
-        if shard == "none":
-            return whole + max(self.moments + self.beside, self.answers)
-        if shard == "optimizer":
-            return whole + max(self.moments // count + self.beside, self.answers)
-        # The backbone's weights are shared out while a task is trained; before and after they are
-        # whole, and so is always what a method adds.
-        training = self.weights // count + self.gathered
-        if self.trains_all:
-            activations, gradients = (
-                self.beside - self.trained,
-                self.trained // count + self.gathered,
-            )
-            # Without micro-batches gradients come as activations go.
-            both = sum if self.accumulates else max
-            training += self.moments // count + both((activations, gradients))
-        else:
-            training += self.moments + self.beside
-        return self.own + max(training, self.weights + self.answers)
+            return self.weights + self.method_bytes + self.moments + self.step
+        step = self.step_with_gradients
+        if shard != "full":
+            moments = self.moments // count if shard == "optimizer" else self.moments
+            return self.weights + self.method_bytes + moments + step
+        # The backbone's weights are shared out; what a method adds is whole in every process.
+        weights = self.weights // count + self.whole_under_full
+        if not self.trains_all:
+            return weights + self.method_bytes + self.moments + step
+        activations = step - self.trained
+        gradients = self.trained // count + self.whole_under_full
+        # Without micro-batches gradients come as activations go.
+        step = activations + gradients if self.accumulates else max(activations, gradients)
+        return weights + self.method_bytes + self.moments // count + step
 
     def lines(self) -> Iterator[str]:
         """Yields the parts, and a table by number of processes and what they share out."""
         yield f"memory of one process: {size(self.per_process(1, 'none'))} at its peak"
         yield (
             f"weights {size(self.weights)}, moments {size(self.moments)}, the method's own "
-            f"{size(self.own)}, activations and gradients {size(self.step)}, or answering "
+            f"{size(self.method_bytes)}, activations and gradients {size(self.step)}, or answering "
             f"{size(self.answers)}"
         )
-        yield self.batch
+        yield str(self.largest)
         yield "processes          " + "".join(f"{count:>10}" for count in PROCESSES)
         for shard in SHARDS:
             known = shard in self.shards
@@ -120,18 +151,37 @@ def foretell(experiment: ExperimentConfig, tasks: Sequence[Task]) -> Memory:
     Pseudo-samples and replayed examples count as no longer than the tasks' own.
 
     Raises:
-        RetainError: if there is no such backbone, or its class does not go through a step without
-            its weights.
+        RetainError: if a run would refuse the settings, there is no such backbone, or its class
+            does not go through a step without its weights.
     """
     experiment = resolved(experiment)
-    _refuse_settings(experiment)
+    return _foretold(experiment, tasks, *_method_of(experiment))
+
+
+def _method_of(experiment: ExperimentConfig) -> tuple[type[Method], Any]:
+    """Returns the method's class and its options.
+
+    Raises:
+        RetainError: for what a run refuses before it loads a backbone.
+    """
     kind, options = check_method(experiment.method, "method")
-    trains_all = kind.trains_backbone(options)
+    source, training = experiment.backbone, experiment.training
+    if kind.trains_backbone(options):
+        refuse_full_fine_tuning(source.dtype, source.quantization is not None)
+    check_shard(kind, options, source, training, training.shard)
+    return kind, options
+
+
+def _foretold(
+    experiment: ExperimentConfig, tasks: Sequence[Task], kind: type[Method], options: Any
+) -> Memory:
     backbone = load_skeleton(experiment.backbone, experiment.prompt)
     weights = _bytes_of(backbone, experiment)
+    shards = tuple(shard for shard in SHARDS if _goes(shard, experiment, tasks, kind, options))
     try:
         with without_values():
-            return _counted(kind(backbone, options), trains_all, experiment, tasks, weights)
+            method, trains_all = kind(backbone, options), kind.trains_backbone(options)
+            return _counted(method, trains_all, experiment, tasks, weights, shards)
     except RetainError:
         raise
     except Exception as error:  # classes need values in many places
@@ -141,13 +191,21 @@ def foretell(experiment: ExperimentConfig, tasks: Sequence[Task]) -> Memory:
         ) from error
 
 
-def _refuse_settings(experiment: ExperimentConfig) -> None:
-    """Raises RetainError for what a run refuses before it loads a backbone."""
-    method, options = check_method(experiment.method, "method")
-    source, training = experiment.backbone, experiment.training
-    if method.trains_backbone(options):
-        refuse_full_fine_tuning(source.dtype, source.quantization is not None)
-    check_shard(method, options, source, training, training.shard)
+def _goes(
+    shard: Shard,
+    experiment: ExperimentConfig,
+    tasks: Sequence[Task],
+    kind: type[Method],
+    options: Any,
+) -> bool:
+    """Tells whether a kind of `training.shard` goes with the settings of all tasks."""
+    try:
+        for task in tasks:
+            training = training_of(experiment, task)
+            check_shard(kind, options, experiment.backbone, training, shard)
+    except RetainError:
+        return False
+    return True
 
 
 def _counted(
@@ -156,6 +214,7 @@ def _counted(
     experiment: ExperimentConfig,
     tasks: Sequence[Task],
     weights: int,
+    shards: tuple[Shard, ...],
 ) -> Memory:
     backbone, model = method.backbone, method.backbone.model
     settings = [training_of(experiment, task) for task in tasks]
@@ -163,72 +222,78 @@ def _counted(
         method.footprint(task, config.per_device_train_batch_size)
         for task, config in zip(tasks, settings, strict=True)
     ]
-    encoded = [method.encoded(task) for task in tasks]
-    read = [max(len(row["input_ids"]) for row in rows) for rows in encoded]
-    written = [1 + max(_answer(row["labels"]) for row in rows) for rows in encoded]
-    asked = [
-        max(len(backbone.encode(example, with_answer=False)["input_ids"]) for example in task.test)
-        + experiment.evaluation.for_task(task).max_new_tokens
-        for task in tasks
-    ]
-    _learn(method, trains_all)
+    largest = _largest(method, experiment, tasks, settings)
     trained = max(need.trainable for need in needs)
+    micro_batches = max(config.gradient_accumulation_steps for config in settings)
+    _make_trainable(method, trains_all)
     # One step of the longest rows stands for all tasks; it takes a second or so.
-    counts = [len(examples) for examples in encoded]
-    there = sum(counts) if method.traits.waits else max(counts)  # no batch has more
-    rows = min(there, max(config.per_device_train_batch_size for config in settings))
-    count = partial(
+    peak = partial(
         peak_of_step,
         backbone,
-        rows,
-        max(read),
-        max(written),
+        largest.rows,
+        largest.positions,
+        largest.answer,
         any(config.autocasts for config in settings),
         all(config.gradient_checkpointing for config in settings),
     )
-    micro_batches = max(config.gradient_accumulation_steps for config in settings)
-    step = count(micro_batches)
-    beside = count(2) if trains_all else step + trained
+    step = peak(micro_batches)
+    step_with_gradients = peak(2) if trains_all else step + trained
     model.requires_grad_(False)
     on_gpu = device_of(experiment.backbone.device).startswith("cuda")
     if on_gpu and any(config.optim == "adamw_torch" for config in settings):
         step = max(step, 2 * trained)  # there its step takes as much again as gradients
-    tests = max(len(task.test[: experiment.evaluation.limit]) for task in tasks)
-    answered = min(tests, experiment.evaluation.batch_size)
-    answers = peak_of_answers(backbone, answered, max(asked))
-    per_parameter = max(STATE[config.optim] for config in settings)
+    recomputes = experiment.training.gradient_checkpointing
     return Memory(
         weights=weights,
-        gathered=_gathered(model),
+        whole_under_full=_whole_under_full(model),
         trained=trained,
-        moments=int(per_parameter * trained),
-        own=max(need.ram for need in needs),
+        moments=int(max(STATE[config.optim] for config in settings) * trained),
+        method_bytes=max(need.ram for need in needs),
         step=step,
-        beside=beside,
-        answers=answers,
+        step_with_gradients=step_with_gradients,
+        answers=peak_of_answers(backbone, largest.asked, largest.asked_positions),
         trains_all=trains_all,
         accumulates=micro_batches > 1,
-        shards=tuple(shard for shard in SHARDS if _goes(shard, experiment, settings)),
-        batch=f"in steps of {rows} rows of {max(read)} positions, {max(written)} of them answers; "
-        f"in evaluation of {answered} rows of {max(asked)}",
+        shards=shards if layers_of(model) else tuple(s for s in shards if s != "full"),
+        recomputable=model.supports_gradient_checkpointing and not recomputes,
+        lowers=method.lowers("ram"),
+        largest=largest,
     )
 
 
-def _goes(shard: Shard, experiment: ExperimentConfig, settings: Sequence[TrainingConfig]) -> bool:
-    kind, options = check_method(experiment.method, "method")
-    try:
-        for config in settings:
-            check_shard(kind, options, experiment.backbone, config, shard)
-    except RetainError:
-        return False
-    return True
+def _largest(
+    method: Method,
+    experiment: ExperimentConfig,
+    tasks: Sequence[Task],
+    settings: Sequence[TrainingConfig],
+) -> Largest:
+    """Encodes all examples, for the lengths of the longest and the sizes of batches."""
+    backbone, evaluation = method.backbone, experiment.evaluation
+    encoded = [method.encoded(task) for task in tasks]
+    examples = [len(rows) for rows in encoded]
+    # No batch has more rows than there are.
+    most = sum(examples) if method.traits.waits else max(examples)
+    return Largest(
+        rows=min(most, max(config.per_device_train_batch_size for config in settings)),
+        positions=max(len(row["input_ids"]) for rows in encoded for row in rows),
+        answer=1 + max(_answer(row["labels"]) for rows in encoded for row in rows),
+        asked=min(max(len(task.test[: evaluation.limit]) for task in tasks), evaluation.batch_size),
+        asked_positions=max(
+            max(
+                len(backbone.encode(example, with_answer=False)["input_ids"])
+                for example in task.test
+            )
+            + evaluation.for_task(task).max_new_tokens
+            for task in tasks
+        ),
+    )
 
 
 def _answer(labels: Sequence[int]) -> int:
     return sum(label >= 0 for label in labels)
 
 
-def _learn(method: Method, trains_all: bool) -> None:
+def _make_trainable(method: Method, trains_all: bool) -> None:
     """Makes the parameters trainable that a task trains, or others whose inputs are as large."""
     model = method.backbone.model
     if trains_all:
@@ -259,7 +324,7 @@ def _bytes_of(backbone: Backbone, experiment: ExperimentConfig) -> int:
     )
 
 
-def _gathered(model: nn.Module) -> int:
+def _whole_under_full(model: nn.Module) -> int:
     """Counts what `shard: full` has whole at once: a layer, the one after it, and the rest."""
     sizes = [_size_of(layer) for layer in layers_of(model)]
     return _size_of(model) - sum(sizes) + 2 * max(sizes, default=0)
@@ -275,54 +340,12 @@ def memory_table(experiment: ExperimentConfig) -> list[str]:
     Raises:
         RetainError: for settings that a run would refuse whatever its machine.
     """
-    _refuse_settings(resolved(experiment))
+    experiment = resolved(experiment)
+    kind, options = _method_of(experiment)
     try:
         if not experiment.tasks:
             raise RetainError("there are no tasks")
-        return [*foretell(experiment, load_stream(experiment.tasks)).lines()]
+        tasks = load_stream(experiment.tasks)
+        return [*_foretold(experiment, tasks, kind, options).lines()]
     except RetainError as error:
-        return [f"memory: not told, since {error}"]
-
-
-def refuse_what_cannot_fit(experiment: ExperimentConfig, tasks: Sequence[Task]) -> None:
-    """Compares the memory that an experiment takes with what is free, before its model is loaded.
-
-    Raises:
-        RetainError: when less is free.
-    """
-    try:
-        memory = foretell(experiment, [task for task in tasks if task.train and task.test])
-    except (RetainError, ValueError):
-        return  # whoever loads the model tells what is wrong with it; some classes cannot be told
-    device = device_of(experiment.backbone.device)
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        return
-    count, shard = processes.count(), experiment.training.shard
-    need, on_gpu = memory.per_process(count, shard), device.startswith("cuda")
-    own = processes.connect(not on_gpu) or device  # of several GPUs this process's
-    if on_gpu:
-        free, where = torch.cuda.mem_get_info(own)[0], f"memory of {own}"
-    else:
-        free, where = psutil.virtual_memory().available, "RAM"
-        need *= count  # all on one machine, as far as can be told
-    there = min(processes.gather([free]))  # all begin to load after this, or none
-    if need > there:
-        lower = _remedies(experiment.training, memory, count)
-        raise RetainError(
-            f"this run needs about {size(need)} of {where}, but {size(there)} are free ("
-            f"weights {size(memory.weights)}, {memory.batch}); {lower}, or take {SMALLER}; "
-            "--dry-run prints the table"
-        )
-
-
-def _remedies(training: TrainingConfig, memory: Memory, count: int) -> str:
-    if memory.answers > memory.moments + memory.step:
-        return "lower evaluation.batch_size"
-    if not training.gradient_checkpointing and memory.step > memory.trained + memory.moments:
-        return (
-            "set training.gradient_checkpointing=true, or lower "
-            "training.per_device_train_batch_size"
-        )
-    if memory.trains_all:
-        return "take method.tune=lora" + ("" if count == 1 else " or training.shard=full")
-    return "lower training.per_device_train_batch_size"
+        return [f"memory: cannot be estimated: {error}"]

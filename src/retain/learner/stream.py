@@ -8,8 +8,8 @@ from pathlib import Path
 from retain.errors import RetainError
 from retain.experiment.config import ExperimentConfig, stored_experiment
 from retain.experiment.resume import refuse_changes, settled
+from retain.learner.check_memory import refuse_what_cannot_fit
 from retain.learner.learner import Learner
-from retain.learner.memory import refuse_what_cannot_fit
 from retain.runs import results
 from retain.runs.directory import RunDirectory
 from retain.runs.records import CONFIG, TASK
