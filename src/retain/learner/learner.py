@@ -20,7 +20,7 @@ from retain.learner.check_resources import check_resources
 from retain.learner.check_shard import check_shard
 from retain.learner.learned_model import LearnedModel
 from retain.learner.lesson import Lesson
-from retain.learner.score_row import score_row
+from retain.learner.score_row import ScoreRow
 from retain.learner.seeds import Seeds
 from retain.learner.task_files import (
     fixed_training,
@@ -353,16 +353,16 @@ class Learner(LearnedModel):
 
     def _score(self, more: bool) -> None:
         """Scores all tasks so far, unless their row is there already."""
-        score_row(
+        row = ScoreRow(
             self.run,
             self.tasks,
             self._evaluate,
             self.method,
             self.experiment.evaluation,
             self.experiment.seed,
-            self.progress.message,
             more,
         )
+        row.write(self.progress.message)
 
     def _score_zero_shot(self, task: Task, path: Path) -> None:
         """Scores a task before it is learned, if asked for; not if the method needs its name."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from retain.evaluation.answers import Evaluation, EvaluationConfig
 from retain.evaluation.old import ALL, asked_examples, measured_tasks
@@ -13,7 +13,7 @@ from retain.methods.base import Method
 from retain.metrics.continual import standard_error
 from retain.runs import results
 from retain.runs.directory import RunDirectory
-from retain.runs.records import EVALUATION, Sample, predictions_file
+from retain.runs.records import EVALUATION, Row, Sample, predictions_file
 from retain.system.files import read_jsonl, write_json, write_jsonl
 from retain.tasks import Task
 
@@ -23,17 +23,25 @@ CHECKED = 4
 """Answers of an old task that are generated again and compared before its score is copied."""
 
 
-def score_row(
-    run: RunDirectory,
-    tasks: Sequence[Task],
-    evaluate: Callable[[Task], Evaluation],
-    method: Method,
-    config: EvaluationConfig,
-    seed: int,
-    report: Callable[[str], None],
-    more: bool,
-) -> None:
-    """Scores all tasks so far and writes their row of the score matrix, unless it exists.
+@dataclass(frozen=True)
+class Cell:
+    """What a row holds of one task; nothing where the task is not measured.
+
+    Attributes:
+        score: from 0 to 100.
+        routing: the mean weights over blocks.
+        sample: what the score is of, unless of all test examples.
+        is_copy: whether the score is that of the task's own row.
+    """
+
+    score: float | None = None
+    routing: list[float] | None = None
+    sample: Sample | None = None
+    is_copy: bool = False
+
+
+class ScoreRow:
+    """The row of the score matrix after the newest task.
 
     For a method that cannot forget, the score of an older task is copied if a sample of its answers
     is still the same. For a method that waits for more tasks, the row is empty. A score that was
@@ -46,53 +54,86 @@ def score_row(
         method: the method that learned the tasks.
         config: which older tasks are measured, and on which examples.
         seed: the run's.
-        report: receives a message if scores were copied.
         more: whether another task follows at once; the last row is of all tasks and examples.
     """
-    folder = run.learned()[-1]
-    result = folder / EVALUATION
-    if run.is_committed(result):
-        return
-    row: dict[str, Any] = {"scores": [], "routing": [], "samples": []}
-    older_rows = results.rows(run)
-    newest = len(tasks) - 1
-    old = config.old if more else ALL
-    measured = measured_tasks(old, newest, Seeds(seed, newest).of(DRAW_SLOT)) | {newest}
-    copied = 0
-    keeps_answers = not method.traits.forgets
-    Seeds(seed, newest).set(EVALUATION_SLOT)
-    for j, task in enumerate(tasks):
-        score, routing, sample = None, None, None
-        if method.waiting:
-            pass
-        elif keeps_answers and j < newest and _unchanged(run, j, task, evaluate):
-            score, routing = older_rows[j].scores[j], older_rows[j].routing[j]
-            copied += 1
-        elif j in measured:
-            path = predictions_file(folder, j)
-            count = len(task.test[: config.limit])
-            asked = None
-            if j < newest:
-                asked = asked_examples(old, count, Seeds(seed, j).of(DRAW_SLOT))
-            if results.holds(run, path):  # measured before a kill
-                cell = Evaluation.from_rows(task, read_jsonl(path))
-            else:
-                cell = _evaluated(task, asked, evaluate)
-                write_jsonl(path, cell.rows)
-                run.commit([path])
-            score, routing, sample = cell.score, cell.routing, _sample(j, cell, count)
-        row["scores"].append(score)
-        row["routing"].append(routing)
-        if sample is not None:
-            row["samples"].append(sample.model_dump())
-    if copied:
-        report(
-            f"{copied} older scores are kept: the method cannot forget, and the first {CHECKED} "
-            "answers of each task came out the same"
-        )
-    write_json(result, row)
-    run.commit([result])
-    results.write_scores(run)
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        tasks: Sequence[Task],
+        evaluate: Callable[[Task], Evaluation],
+        method: Method,
+        config: EvaluationConfig,
+        seed: int,
+        more: bool,
+    ) -> None:
+        self._run, self._tasks, self._evaluate = run, tasks, evaluate
+        self._method, self._limit, self._seed = method, config.limit, seed
+        self._newest = len(tasks) - 1
+        self._old = config.old if more else ALL
+        draw = Seeds(seed, self._newest).of(DRAW_SLOT)
+        self._measured = measured_tasks(self._old, self._newest, draw) | {self._newest}
+        self._folder = run.learned()[-1]
+
+    def write(self, report: Callable[[str], None]) -> None:
+        """Scores the tasks and writes the row, unless it exists.
+
+        Args:
+            report: receives a message if scores were copied.
+        """
+        result = self._folder / EVALUATION
+        if self._run.is_committed(result):
+            return
+        Seeds(self._seed, self._newest).set(EVALUATION_SLOT)
+        cells = [self._cell(number) for number in range(len(self._tasks))]
+        if copies := sum(cell.is_copy for cell in cells):
+            report(
+                f"{copies} older scores are kept: the method cannot forget, and the first "
+                f"{CHECKED} answers of each task came out the same"
+            )
+        row = {
+            "scores": [cell.score for cell in cells],
+            "routing": [cell.routing for cell in cells],
+            "samples": [cell.sample.model_dump() for cell in cells if cell.sample is not None],
+        }
+        write_json(result, row)
+        self._run.commit([result])
+        results.write_scores(self._run)
+
+    def _cell(self, number: int) -> Cell:
+        if self._method.waiting:
+            return Cell()
+        if not self._method.traits.forgets and number < self._newest and self._unchanged(number):
+            own = self._own_rows[number]
+            return Cell(own.scores[number], own.routing[number], is_copy=True)
+        return self._measure(number) if number in self._measured else Cell()
+
+    @cached_property
+    def _own_rows(self) -> list[Row]:
+        """The rows so far; row i was measured right after learning task i."""
+        return results.rows(self._run)
+
+    def _unchanged(self, number: int) -> bool:
+        """Tells whether a sample of an old task's answers is as right after learning it."""
+        task, folder = self._tasks[number], self._run.learned()[number]
+        stored = read_jsonl(predictions_file(folder, number))[:CHECKED]
+        current = self._evaluate(replace(task, test=task.test[:CHECKED])).rows
+        return [row["prediction"] for row in stored] == [row["prediction"] for row in current]
+
+    def _measure(self, number: int) -> Cell:
+        """Scores a task, or reads the answers that were scored before a kill."""
+        task, path = self._tasks[number], predictions_file(self._folder, number)
+        count = len(task.test[: self._limit])
+        asked = None
+        if number < self._newest:
+            asked = asked_examples(self._old, count, Seeds(self._seed, number).of(DRAW_SLOT))
+        if results.holds(self._run, path):
+            found = Evaluation.from_rows(task, read_jsonl(path))
+        else:
+            found = _evaluated(task, asked, self._evaluate)
+            write_jsonl(path, found.rows)
+            self._run.commit([path])
+        return Cell(found.score, found.routing, _sample(number, found, count))
 
 
 def _evaluated(
@@ -112,12 +153,3 @@ def _sample(number: int, cell: Evaluation, count: int) -> Sample | None:
         return None
     error = standard_error([row["score"] for row in cell.rows], count)
     return Sample(task=number, examples=len(cell.rows), of=count, error=error)
-
-
-def _unchanged(
-    run: RunDirectory, number: int, task: Task, evaluate: Callable[[Task], Evaluation]
-) -> bool:
-    """Tells whether a sample of an old task's answers is as it was right after learning it."""
-    stored = read_jsonl(predictions_file(run.learned()[number], number))[:CHECKED]
-    current = evaluate(replace(task, test=task.test[:CHECKED])).rows
-    return [row["prediction"] for row in stored] == [row["prediction"] for row in current]
