@@ -140,9 +140,13 @@ def test_examples_of_a_learned_task(copied: Path, known: Known) -> None:
         assert list(again.test) == list(learner.tasks[0].test)
     assert again.metric == ("exact_match" if known == "refresh" else "rouge_l")
     assert stored_decision(Path("mixed.jsonl"), rows, known) == decision
-    others: list[tuple[list[Example], Known]] = [(rows[1:], known), (rows, "skip")]
-    for other, kind in others:
-        with pytest.raises(RetainError, match=r"was decided .*; delete mixed.discovered"):
+    others: list[tuple[list[Example], Known, str]] = [
+        (rows[1:], known, r"restore those of mixed\.jsonl"),
+        (rows, "skip", f"give --known {known} again"),
+    ]
+    for other, kind, advice in others:
+        says = rf"was decided .*; delete mixed.discovered .*, or {advice}$"
+        with pytest.raises(RetainError, match=says):
             stored_decision(Path("mixed.jsonl"), other, kind)
     learner.tasks.pop()
     with pytest.raises(RetainError, match=r"is for a run that learns copy, .* give its groups"):
@@ -194,7 +198,9 @@ def test_bad_input_is_refused_before_anything_is_loaded(
 
     wrong("plain.jsonl", "--yes", says=["plain.jsonl, line 1: no field 'answer'"])
     wrong("none.jsonl", "--yes", says=["none.jsonl: no such file"])
-    wrong("few.jsonl", "--yes", says=["has 7 examples, and a group has 8 or more"])
+    few = "has 7 examples, and a group has 8 or more"
+    wrong("few.jsonl", "--yes", says=[few])
+    wrong("few.jsonl", "--yes", "--set", "metric=rouge_l", says=[few])
     wrong("run/mixed.jsonl", "--yes", says=["lies in the run"])
     wrong("mixed.jsonl", says=["no terminal to ask; add --yes"])
     wrong("mixed.jsonl", "--yes", "--name", "x", says=["takes no --name"])

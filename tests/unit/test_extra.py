@@ -83,7 +83,7 @@ def test_names_and_values_are_checked(
 
 def test_a_constant_schedule_takes_no_options() -> None:
     kind = "constant_with_warmup"
-    with pytest.raises(ValueError, match=f"the schedule '{kind}' takes none"):
+    with pytest.raises(ValueError, match=f"the schedule '{kind}' takes none; remove"):
         TrainingConfig(lr_scheduler_type=kind, extra={"lr_scheduler_kwargs": {"num_cycles": 1}})
 
 

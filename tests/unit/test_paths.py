@@ -101,6 +101,7 @@ def run(tmp_path: Path) -> Path:
         ".lock",
         "tasks/01-a/task.json",
         "tasks/x.html",
+        "compact/01.safetensors",
     ],
 )
 def test_a_run_s_own_files_are_no_targets(run: Path, name: str) -> None:

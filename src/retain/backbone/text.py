@@ -173,7 +173,9 @@ class Texts:
     def _mark(self, text: str) -> str:
         """Marks the special tokens that a user's text spells."""
         if HALF.search(text):
-            raise RetainError(f"text {text[:EXCERPT]!a}: half a character (a lone surrogate)")
+            raise RetainError(
+                f"text {text[:EXCERPT]!a}: half a character (a lone surrogate); remove it"
+            )
         return self._special.sub(lambda match: SPELLED.format(match.group()), text)
 
     # -- ids

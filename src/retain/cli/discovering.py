@@ -19,7 +19,7 @@ from retain.system.printing import escaped
 if TYPE_CHECKING:  # an import of torch takes seconds
     from retain.discovery.decision import Decision, GroupRecord
 
-FOR_ALL = ("columns", "extract", "max_new_tokens", "train_limit", "training")
+FOR_ALL = ("columns", "extract", "max_new_tokens", "metric", "train_limit", "training")
 """Fields that `--set` may give to all groups alike."""
 
 

@@ -170,16 +170,14 @@ def stored_decision(path: Path, rows: Sequence[Example], known: Known) -> Decisi
     if not place.exists():
         return None
     decision = read_record(Decision, place)
-    other = ""
+    anew = f"delete {folder_of(path)} to decide anew"
     if decision.source != source_of(rows):
-        other = "about other examples"
-    elif decision.known != known:
-        other = f"with --known {decision.known}"
-    if other:
         raise RetainError(
-            f"{place}: was decided {other}; delete {folder_of(path)} to decide anew, or go on as "
-            "then"
+            f"{place}: was decided about other examples; {anew}, or restore those of {path}"
         )
+    if decision.known != known:
+        given = f"--known {decision.known}"
+        raise RetainError(f"{place}: was decided with {given}; {anew}, or give {given} again")
     names = [group.name for group in decision.groups if group.learn]
     if not all(name.strip() for name in names):
         raise RetainError(f"{place}: a group has no name; give it one")

@@ -11,7 +11,7 @@ from retain.runs.manifest import MANIFEST
 from retain.runs.records import CONFIG, ENVIRONMENT, SCORES, SINGLE
 from retain.system.paths import refuse_special_target
 
-OWN = {MANIFEST, CONFIG, ENVIRONMENT, SCORES, SINGLE, LOCK, "tasks"}
+OWN = {MANIFEST, CONFIG, ENVIRONMENT, SCORES, SINGLE, LOCK, "tasks", "compact"}
 """Names in a run's folder that are the run's."""
 
 PAGE = b"<!DOCTYPE html>"

@@ -25,7 +25,10 @@ ENGINES = {
     "ACCELERATE_USE_FSDP": ("FSDP", "set training.shard: full instead"),
     "ACCELERATE_USE_DEEPSPEED": ("DeepSpeed", "set training.shard: optimizer or full instead"),
     "ACCELERATE_USE_MEGATRON_LM": ("Megatron-LM", "set training.shard: full instead"),
-    "ACCELERATE_USE_PARALLELISM_CONFIG": ("tensor or context parallelism", "there is no such here"),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": (
+        "tensor or context parallelism",
+        "set training.shard: full to share the weights out (retain has no such parallelism)",
+    ),
 }
 """What `accelerate launch` can ask for and retain does not run: its variable, name, and advice."""
 

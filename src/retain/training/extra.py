@@ -101,7 +101,7 @@ def check_scheduler(kind: str, learning_rate: float, options: Any) -> None:
     """
     where = "extra 'lr_scheduler_kwargs'"
     if kind.startswith("constant"):
-        raise ValueError(f"{where}: the schedule '{kind}' takes none")
+        raise ValueError(f"{where}: the schedule '{kind}' takes none; remove lr_scheduler_kwargs")
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=learning_rate)
     at = ""
     try:
