@@ -101,10 +101,8 @@ def test_another_engine_is_refused(
     variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, "true")
-    with pytest.raises(
     says = r"^accelerate launch: asks for .*launch without it .*training\.shard: "
     with pytest.raises(RetainError, match=says):
-    ):
         Learner("nowhere", "seqlora", tmp_path / "run")
     monkeypatch.setenv(variable, "false")
     with pytest.raises(RetainError, match="nowhere"):
