@@ -61,7 +61,8 @@ def test_random_rows_overlap_by_one_relative_to_random_rows() -> None:
 
 
 def test_o_lora_pays_for_every_older_block() -> None:
-    method = OLora(make_backbone("llama"), OLoraConfig(rank=2, weight=0.5))
+    options = OLoraConfig(rank=2, weight=0.5, weighting="published")
+    method = OLora(make_backbone("llama"), options)
     method.pool.grow("first", seed=0)
     assert list(method.loss(batch_of(method.backbone))) == ["task"]
     method.pool.grow("second", seed=0)

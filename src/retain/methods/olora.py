@@ -22,11 +22,11 @@ from retain.training.phase import Unit
 class OLoraConfig(LoraMethodConfig):
     """Weight λ of the orthogonality term, and λ₂ (`l2_weight`) of the block's norm.
 
-    The published term is a sum over layers and pairs of matrix rows. It grows with rank, depth and
-    the number of tasks, and small rows make it small without being orthogonal. With
-    `weighting: relative` it is the mean absolute cosine of the pairs, divided by that of random
-    rows: 1 for a block that ignores the older ones, 0 for an orthogonal one.
-    `preset: paper` has the options of the published scripts.
+    With `weighting: relative` the term is the mean absolute cosine of pairs of matrix rows, divided
+    by that of random rows: 1 for a block that ignores the older ones, 0 for an orthogonal one. The
+    published term is a sum over layers and pairs. It grows with rank, depth and the number of
+    tasks, and small rows make it small without being orthogonal. `preset: paper` has that, and the
+    options of the published scripts.
     """
 
     presets: ClassVar[Presets] = {
@@ -40,7 +40,7 @@ class OLoraConfig(LoraMethodConfig):
     }
 
     weight: NonNegativeFloat = 0.5
-    weighting: Weighting = "published"
+    weighting: Weighting = "relative"
     l2_weight: NonNegativeFloat = 0.0
 
 

@@ -110,7 +110,7 @@ OWN_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "replay-lora": ("replay", {**OPTIONS["replay"], "tune": "lora"}),
     "multitask-lora": ("multitask", {"tune": "lora"}),
     "progprompt-bare": ("progprompt", {"length": 2, "rate": 1.0}),
-    "olora-relative": ("olora", {"weighting": "relative", "l2_weight": 0.01}),
+    "olora-published": ("olora", {"weighting": "published", "l2_weight": 0.01}),
     "ewc-relative": ("ewc", {"weighting": "relative"}),
     "ewc-lora-relative": ("ewc", {"weighting": "relative", "tune": "lora"}),
     "lwf-relative": ("lwf", {"weighting": "relative"}),
