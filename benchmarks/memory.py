@@ -109,7 +109,9 @@ def measure(model: Path, method: str, folder: Path, dtype: str, changes: list[st
         "shard": experiment.training.shard,
         "foretold": told.per_process(processes.count(), experiment.training.shard),
         "measured": max(processes.gather([status("VmHWM") - before])),
-        "parts": {name: getattr(told, name) for name in ("weights", "moments", "own", "step")},
+        "parts": {
+            name: getattr(told, name) for name in ("weights", "moments", "method_bytes", "step")
+        },
     }
 
 
