@@ -156,6 +156,35 @@ def test_cases_count_over_the_file_and_later_files_over_both(place: Path) -> Non
     assert other.training.max_steps == 3
 
 
+@pytest.mark.parametrize(
+    ("method", "changes", "rate"),
+    [
+        (None, [], 0.125),
+        (None, ["method.tune=lora"], 0.5),
+        (None, ['method.tune="lora"'], 0.5),
+        (None, ["method={name: seekr, tune: lora}"], 0.5),
+        ("{name: seekr, tune: lora}", [], 0.5),
+        ("{tune: lora}", [], 0.5),
+        ("{name: replay, tune: lora}", [], 0.125),  # its options fall away
+        ("{tune: lora}", ["method.tune=full"], 0.125),
+    ],
+)
+def test_the_rate_of_full_fine_tuning_is_not_for_a_lora(
+    place: Path, method: str | None, changes: list[str], rate: float
+) -> None:
+    write(
+        "rates.yaml",
+        "training: {learning_rate: 0.5}\n"
+        "cases: [{when: {method: [seekr, seqft], tune: full}, training: {learning_rate: 0.125}}]\n",
+    )
+    files = ["stream.yaml", "rates.yaml"]
+    if method:
+        write("own.yaml", f"method: {method}\n")
+        files.append("own.yaml")
+    assert read(*files, method="seekr", changes=changes).training.learning_rate == rate
+    assert read("stream.yaml", "rates.yaml", method="seqft").training.learning_rate == 0.125
+
+
 def test_a_star_is_every_task(place: Path) -> None:
     write("all.yaml", "tasks: {'*': {training: {max_steps: 8, save_steps: 2}}}\n")
     changes = ["tasks.*.metric=rouge_l", "tasks.0.training.save_steps=3"]
@@ -323,6 +352,7 @@ def test_contradictions(place: Path, text: str, more: tuple[str, ...], says: lis
         ),
         ("when: {backbone: x}", "no backbone 'x'; choose one of tiny"),
         ("when: {method: ewc}", "no method 'ewc'; choose one of sapt, seqlora"),
+        ("when: {tune: lore}", "no tune 'lore'; choose one of full, lora"),
         (
             "when: {stream: s, order: 3}",
             "field 'cases.0.when.order': no order '3'; choose one of 1, 2",

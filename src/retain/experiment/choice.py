@@ -15,6 +15,7 @@ from retain.experiment.validation import refuse_unknown_fields
 from retain.methods import find, is_installed, list_methods
 from retain.training.config import TrainingConfig
 
+TUNES = ("full", "lora")
 NAMED = ("backbone", "method")
 """Sections with a name, which says what their options are for."""
 
@@ -26,6 +27,7 @@ class Choice:
     """Which experiment it is, by names; None where nothing says it.
 
     Attributes:
+        tune: what the method trains, `full` or `lora`.
         order: one of the stream's `orders`; None for an order of one's own.
         backbones: what the short names of backbones stand for.
     """
@@ -33,6 +35,7 @@ class Choice:
     stream: str | None
     backbone: Any
     method: Any
+    tune: Any
     order: str | None
     backbones: Mapping[str, Mapping[str, Any]]
 
@@ -57,7 +60,8 @@ def choose(read: Files, flags: Mapping[str, Any]) -> tuple[Choice, Any]:
 
     Args:
         read: the files; a later one's names count.
-        flags: `backbone`, `method` and `order`, where they are given; they count over the files.
+        flags: `backbone`, `method`, `tune` and `order`, where they are given; they count over the
+            files.
 
     Raises:
         RetainError: for an order that there is not, or one that is not of the stream's tasks.
@@ -71,11 +75,17 @@ def choose(read: Files, flags: Mapping[str, Any]) -> tuple[Choice, Any]:
         backbones = merge(backbones, file.backbones)
         wanted = wanted if file.order is None else file.order
     named |= {field: flags[field] for field in NAMED if field in flags}
+    tune = "full"
+    for file in read.values():
+        section = file.method or {}
+        if section.get("name", named["method"]) == named["method"]:
+            tune = section.get("tune", tune)
     order, places = _order(flags.get("order", wanted), _orders(read))
     choice = Choice(
         stream=next((file.stream for file in read.values() if file.stream), None),
         backbone=named["backbone"],
         method=named["method"],
+        tune=flags.get("tune", tune),
         order=order,
         backbones=backbones,
     )
@@ -160,7 +170,7 @@ def refuse_unknown(read: Files, choice: Choice) -> None:
     """
     orders = _orders(read)
     for path, file in read.items():
-        known: dict[str, Sequence[str]] = {"method": list_methods()}
+        known: dict[str, Sequence[str]] = {"method": list_methods(), "tune": TUNES}
         known |= {"backbone": list(file.backbones)} if file.backbones else {}
         for number, when in enumerate(file.covers):
             _refuse_names(path, f"covers.{number}", when, known)
@@ -224,7 +234,7 @@ def _refuse_fields(path: Path, prefix: str, settings: Settings, methods: Iterabl
 
 def _refuse_uncovered(path: Path, file: ExperimentFile, choice: Choice) -> None:
     left: Sequence[When] = file.covers
-    for field in ("stream", "backbone", "method", "order"):
+    for field in ("stream", "backbone", "method", "tune", "order"):
         before, left = left, [when for when in left if choice.matches(when, [field])]
         if left:
             continue

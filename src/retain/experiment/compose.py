@@ -38,6 +38,8 @@ from retain.system.yaml_text import parse_yaml
 
 EVERY = "*"
 """Among settings by task name: those for all tasks."""
+TUNE = "method.tune"
+"""The change that says whether a method trains all weights or a LoRA."""
 
 
 def read_experiment(
@@ -143,15 +145,19 @@ def _split(changes: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
         key, _, text = change.partition("=")
         field = key.removesuffix(".name")
         try:
-            value = parse_yaml(text) if field in NAMED or key == "order" else None
+            value = parse_yaml(text) if field in NAMED or key in ("order", TUNE) else None
         except yaml.YAMLError:
             value = None  # refused as any other setting
-        if value is not None and (key == "order" or isinstance(value, str)):
+        if key == TUNE:
+            names["tune"] = value
+        if key != TUNE and value is not None and (key == "order" or isinstance(value, str)):
             names[field] = value
         else:
             settings.append(change)
         if isinstance(value, Mapping) and "name" in value and key == field:
             names[field] = value["name"]
+        if isinstance(value, Mapping) and "tune" in value and key == "method":
+            names["tune"] = value["tune"]
     return names, settings
 
 

@@ -43,6 +43,8 @@ class When(BaseModel):
         stream: the `stream` of a file.
         backbone: the chosen backbone, by its name or by its short name in `backbones`.
         method: the chosen method.
+        tune: `full` or `lora`, the option of the chosen method as `--set` or a file has it outside
+            of `cases`; `full` where neither has. A LoRA wants another learning rate.
         order: a name of one of the stream's `orders`. It also matches if that order is chosen as a
             list of numbers or as `reversed`.
     """
@@ -52,6 +54,7 @@ class When(BaseModel):
     stream: Names | None = None
     backbone: Names | None = None
     method: Names | None = None
+    tune: Names | None = None
     order: Names | None = None
 
 
