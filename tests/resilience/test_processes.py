@@ -15,12 +15,15 @@ import pytest
 import torch
 from safetensors.torch import load, load_file
 
+from retain.backbone import BackboneConfig, load_backbone
 from retain.methods.seekr import Seekr
+from retain.system import processes
 from retain.testing.tiny import VARIANTS, make_backbone, make_learner, make_task, read_files
 from tests.command import call, settings, write_settings, write_tasks
 
 NAMES = ("copy", "constant")
 NUMBERS = ("one", "two")
+MAPS = Path("/proc/self/maps")
 
 
 def learn(variant: str, folder: Path, size: int, accumulation: int = 1) -> None:
@@ -107,6 +110,24 @@ def test_the_launched_command_is_one_process_that_accumulates(
     assert_same(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.slow
+def test_weights_stay_in_the_pages_of_their_file(
+    backbone_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Processes of a node share these pages, and a loading one has no second copy."""
+    launch("tests.resilience.test_processes", str(backbone_folder("llama")))
+
+
+def load_and_look(folder: str) -> None:
+    """Loads a backbone, and asserts that no weight was copied from its file."""
+    backbone = load_backbone(BackboneConfig(name=folder))
+    assert processes.count() == 2
+    mapped = [line.split()[0] for line in MAPS.read_text().splitlines() if "safetensors" in line]
+    ranges = [[int(end, 16) for end in pages.split("-")] for pages in mapped]
+    for weight in backbone.model.parameters():
+        assert any(start <= weight.data_ptr() < end for start, end in ranges)
+
+
 def assert_same(a: Path, b: Path) -> None:
     """Files of the same names, with the same content up to rounding."""
     one, two = read_files(a), read_files(b)
@@ -137,4 +158,7 @@ def answers(content: bytes) -> Any:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) == 2:
+        load_and_look(sys.argv[1])
+        sys.exit()
     learn(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))

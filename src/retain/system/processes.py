@@ -67,7 +67,9 @@ def connect(on_cpu: bool) -> str | None:
         return None
     from accelerate import PartialState
 
-    return str(PartialState(cpu=on_cpu, backend=backend(on_cpu), timeout=PATIENCE).device)
+    device = PartialState(cpu=on_cpu, backend=backend(on_cpu), timeout=PATIENCE).device
+    # To "cpu:0" transformers would copy weights that "cpu" leaves in the file's mapped pages.
+    return device.type if on_cpu else str(device)
 
 
 def backend(on_cpu: bool) -> str | None:
