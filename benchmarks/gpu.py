@@ -404,6 +404,7 @@ def shard(bench: Bench, kind: Shard) -> Found:
 def shard_worker(bench: Bench, kind: str, target: Path) -> None:
     """What one process of the launch does; the first one writes what it has measured."""
     clock = Clock(bench)
+    torch.manual_seed(0)  # all processes make the same weights
     learner = Learner(
         Backbone(bench.model(torch.float32), bench.tokenizer(), "bench"),
         "seqft",
