@@ -11,8 +11,8 @@ instruction; `_and_whole`: with the tasks of `whole`), `long_N` those of benchma
 with N words. `own` is the mean weight of a task's test prompts on its own block, `top_1` the share
 of prompts with the most weight there; both are means over tasks, and `groups` over those tasks at
 the end whose names begin with the same word. `unknown` is the AUROC of the largest logit (of
-`whitened` a cosine) between test prompts of the first five tasks and of the others, when only the
-first five are learned.
+`whitened` the largest likeness) between test prompts of the first five tasks and of the others,
+when only the first five are learned.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Rates:
-    """What a threshold of the largest cosine does, each a mean over tasks.
+    """What a threshold of the largest likeness does, each a mean over tasks.
 
     `accepted` is the share of learned tasks' prompts above it, `rejected` that of others below it.
     """
@@ -199,7 +199,7 @@ def measured(
             weights = [router(e).detach() for e in asked[shift][:count]]
             curve.append(point(weights, range(count)))
         if count == KNOWN and len(tasks) > KNOWN:
-            near = router.cosines if isinstance(router, WhitenedRouter) else router.logits
+            near = router.likeness if isinstance(router, WhitenedRouter) else router.logits
             largest = [near(e).detach().amax(1) for e in asked[shifts[0]]]
             unknown = auroc(largest[:KNOWN], largest[KNOWN:])
     weights = [router(e).detach() for e in asked[shifts[0]]]
@@ -211,26 +211,26 @@ def measured(
     if kind == "attention" or len(tasks) < KNOWN:
         return Result(curves, unknown, seconds / len(tasks), groups)
 
-    def cosines(learned: Sequence[int], of: Sequence[int]) -> list[Tensor]:
-        """Computes the largest cosine of each test prompt of some tasks, (N,) for each task."""
+    def likeness(learned: Sequence[int], of: Sequence[int]) -> list[Tensor]:
+        """Computes the largest likeness of each test prompt of some tasks, (N,) for each task."""
         few = config.make(backbone)
         for i in learned:
             few.load_task(states[i])
         assert isinstance(few, WhitenedRouter)
-        return [few.cosines(asked[shifts[0]][i]).amax(1) for i in of]
+        return [few.likeness(asked[shifts[0]][i]).amax(1) for i in of]
 
     left_out = [(i, [j for j in range(KNOWN) if j != i]) for i in range(KNOWN)]
     chosen = best_threshold(
-        torch.cat([c for _, learned in left_out for c in cosines(learned, learned)]),
-        torch.cat([c for i, learned in left_out for c in cosines(learned, [i])]),
+        torch.cat([c for _, learned in left_out for c in likeness(learned, learned)]),
+        torch.cat([c for i, learned in left_out for c in likeness(learned, [i])]),
     )
     taken = {*CHOSEN_ON, *(source(task.name) for task in tasks[:KNOWN])}
     judges = [i for i, task in enumerate(tasks) if i >= KNOWN and source(task.name) not in taken]
     halves = judges[::2], judges[1::2]
     if not halves[1]:
         return Result(curves, unknown, seconds / len(tasks), groups)
-    known = [c for half in halves for c in cosines(half, half)]
-    others = cosines(halves[0], halves[1]) + cosines(halves[1], halves[0])
+    known = [c for half in halves for c in likeness(half, half)]
+    others = likeness(halves[0], halves[1]) + likeness(halves[1], halves[0])
     values = (chosen, WhitenedOptions().threshold, *(t / 20 for t in range(20)))
     of_chosen, of_default, *of_grid = [rates(value, known, others) for value in values]
     per_task = seconds / len(tasks)
@@ -245,7 +245,7 @@ def point(weights: Sequence[Tensor], numbers: Sequence[int]) -> Point:
 
 
 def rates(threshold: float, known: list[Tensor], others: list[Tensor]) -> Rates:
-    """Returns what a threshold does, from the largest cosines (N,) of each task's prompts."""
+    """Returns what a threshold does, from the largest likeness (N,) of each task's prompts."""
     accepted = fmean(float((c >= threshold).float().mean()) for c in known)
     rejected = fmean(float((c < threshold).float().mean()) for c in others)
     return Rates(round(threshold, 4), round(accepted, 4), round(rejected, 4))
@@ -254,13 +254,15 @@ def rates(threshold: float, known: list[Tensor], others: list[Tensor]) -> Rates:
 def best_threshold(known: Tensor, others: Tensor) -> float:
     """Returns the threshold that gives known numbers and others the most right answers.
 
-    Both count as much, whatever their numbers; it lies midway between two of them.
+    Both count as much, whatever their numbers. It lies midway between two of them, and of equally
+    good ones it is in the middle.
     """
     values = torch.cat([known, others]).sort().values
     between = (values[1:] + values[:-1]) / 2  # (N − 1,)
     accepted = (known >= between[:, None]).float().mean(1)
     rejected = (others < between[:, None]).float().mean(1)
-    return float(between[(accepted + rejected).argmax()])
+    right = accepted + rejected
+    return float(between[right == right.max()].median())
 
 
 def source(name: str) -> str:

@@ -85,8 +85,9 @@ def naive_cosines(learner: Learner, tasks: list[Task]) -> list[float]:
         rows = [backbone.texts.plain_ids(example.prompt) for example in task.train]
         e = torch.stack([naive_embedding(backbone, row) for row in rows])
         means.append(((e - router.centre.double()) / router.spread.double()).mean(0))
-    w = router.whitening.double()
-    metric = w @ w.T  # Σ⁻¹; test_whitened.py holds W to its own naive formula
+    covariance = router._scatter / router._freedom  # test_whitened.py has these naively
+    level = covariance.diagonal().mean() * torch.eye(len(covariance)).double()
+    metric = torch.linalg.inv(0.9 * covariance + 0.1 * level)
 
     def inner(a: Tensor, b: Tensor) -> float:
         return float(a @ metric @ b)

@@ -106,7 +106,7 @@ def test_a_bart_counts_no_hidden_token(tmp_path: Path) -> None:
 
 
 def test_a_new_tasks_own_prompts_are_never_unknown_in_training() -> None:
-    options = WhitenedOptions(unknown="base", threshold=1.0)
+    options = WhitenedOptions(unknown="base", threshold=9.0)
     backbone = make_backbone("llama")
     router = WhitenedRouter(backbone, options, None)
     soft = WhitenedRouter(backbone, WhitenedOptions(), None)
@@ -140,7 +140,7 @@ def test_training_is_the_same_with_and_without(tmp_path: Path) -> None:
     [
         ({"kind": "attention", "unknown": "base"}, "unknown is no option of kind: attention"),
         ({"kind": "whitened", "threshold": 0.1}, "threshold has no effect on unknown: nearest"),
-        ({**BASE, "threshold": 1.5}, "less than or equal to 1"),
+        ({**BASE, "threshold": -0.5}, "greater than or equal to 0"),
         ({**BASE, "unknown": "other"}, "'base' or 'nearest'"),
     ],
 )
@@ -192,8 +192,8 @@ def test_the_command_the_server_and_reports_say_so(tmp_path: Path) -> None:
 
 
 def test_counts_follow_the_stored_routing(tmp_path: Path) -> None:
-    """A threshold that no cosine reaches makes all prompts unknown, right away and later."""
-    method = {**METHODS["sapt"], "router": {**BASE, "threshold": 1.0}}
+    """A threshold that no prompt reaches makes all prompts unknown, right away and later."""
+    method = {**METHODS["sapt"], "router": {**BASE, "threshold": 9.0}}
     learner = Learner(make_backbone("llama"), method, tmp_path / "run", training={"max_steps": 1})
     for name in LEARNED:
         learner.learn(make_task(name))

@@ -27,9 +27,10 @@ class RouterConfig(WhitenedOptions, AttentionOptions):
     is trained with `rate` times training.learning_rate. `layer`, `scale`, `unknown` and `threshold`
     are for `kind: whitened` only. It reads the token embeddings with `layer: 0`, and with k the
     hidden states after layer k of the backbone without blocks. `scale` multiplies the cosines.
-    With `unknown: base` the backbone alone answers a prompt whose largest cosine is below
-    `threshold`. With `top_k` only the k blocks with the largest attention keep a weight, and other
-    LoRA blocks are not computed; this is for streams of hundreds of tasks.
+    With `unknown: base` the backbone alone answers a prompt whose likeness to every task is below
+    `threshold`: a usual prompt of a task has likeness 1, one that has nothing to do with it 0. With
+    `top_k` only the k blocks with the largest attention keep a weight, and other LoRA blocks are
+    not computed; this is for streams of hundreds of tasks.
     """
 
     kind: Literal["attention", "whitened"] = "whitened"

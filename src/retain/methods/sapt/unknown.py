@@ -31,8 +31,8 @@ def unknown_diagnostics(run: RunDirectory) -> list[Section]:
             TITLE,
             [Grid(TITLE, ["right after learning", "now"], rows)],
             caption=(
-                "Prompts whose largest cosine is below method.router.threshold: no block has a "
-                "weight, and the backbone alone has answered."
+                "Prompts whose likeness to every task is below method.router.threshold: no block "
+                "has a weight, and the backbone alone has answered."
             ),
         )
     ]

@@ -3,15 +3,20 @@
     ē = mean of the prompt's frozen token embeddings, or hidden states       (d,)
     z = (ē − c) / σ
     S = (ν Σ_generic + Σ_t scatter_t) / (ν + N − T)                          (d, d)
-    m = Σ_t μ_t / T, B = Σ_t (μ_t − m)(μ_t − m)ᵀ / T                         (d,), (d, d)
+    m = Σ_t μ_t / (T + 1), B = (m mᵀ + Σ_t (μ_t − m)(μ_t − m)ᵀ) / (T + 1)    (d,), (d, d)
     a = softmax(s · cos(V (z − m), V (μ_t − m)) over tasks t)                (T,)
 
-WᵀW is the inverse of S, shrunk towards its mean diagonal, and VᵀV that of S + β B. c, σ and
-Σ_generic are of the packaged generic text, which counts as ν prompts; N prompts of T tasks have
-means μ_t. m is what all tasks have in common, such as a language that is not English: it would
-bring all cosines near 1.
-β B does the same for what some tasks have in common and sets them apart from the others, such as
-one of several languages. Whether a prompt is of any task at all is told by cos(W z, W μ_t).
+VᵀV is the inverse of S + β B, shrunk towards its mean diagonal. c, σ and Σ_generic are of the
+packaged generic text, which counts as ν prompts, and in m and B as one task more, whose mean is 0;
+N prompts of T tasks have means μ_t. m is what all tasks have in common, such as a language that is
+not English: it would bring all cosines near 1. β B does the same for what some tasks have in common
+and sets them apart from the others, such as one of several languages.
+
+A prompt is like task t by its cosine divided by what that is for the task's own prompts,
+
+    ρ_t = √(k / (k + tr(V Σ_t Vᵀ))),  k = ‖V (μ_t − m)‖²,
+
+where Σ_t is the covariance of the task's prompts with one prompt of covariance S added.
 
 It is SAPT's attention (arXiv 2401.08295, eq. 3-5) with linear discriminant analysis in place of the
 trained query: the within-task covariance says which directions vary between prompts of one task,
@@ -27,7 +32,7 @@ from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
 from retain.backbone import Backbone, Batch
@@ -37,6 +42,7 @@ from retain.methods.sapt.softmax_router import SoftmaxRouter, embedded
 from retain.methods.shared.pseudo_samples import BATCH
 from retain.methods.shared.whitening import (
     GENERIC,
+    TINY,
     Standard,
     generic_scatter,
     generic_windows,
@@ -44,9 +50,9 @@ from retain.methods.shared.whitening import (
 )
 from retain.tasks import Task
 
-THRESHOLD = 0.38
-"""Cosine below which a prompt counts as of no learned task: `threshold` that benchmarks/routing.py
-prints of the first five tasks of its stream `whole`."""
+THRESHOLD = 0.4
+"""Likeness below which a prompt counts as of no learned task: `threshold` that
+benchmarks/routing.py prints of the first five tasks of its stream `whole`."""
 BETWEEN = 0.1
 """β, the share of the covariance between the tasks' means."""
 RANK = 8
@@ -63,13 +69,14 @@ class WhitenedOptions(Options):
     `layer` 0 reads token embeddings; k reads hidden states after layer k of the backbone without
     blocks, which is better where prompts carry no instruction and costs these layers once more.
     `scale` is s, by which cosines are multiplied before the softmax. `unknown: base` leaves a
-    prompt to the backbone alone if its largest cosine is below `threshold`; `nearest` never does.
+    prompt to the backbone alone if its likeness to every task is below `threshold`; `nearest` never
+    does. A usual prompt of a task has likeness 1, one that has nothing to do with it 0.
     """
 
     layer: Annotated[int, Field(ge=0)] = 0
     scale: PositiveFloat = 64.0
     unknown: Literal["base", "nearest"] = "nearest"
-    threshold: Annotated[float, Field(ge=-1, le=1)] = THRESHOLD
+    threshold: NonNegativeFloat = THRESHOLD
 
 
 @dataclass(frozen=True)
@@ -137,13 +144,6 @@ def _nearly_principal(x: Tensor) -> Tensor:
     return left.T @ x
 
 
-@torch.no_grad()
-def _cosines(z: Tensor, whitener: Tensor, keys: Tensor) -> Tensor:
-    """Computes the cosines of z (B, d), whitened by a matrix (d, d), with keys (T, d), (B, T)."""
-    with torch.autocast(z.device.type, enabled=False):
-        return F.normalize(z @ whitener, dim=1) @ keys.T
-
-
 class WhitenedRouter(SoftmaxRouter):
     """Weighs the blocks by the whitened cosine of a prompt with each task's mean.
 
@@ -154,19 +154,17 @@ class WhitenedRouter(SoftmaxRouter):
 
     Attributes:
         centre, spread: c and σ, (d,).
-        whitening: Wᵀ, (d, d).
-        keys: W μ_t of every task divided by its length, (T, d).
         middle: m, (d,).
         contrast: Vᵀ, (d, d).
-        contrast_keys: V (μ_t − m) of every task divided by its length, (T, d).
+        keys: V (μ_t − m) of every task divided by its length, (T, d).
+        usual: ρ_t of every task, (T,).
     """
 
     spread: Tensor
-    whitening: Tensor
-    keys: Tensor
     middle: Tensor
     contrast: Tensor
-    contrast_keys: Tensor
+    keys: Tensor
+    usual: Tensor
 
     def __init__(self, backbone: Backbone, options: WhitenedOptions, top_k: int | None) -> None:
         super().__init__(top_k)
@@ -181,11 +179,10 @@ class WhitenedRouter(SoftmaxRouter):
         self._keep("centre", standard.centre)
         self._keep("spread", standard.spread)
         width = e.shape[1]
-        self._keep("whitening", torch.eye(width))
-        self._keep("keys", torch.zeros(0, width))
         self._keep("middle", torch.zeros(width))
         self._keep("contrast", torch.eye(width))
-        self._keep("contrast_keys", torch.zeros(0, width))
+        self._keep("keys", torch.zeros(0, width))
+        self._keep("usual", torch.zeros(0))
         self._tasks: list[Moments] = []
         self._scatter = generic_scatter(standard(e))  # Σ times its degrees of freedom
         self._freedom = GENERIC
@@ -214,50 +211,66 @@ class WhitenedRouter(SoftmaxRouter):
 
         A prompt takes d² multiplications for V z and T d for the cosines.
         """
+        return self._scale * self._cosines(e)
+
+    @torch.no_grad()
+    def _cosines(self, e: Tensor) -> Tensor:
         self._derive()
         z = self._standardised(e) - self.middle  # (B, d)
-        return self._scale * _cosines(z, self.contrast, self.contrast_keys)
+        with torch.autocast(z.device.type, enabled=False):
+            return F.normalize(z @ self.contrast, dim=1) @ self.keys.T
 
-    def cosines(self, e: Tensor) -> Tensor:
-        """Computes cos(W z, W μ_t) (B, T), how near a prompt is to each task, in float32."""
-        self._derive()
-        return _cosines(self._standardised(e), self.whitening, self.keys)
+    def likeness(self, e: Tensor) -> Tensor:
+        """Computes cos(V (z − m), V (μ_t − m)) / ρ_t (B, T): 1 for a usual prompt of task t."""
+        return self._cosines(e) / self.usual
 
     def _derive(self) -> None:
-        """Derives W, V, m and the keys from the tasks' moments, once after tasks were added.
+        """Derives V, m, the keys and ρ from the tasks' moments, once after tasks were added.
 
-        The cost of `whitening` does not depend on the number of tasks and prompts.
+        V costs as much as in `whitening`, whatever the number of tasks and prompts, and ρ takes
+        T RANK d² multiplications.
         """
         if self._derived:
             return
-        whitener = whitening(self._scatter, self._freedom)  # Wᵀ
         means = torch.stack([task.mean for task in self._tasks]).double()  # (T, d)
-        self.whitening = whitener.to(self.whitening)
-        self.keys = F.normalize(means @ whitener, dim=1).to(self.keys)
-        middle = means.mean(0)  # (d,)
+        middle = means.sum(0) / (len(means) + 1)  # (d,)
         centred = means - middle
-        between = centred.T @ centred / len(means)  # B
+        between = (torch.outer(middle, middle) + centred.T @ centred) / (len(means) + 1)  # B
         contrast = whitening(self._scatter + BETWEEN * self._freedom * between, self._freedom)
+        keys = centred @ contrast  # (T, d)
+        lengths = keys.square().sum(1)
+        spreads = self._spreads(contrast)
         self.middle = middle.to(self.middle)
         self.contrast = contrast.to(self.contrast)
-        self.contrast_keys = F.normalize(centred @ contrast, dim=1).to(self.contrast_keys)
+        self.keys = F.normalize(keys, dim=1).to(self.keys)
+        self.usual = (lengths / (lengths + spreads)).sqrt().clamp(min=TINY).to(self.usual)
         self._derived = True
 
+    def _spreads(self, contrast: Tensor) -> Tensor:
+        """Computes tr(V Σ_t Vᵀ) of every task, (T,), from Vᵀ (d, d) in float64."""
+        squares = contrast.square().sum(1)  # (d,)
+        pooled = (contrast * (self._scatter @ contrast)).sum() / self._freedom
+        totals = [
+            (task.factor.double() @ contrast).square().sum() + task.rest.double() @ squares
+            for task in self._tasks
+        ]
+        freedoms = torch.stack([task.count[0] for task in self._tasks]).double() - 1
+        return (torch.stack(totals) + pooled) / (freedoms + 1)
+
     def task_keys(self) -> Tensor:
-        """Returns W μ_t of every task divided by its length, (T, d)."""
-        self._derive()
-        return self.keys
+        """Returns W μ_t of every task divided by its length, (T, d); WᵀW is the inverse of S."""
+        means = torch.stack([task.mean for task in self._tasks]).double()
+        return F.normalize(means @ whitening(self._scatter, self._freedom), dim=1)
 
     def nearest(self) -> tuple[int, float] | None:
-        """Returns the task nearest to the newest one, and the cosine of W μ of the two.
+        """Returns the task nearest to the newest one, and the cosine of their `task_keys`.
 
         It is the number of an older task, from 0; of equally near ones the oldest. None for the
         first task.
         """
-        self._derive()
-        if len(self.keys) < 2:
+        if len(self._tasks) < 2:
             return None
-        keys = self.keys.cpu().double()
+        keys = self.task_keys()
         cosines = (keys[:-1] @ keys[-1]).tolist()
         index = max(range(len(cosines)), key=cosines.__getitem__)
         return index, cosines[index]
@@ -269,15 +282,15 @@ class WhitenedRouter(SoftmaxRouter):
         self._derived = False
 
     def forward(self, e: Tensor) -> Tensor:
-        """Computes the weights (B, T); all zero for a prompt that is near no learned task.
+        """Computes the weights (B, T); all zero for a prompt that is like no learned task.
 
         In training no prompt is, as all are of the task that is learned.
         """
         weights = super().forward(e)
         if self._threshold is None or self.training:
             return weights
-        nearest = self.cosines(e).amax(1, keepdim=True)  # (B, 1)
-        return weights.masked_fill(nearest < self._threshold, 0.0)
+        likeness = self.likeness(e).amax(1, keepdim=True)  # (B, 1)
+        return weights.masked_fill(likeness < self._threshold, 0.0)
 
     # -- the protocol of a router
 
