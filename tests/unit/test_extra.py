@@ -116,7 +116,7 @@ def test_what_retain_sets_cannot_be_passed() -> None:
     calls = [
         node
         for node in ast.walk(ast.parse(inspect.getsource(fit)))
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "TrainingArguments"
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "PlacedArguments"
     ]
     assert len(calls) == 1
     set_by_name = {keyword.arg for keyword in calls[0].keywords} - {None}

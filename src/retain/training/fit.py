@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 
 from retain.backbone import Backbone, memory_advice
 from retain.backbone.precision import SMALLER
@@ -32,12 +32,12 @@ from retain.training.trainer import (
     NoLastCheckpoint,
     PhaseModule,
     PhaseTrainer,
+    PlacedArguments,
     Report,
     StepHooks,
     Stop,
     compiled,
     learn_anew,
-    train_on_one_gpu,
 )
 
 
@@ -115,7 +115,7 @@ def fit(
             "extra",
         }
     )
-    arguments = TrainingArguments(
+    arguments = PlacedArguments(
         output_dir=str(folder),
         max_steps=layout.steps,
         warmup_steps=config.warmup(layout.steps),
@@ -136,7 +136,7 @@ def fit(
         **options,
         **config.extra,
     )
-    train_on_one_gpu(arguments)
+    arguments.keep_in_place()
     rows: Any = [*phase.data, *(phase.replay.rows if phase.replay else ())]
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -276,9 +276,22 @@ def learn_anew(folder: Path, settings: str) -> str:
     return f"delete {folder.parents[1]} and learn the task anew with {settings} in its 'training'"
 
 
-def train_on_one_gpu(arguments: TrainingArguments) -> None:
-    """Keeps Trainer from using DataParallel; several GPUs are for accelerate launch."""
-    arguments._n_gpu = min(arguments.n_gpu, 1)
+class PlacedArguments(TrainingArguments):
+    """Trainer's arguments for a model that is on its device."""
+
+    @property
+    def place_model_on_device(self) -> bool:
+        """Whether Trainer moves the model: to "cpu:0" it would copy the weights on "cpu"."""
+        return False
+
+    def keep_in_place(self) -> None:
+        """Keeps Trainer from DataParallel, and accelerate from moving a model on "cpu" to "cpu:0".
+
+        Several GPUs are for accelerate launch.
+        """
+        self._n_gpu = min(self.n_gpu, 1)
+        if self.device.type == "cpu" and self.distributed_state is not None:
+            self.distributed_state.device = torch.device("cpu")
 
 
 @contextmanager
