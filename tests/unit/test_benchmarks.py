@@ -15,6 +15,7 @@ from benchmarks import (
     gpu,
     languages,
     long_prompts,
+    memory,
     precision,
     router_scale,
     scale,
@@ -229,6 +230,14 @@ def test_sorted_steps_pad_little() -> None:
     sides = {name: sum(counts) / sum(found["real"]) for name, counts in found.items()}
     assert 1.2 < sides["unsorted"] < 1.4  # as counted on SuperNI
     assert sides["computed"] < 1.15
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are Linux's")
+def test_memory_is_foretold_and_measured(tmp_path: Path) -> None:
+    memory.save_model(tmp_path / "model", width=64, layers=2)
+    found = memory.measure(tmp_path / "model", "seqft", tmp_path, "float32", ["max_steps=1"])
+    assert found["foretold"] > found["parts"]["weights"] > 4 * 64 * memory.VOCABULARY
+    assert found["measured"] > 0
 
 
 @pytest.mark.usefixtures("small")
