@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from retain.backbone import Backbone, BackboneConfig
-from retain.backbone.precision import refuse_lacking
+from retain.backbone.precision import refuse_lacking, told
 from retain.errors import RetainError
 from retain.experiment.config import ExperimentConfig, resolved
 from retain.experiment.resume import refuse_changes, settled
@@ -154,6 +154,26 @@ def test_a_format_that_the_device_lacks_is_refused_before_the_model_is_loaded(
     source.dtype = "float32"
     with pytest.raises(RetainError, match=r"training.bf16: cpu does not compute in bfloat16"):
         Learner(source, "seqlora", tmp_path / "run", training={"bf16": True})
+
+
+@pytest.mark.parametrize(
+    ("has", "slow", "fast"),
+    [
+        ({"avx2": True, "avx512_bf16": False, "amx_bf16": False}, "bfloat16", "float32"),
+        ({"avx512_bf16": True}, "float32", "bfloat16"),
+        ({"avx512_bf16": False, "amx_bf16": True}, "float32", "bfloat16"),
+        ({"neon": True}, "", ""),  # torch tells nothing about bfloat16
+    ],
+)
+def test_the_faster_format_of_a_cpu_is_told(
+    has: dict[str, bool], slow: str, fast: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    for dtype in ("float32", "bfloat16"):
+        line = told(dtype, False, "cpu", False)
+        assert line.endswith(f"--set backbone.dtype={fast}") == (dtype == slow)
+    assert told("float32", True, "cpu", True).endswith("=false") == (slow == "bfloat16")
+    assert "--set" not in told("bfloat16", False, "cuda", False)
 
 
 def test_a_format_that_a_gpu_emulates_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,17 +114,22 @@ def test_the_launched_command_is_one_process_that_accumulates(
 def test_weights_stay_in_the_pages_of_their_file(
     backbone_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """Processes of a node share these pages, and a loading one has no second copy."""
-    launch("tests.resilience.test_processes", str(backbone_folder("llama")))
+    """Processes of a node share these pages, and one that loads or learns has no second copy."""
+    folder = backbone_folder("llama")
+    launch("tests.resilience.test_processes", str(folder), str(tmp_path / "run"))
 
 
-def load_and_look(folder: str) -> None:
-    """Loads a backbone, and asserts that no weight was copied from its file."""
+def learn_and_look(folder: str, run: str) -> None:
+    """Learns a task, and asserts that no weight of the backbone was copied or written over."""
     backbone = load_backbone(BackboneConfig(name=folder))
+    weights = list(backbone.model.parameters())
+    versions = [weight._version for weight in weights]
     assert processes.count() == 2
+    make_learner("seqlora", backbone, Path(run)).learn(make_task("copy"))
+    assert [weight._version for weight in weights] == versions
     mapped = [line.split()[0] for line in MAPS.read_text().splitlines() if "safetensors" in line]
     ranges = [[int(end, 16) for end in pages.split("-")] for pages in mapped]
-    for weight in backbone.model.parameters():
+    for weight in weights:
         assert any(start <= weight.data_ptr() < end for start, end in ranges)
 
 
@@ -158,7 +163,7 @@ def answers(content: bytes) -> Any:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 2:
-        load_and_look(sys.argv[1])
+    if len(sys.argv) == 3:
+        learn_and_look(sys.argv[1], sys.argv[2])
         sys.exit()
     learn(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))

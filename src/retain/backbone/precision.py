@@ -61,15 +61,25 @@ def _gpu_has_bfloat16(device: str | None) -> bool:
 def told(dtype: str, autocasts: bool, device: str | None, trains_all: bool) -> str:
     """Returns one line on the formats that a new run computes in."""
     line = f"weights in {dtype}, on {device_of(device)}"
+    on_cpu = device_of(device) == "cpu"
+    fast = _cpu_multiplies_bfloat16() if on_cpu else None
     if autocasts:
-        return f"{line}, computed in bfloat16"
-    # An older torch does not tell what a CPU has; this is advice only.
-    has: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    fast = has.get("avx512_bf16", False) or has.get("amx_bf16", False)
-    if dtype == "float32" and device_of(device) == "cpu" and fast:
+        line += ", computed in bfloat16"
+    elif dtype == "float32" and fast:
         faster = "training.bf16=true" if trains_all else "backbone.dtype=bfloat16"
         line += f"; this CPU computes bfloat16 faster: --set {faster}"
+    if fast is False and (autocasts or dtype == "bfloat16"):
+        faster = "training.bf16=false" if autocasts else "backbone.dtype=float32"
+        line += f"; this CPU computes float32 faster, by up to fifty times: --set {faster}"
     return line
+
+
+def _cpu_multiplies_bfloat16() -> bool | None:
+    """Whether the CPU has instructions for it; None where torch does not tell. For advice only."""
+    has: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    if "avx512_bf16" not in has:
+        return None
+    return bool(has["avx512_bf16"] or has.get("amx_bf16"))
 
 
 def refuse_lacking(dtype: str, device: str | None, setting: str) -> None:

@@ -48,6 +48,11 @@ class PhaseModule(nn.Module):
         self._loss = phase.loss
         self._state = phase.state
         self._device = next(model.parameters()).device
+        # All processes have these already. A broadcast would write them to new memory, where they
+        # are pages of a file that the processes of a node share.
+        self._ddp_params_and_buffers_to_ignore = [
+            name for name, parameter in self.named_parameters() if not parameter.requires_grad
+        ]
 
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
         """Computes the phase's named loss parts of a batch."""
