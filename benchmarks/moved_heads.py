@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retain.backbone.backbone import cross_entropy
+from retain.backbone.losses import cross_entropy
 from retain.layers.attention_capture import Wanted
 from retain.learner.learner import Learner
 from retain.learner.upkeep import roll_back

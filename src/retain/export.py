@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from retain.backbone.backbone import IGNORED
+from retain.backbone.losses import IGNORED
 from retain.backbone.quantization import dequantize, is_quantized, loading_code
 from retain.errors import RetainError
 from retain.layers.lora_pool import ADAPTER, ADAPTER_CONFIG, LoraPool

@@ -126,6 +126,16 @@ def test_it_asks_and_names_may_be_changed(copied: Path, monkeypatch: pytest.Monk
     assert read_files(Path("run")) == run
 
 
+@pytest.mark.parametrize(("known", "keeps"), [("refresh", True), ("block", False)])
+def test_what_a_task_keeps_that_is_learned_again_is_said(
+    copied: Path, known: Known, keeps: bool
+) -> None:
+    write_jsonl(Path("mixed.jsonl"), [row.as_row() for row in (*AGAIN, *mixed_rows(2, 20))])
+    options = ("--discover", "--yes", "--known", known, "--set", "metric=rouge_l")
+    done = call("learn", "run", "mixed.jsonl", *options)
+    assert ("groups that are learned again keep metric of the learned task" in done.out) == keeps
+
+
 @pytest.mark.parametrize("known", ["refresh", "block"])
 def test_examples_of_a_learned_task(copied: Path, known: Known) -> None:
     learner, config = Learner.load("run"), TaskConfig(path="mixed.jsonl", metric="rouge_l")

@@ -210,7 +210,7 @@ def test_a_rolled_back_task_is_no_start(tmp_path: Path) -> None:
         ({"router": {"kind": "attention"}, "start": "nearest"}, "router.kind: whitened"),
         ({"preset": "paper", "start": "nearest"}, "router.kind: whitened"),
         ({**NEAREST, "start_above": 1.5}, "start_above"),
-        ({"start_above": 0.5}, "start_above has no effect on start: fresh"),
+        ({"start_above": 0.5}, "start_above is for start: nearest; set that"),
         ({**NEAREST, "start": "oldest"}, "'fresh' or 'nearest'"),
     ],
 )

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from retain.backbone.backbone import IGNORED
+from retain.backbone.losses import IGNORED
 from retain.errors import RetainError
 from retain.learner.learner import Learner
 from retain.methods.derpp import DerPp

@@ -139,7 +139,7 @@ def test_training_is_the_same_with_and_without(tmp_path: Path) -> None:
     ("router", "says"),
     [
         ({"kind": "attention", "unknown": "base"}, "unknown is no option of kind: attention"),
-        ({"kind": "whitened", "threshold": 0.1}, "threshold has no effect on unknown: nearest"),
+        ({"kind": "whitened", "threshold": 0.1}, "threshold is for unknown: base; set that"),
         ({**BASE, "threshold": -0.5}, "greater than or equal to 0"),
         ({**BASE, "unknown": "other"}, "'base' or 'nearest'"),
     ],

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from retain.backbone import Backbone
-from retain.backbone.backbone import IGNORED
+from retain.backbone.losses import IGNORED
 from retain.methods.sapt import Sapt
 from retain.methods.sapt.reflection import divergence, padded
 

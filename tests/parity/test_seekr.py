@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from retain.backbone import Backbone
-from retain.backbone.backbone import IGNORED
+from retain.backbone.losses import IGNORED
 from retain.layers.attention_capture import AttentionCapture, AttentionModule, Wanted
 from retain.methods.seekr.config import SeekrConfig
 from retain.methods.seekr.distillation import Attention

@@ -16,7 +16,7 @@ from benchmarks.discovery import boundaries, matched
 from retain.discovery import grouping
 from retain.discovery.grouping import BUFFER, FEWEST, Space, group_texts, text_of
 from retain.discovery.naming import names_of
-from retain.methods.shared.linkage import linked
+from retain.layers.linkage import linked
 from retain.tasks import Example
 from retain.testing.tiny import make_backbone
 from tests.mixed import KINDS, mixed_rows

@@ -15,6 +15,7 @@ import yaml
 from retain.backbone import BackboneConfig, load_backbone
 from retain.backbone.activations import Live, peak_of_step, without_values
 from retain.backbone.loading import load_skeleton
+from retain.backbone.precision import SMALLER
 from retain.errors import RetainError
 from retain.experiment.config import ExperimentConfig
 from retain.experiment.validation import check
@@ -195,7 +196,32 @@ def one_row(told: Memory) -> Memory:
     ],
 )
 def test_advice_can_be_followed(told: Memory, count: int, shard: Shard, advice: str) -> None:
-    assert _remedies(told, count, shard) == advice
+    assert _remedies(told, count, shard, free=150) == f"{advice}, or take {SMALLER}"
+
+
+@pytest.mark.parametrize(("count", "shard", "advice"), [(1, "none", ""), (2, "none", FULL)])
+def test_where_weights_alone_do_not_fit_no_smaller_batch_is_advised(
+    count: int, shard: Shard, advice: str
+) -> None:
+    wanted = f"{advice}, or take {SMALLER}" if advice else f"take {SMALLER}"
+    assert _remedies(ACTIVATIONS, count, shard, free=90) == wanted
+
+
+def test_settings_that_only_several_processes_refuse(folder: Path) -> None:
+    """One process shares nothing out, so it trains with them, and memory is told."""
+    told = foretell(experiment(folder, "seqft", shard="full", torch_compile=True), [FIRST])
+    assert "full" not in told.shards
+
+
+def test_tests_that_are_not_asked_do_not_count(folder: Path) -> None:
+    long = replace(FIRST.test[0], prompt=FIRST.test[0].prompt * 9)
+    task = replace(FIRST, test=(*FIRST.test[:2], long))
+    config = experiment(folder, "seqlora")
+    asked = config.model_copy(
+        update={"evaluation": config.evaluation.model_copy(update={"limit": 2})}
+    )
+    few, all_of_them = foretell(asked, [task]).largest, foretell(config, [task]).largest
+    assert few.asked_positions < all_of_them.asked_positions
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from retain.backbone.backbone import Backbone, cross_entropy
+from retain.backbone.backbone import Backbone
+from retain.backbone.losses import cross_entropy
 
 PRODUCTS = ((torch, "matmul"), (torch, "bmm"), (Tensor, "matmul"), (Tensor, "__matmul__"))
 """Products of matrices beside those of linear layers, by the names that classes call."""

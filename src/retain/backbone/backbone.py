@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from retain.backbone.chat import EXCERPT
+from retain.backbone.losses import IGNORED, cross_entropy
 from retain.backbone.text import PromptConfig, Texts
 from retain.backbone.window import window_of
 from retain.errors import RetainError
@@ -42,7 +43,6 @@ Batch = dict[str, Tensor]
 rows or all of the task.
 """
 
-IGNORED = -100
 MOST_ROOM = 10**6
 """Tokens that can be generated where a model has no window."""
 PROMPT_KEYS = ("input_ids", "attention_mask")
@@ -431,19 +431,6 @@ class Backbone:
     def decode(self, ids: list[int]) -> str:
         """Decodes an answer's token ids, without special tokens and surrounding white space."""
         return self.texts.decode(ids)
-
-
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of logits (B, K, V) over the targets (B, K) that are not −100."""
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
-
-
-def cross_entropy_by_example(logits: Tensor, targets: Tensor) -> Tensor:
-    """Each example's mean cross-entropy (B,), of logits (B, K, V) over its targets as above."""
-    per_token = F.cross_entropy(
-        logits.transpose(1, 2).float(), targets, ignore_index=IGNORED, reduction="none"
-    )  # (B, K)
-    return per_token.sum(1) / (targets != IGNORED).sum(1)
 
 
 def _moved(tensor: Tensor, by: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ def refuse_lacking(dtype: str, device: str | None, setting: str) -> None:
     try:
         x = torch.ones(2, 4, 8, device=where)
     except (RuntimeError, AssertionError):
-        return  # what is wrong with a device is told when a model is moved there
+        return  # what is wrong with a device is told before a model is loaded there
     reason = ""
     if dtype == "bfloat16" and where.startswith("cuda") and not _gpu_has_bfloat16(device):
         reason = "it would emulate it"

@@ -22,7 +22,8 @@ from torch.nn.modules.module import (
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from retain.backbone.backbone import IGNORED, Backbone, Features
+from retain.backbone.backbone import Backbone, Features
+from retain.backbone.losses import IGNORED
 from retain.backbone.out_of_memory import memory_advice
 from retain.backbone.precision import SMALLER
 from retain.backbone.quantization import is_quantized

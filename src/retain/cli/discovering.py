@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # an import of torch takes seconds
 
 FOR_ALL = ("columns", "extract", "max_new_tokens", "metric", "train_limit", "training")
 """Fields that `--set` may give to all groups alike."""
+OF_TASK = ("extract", "max_new_tokens", "metric")
+"""Those that a refreshed task keeps: its tests are those of the learned one."""
 
 
 def check_options(name: str | None, test: Path | None, changes: Sequence[str], yes: bool) -> None:
@@ -80,6 +82,9 @@ def learn_discovered(
         say(f"as decided in {folder}")
     tasks = decisions.tasks_to_learn(learner, decision, config)
     show(decision)
+    given = [field for field in OF_TASK if values.get(field) is not None]
+    if given and decision.known == "refresh" and any(map(_is_refreshed, decision.groups)):
+        say(f"groups that are learned again keep {', '.join(given)} of the learned task")
     if not tasks:
         say("nothing to learn: the groups are learned, and keep their settings")
         if learner.tasks:
@@ -110,6 +115,10 @@ def show(decision: Decision) -> None:
     say(f"in no group: {decision.buffer}")
     for line in decision.unsure:
         warn(line, "unsure")
+
+
+def _is_refreshed(group: GroupRecord) -> bool:
+    return group.learn and group.is_known
 
 
 def _fate(group: GroupRecord) -> str:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from retain.backbone import Backbone
-from retain.methods.shared.linkage import linked
+from retain.layers.linkage import linked
 from retain.methods.shared.whitening import (
     GENERIC,
     Standard,

@@ -13,7 +13,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from retain.backbone import Backbone, Batch, Features
-from retain.backbone.backbone import IGNORED
+from retain.backbone.losses import IGNORED
 from retain.system.progress import Progress
 from retain.tasks import Example
 

@@ -41,26 +41,34 @@ def refuse_what_cannot_fit(experiment: ExperimentConfig, tasks: Sequence[Task]) 
         need *= count  # all on one machine, as far as can be told
     least = min(processes.gather([free]))  # all begin to load after this, or none
     if need > least:
+        remedies = _remedies(memory, count, shard, least if on_gpu else least // count)
         raise RetainError(
             f"this run needs about {size(need)} of {where}, but {size(least)} are free ("
             f"weights {size(memory.weights)}, {memory.largest}); "
-            f"{_remedies(memory, count, shard)}, or take {SMALLER}; --dry-run prints the table"
+            f"{remedies}; --dry-run prints the table"
         )
 
 
-def _remedies(memory: Memory, count: int, shard: Shard) -> str:
-    """Names settings that take less memory, of those that the other settings allow."""
-    shorter, peak = "lower prompt.max_prompt_tokens", memory.per_process(count, shard)
-    if peak == memory.answering:
-        return "lower evaluation.batch_size" if memory.largest.asked > 1 else shorter
+def _remedies(memory: Memory, count: int, shard: Shard, free: int) -> str:
+    """Names what takes less memory, of what the other settings allow; `free` is for one process."""
+    peak = memory.per_process(count, shard)
+    shared_out = shard == "full" and count > 1
+    held = memory.weights // count + memory.whole_under_full if shared_out else memory.weights
     remedies = []
-    if memory.step > memory.trained + memory.moments:  # most of it are activations
-        if memory.recomputable:
-            remedies.append("set training.gradient_checkpointing=true")
-        rows = "lower training.per_device_train_batch_size"
-        remedies.append(rows if memory.largest.rows > 1 else shorter)
-    else:
-        remedies.append(memory.lowers)
-    if shard != "full" and "full" in memory.shards and memory.per_process(count, "full") < peak:
-        remedies.append("set training.shard=full")
-    return ", ".join(remedies)
+    if held < free:  # else no smaller batch would help
+        remedies += _smaller_peak(memory, peak)
+    if peak != memory.answering and shard != "full" and "full" in memory.shards:
+        sharded = memory.per_process(count, "full")
+        remedies += ["set training.shard=full"] if sharded < peak else []
+    return ", ".join([*remedies, f"{'or ' if remedies else ''}take {SMALLER}"])
+
+
+def _smaller_peak(memory: Memory, peak: int) -> list[str]:
+    """Names settings of what is at its peak: answers, activations, or what the method keeps."""
+    shorter = "lower prompt.max_prompt_tokens"
+    if peak == memory.answering:
+        return ["lower evaluation.batch_size" if memory.largest.asked > 1 else shorter]
+    if memory.step <= memory.trained + memory.moments:
+        return [memory.lowers]
+    fewer = "lower training.per_device_train_batch_size" if memory.largest.rows > 1 else shorter
+    return ["set training.gradient_checkpointing=true", fewer] if memory.recomputable else [fewer]

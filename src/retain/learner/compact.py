@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from retain.errors import RetainError
+from retain.layers.linkage import linked
 from retain.layers.lora_pool import LoraPool
 from retain.layers.merging import cosines, merged
 from retain.methods.base import Method
-from retain.methods.shared.linkage import linked
 from retain.runs.compacted import Compacted, compacted_file, read_compacted
 from retain.runs.directory import RunDirectory
 

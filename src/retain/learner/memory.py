@@ -29,7 +29,7 @@ from retain.learner.check_resources import size
 from retain.learner.check_shard import check_shard
 from retain.methods import Method
 from retain.tasks import Task
-from retain.training.config import Shard, TrainingConfig
+from retain.training.config import Shard, TrainingConfig, effective
 from retain.training.optimizer import STATE
 from retain.training.sharded_trainer import layers_of
 
@@ -168,7 +168,7 @@ def _method_of(experiment: ExperimentConfig) -> tuple[type[Method], Any]:
     source, training = experiment.backbone, experiment.training
     if kind.trains_backbone(options):
         refuse_full_fine_tuning(source.dtype, source.quantization is not None)
-    check_shard(kind, options, source, training, training.shard)
+    check_shard(kind, options, source, training, effective(training.shard))
     return kind, options
 
 
@@ -281,7 +281,7 @@ def _largest(
         asked_positions=max(
             max(
                 len(backbone.encode(example, with_answer=False)["input_ids"])
-                for example in task.test
+                for example in task.test[: evaluation.limit]
             )
             + evaluation.for_task(task).max_new_tokens
             for task in tasks
@@ -338,7 +338,7 @@ def memory_table(experiment: ExperimentConfig) -> list[str]:
     """Returns lines on the memory that an experiment takes, or the one reason why that is open.
 
     Raises:
-        RetainError: for settings that a run would refuse whatever its machine.
+        RetainError: for settings that a run with as many processes refuses before it loads.
     """
     experiment = resolved(experiment)
     kind, options = _method_of(experiment)

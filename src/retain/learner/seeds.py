@@ -1,4 +1,4 @@
-"""The seeds of a task, so that its random numbers do not depend on earlier tasks."""
+"""Seeds by run, task and slot."""
 
 from __future__ import annotations
 

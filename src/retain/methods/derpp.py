@@ -8,7 +8,7 @@ from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch
-from retain.backbone.backbone import IGNORED, cross_entropy
+from retain.backbone.losses import IGNORED, cross_entropy
 from retain.methods.shared.teacher import TaughtConfig, TaughtMethod, squared_error, stacked
 
 

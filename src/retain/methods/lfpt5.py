@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch, Features
-from retain.backbone.backbone import IGNORED, cross_entropy, cross_entropy_by_example
+from retain.backbone.losses import IGNORED, cross_entropy, cross_entropy_by_example
 from retain.errors import RetainError
 from retain.layers.soft_prompt import PromptPool
 from retain.methods.base import MethodConfig, Phase, Presets, TaskContext

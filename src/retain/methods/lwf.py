@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch
-from retain.backbone.backbone import cross_entropy
+from retain.backbone.losses import cross_entropy
 from retain.methods.base import Footprint, Phase, Presets, TaskContext, Weighting
 from retain.methods.shared.sequential import FEWER_TRAINABLE, Sequential, SequentialConfig
 from retain.methods.shared.teacher import (

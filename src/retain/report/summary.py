@@ -36,8 +36,8 @@ NO_FORGETTING = (
 )
 """Note below a table in which F.Ra is "–" because of `evaluation.old: sampled N`."""
 NO_AVERAGE = (
-    "AP: – where the last row lacks scores: under evaluation.old: sampled it is whole after the "
-    "last task of a stream, and not after a rollback."
+    "AP: – where the last row lacks scores: while tasks wait to be learned together, and under "
+    "evaluation.old: sampled before a stream's last task and after a rollback."
 )
 """Note below a table in which AP is "–"."""
 

@@ -136,7 +136,6 @@ def fit(
         **options,
         **config.extra,
     )
-    arguments.keep_in_place()
     rows: Any = [*phase.data, *(phase.replay.rows if phase.replay else ())]
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

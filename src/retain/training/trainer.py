@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from retain.backbone import Backbone, Batch
-from retain.backbone.backbone import IGNORED
+from retain.backbone.losses import IGNORED
 from retain.errors import RetainError
 from retain.runs.checkpoints import last_checkpoint, saving, step_of
 from retain.system import processes
@@ -289,11 +289,12 @@ class PlacedArguments(TrainingArguments):
         """Whether Trainer moves the model: to "cpu:0" it would copy the weights on "cpu"."""
         return False
 
-    def keep_in_place(self) -> None:
+    def __post_init__(self) -> None:
         """Keeps Trainer from DataParallel, and accelerate from moving a model on "cpu" to "cpu:0".
 
         Several GPUs are for accelerate launch.
         """
+        super().__post_init__()
         self._n_gpu = min(self.n_gpu, 1)
         if self.device.type == "cpu" and self.distributed_state is not None:
             self.distributed_state.device = torch.device("cpu")

@@ -12,7 +12,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from retain.backbone import Backbone, Batch
-from retain.backbone.backbone import IGNORED
+from retain.backbone.losses import IGNORED
 from retain.errors import RetainError
 from retain.layers.attentive_linear import (
     Activation,

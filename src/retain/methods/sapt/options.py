@@ -41,9 +41,13 @@ class RouterConfig(WhitenedOptions, AttentionOptions):
         other = AttentionOptions if self.kind == "whitened" else WhitenedOptions
         for name, field in other.model_fields.items():
             if getattr(self, name) != field.default:
-                raise ValueError(f"{name} is no option of kind: {self.kind}; remove one of them")
+                kinds = {"attention", "whitened"} - {self.kind}
+                raise ValueError(
+                    f"{name} is no option of kind: {self.kind}; remove it, or set "
+                    f"kind: {kinds.pop()}"
+                )
         if self.unknown == "nearest" and self.threshold != THRESHOLD:
-            raise ValueError("threshold has no effect on unknown: nearest; remove one of them")
+            raise ValueError("threshold is for unknown: base; set that, or remove threshold")
         return self
 
     def make(self, backbone: Backbone) -> AttentionRouter | WhitenedRouter:
@@ -122,7 +126,7 @@ class RoutedConfig(MethodConfig):
         if of_whitened := [name for name in WhitenedOptions.model_fields if name in router]:
             raise ValueError(
                 f"{of_attention[0]} chooses router.kind: attention, and router.{of_whitened[0]} is "
-                "an option of whitened; remove one of them, or set router.kind"
+                "an option of whitened; remove one of them"
             )
         return {**values, "router": {**router, "kind": "attention"}}
 
@@ -134,7 +138,7 @@ class RoutedConfig(MethodConfig):
                 "that, or start: fresh"
             )
         if self.start == "fresh" and self.start_above != START_ABOVE:
-            raise ValueError("start_above has no effect on start: fresh; remove one of them")
+            raise ValueError("start_above is for start: nearest; set that, or remove start_above")
         return self
 
     @model_validator(mode="after")

@@ -149,7 +149,7 @@ class WhitenedRouter(SoftmaxRouter):
 
     Args:
         backbone: provides embeddings or hidden states, frozen and without blocks.
-        options: `layer` and `scale`.
+        options: `layer`, `scale`, `unknown` and `threshold`.
         top_k: number of blocks with a weight other than 0; None stands for all.
 
     Attributes:
@@ -184,7 +184,7 @@ class WhitenedRouter(SoftmaxRouter):
         self._keep("keys", torch.zeros(0, width))
         self._keep("usual", torch.zeros(0))
         self._tasks: list[Moments] = []
-        self._scatter = generic_scatter(standard(e))  # Σ times its degrees of freedom
+        self._scatter = generic_scatter(standard(e))  # 60 Σ_generic + Σ_t scatter_t
         self._freedom = GENERIC
         self._derived = True
         self.eval()

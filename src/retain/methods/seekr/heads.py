@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch
-from retain.backbone.backbone import IGNORED, cross_entropy_by_example
+from retain.backbone.losses import IGNORED, cross_entropy_by_example
 from retain.layers.attention_capture import (
     AttentionCapture,
     AttentionModule,

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch, Features
-from retain.backbone.backbone import IGNORED
+from retain.backbone.losses import IGNORED
 from retain.errors import RetainError
 from retain.layers.attention_capture import AttentionCapture, AttentionModule, Side, Wanted
 from retain.methods.base import Footprint, Phase, TaskContext
@@ -79,7 +79,7 @@ class Seekr(TaughtMethod):
         idea="replay, with distillation of the attention heads that matter and forget most",
         stores="a share of its examples with logits and attention; the newest weights",
         lowers_disk="lower method.replay.share, method.budget.heads or method.budget.queries",
-        lowers_ram=f"{FEWER_TRAINABLE}, lower method.budget, or "
+        lowers_ram=f"{FEWER_TRAINABLE}, lower method.budget.heads or method.budget.queries, or "
         "training.per_device_train_batch_size if above 1",
     )
     only_calls = True

@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import PositiveInt
 
 from retain.backbone import Backbone, Features
-from retain.backbone.backbone import IGNORED
+from retain.backbone.losses import IGNORED
 from retain.methods.base import Options
 from retain.metrics import generated
 from retain.runs.records import Record

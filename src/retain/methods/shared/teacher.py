@@ -18,7 +18,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from retain.backbone import Backbone, Batch, Features
-from retain.backbone.backbone import IGNORED, cross_entropy
+from retain.backbone.losses import IGNORED, cross_entropy
 from retain.methods.base import Footprint, MethodConfig, Options, TaskContext, Traits
 from retain.methods.shared.memory import MemoryMethod, ReplayConfig
 from retain.methods.shared.sequential import FEWER_TRAINABLE, Sequential
