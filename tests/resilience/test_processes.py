@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load, load_file
 
 from retain.backbone import BackboneConfig, load_backbone
+from retain.methods.derpp import DerPp
 from retain.methods.seekr import Seekr
 from retain.system import processes
 from retain.testing.tiny import VARIANTS, make_backbone, make_learner, make_task, read_files
@@ -40,7 +41,7 @@ def learn(variant: str, folder: Path, size: int, accumulation: int = 1) -> None:
         gradient_accumulation_steps=accumulation,
         optim="sgd",
     )
-    if isinstance(learner.method, Seekr):  # half precision makes rounding visible
+    if isinstance(learner.method, Seekr | DerPp):  # half precision makes rounding visible
         teacher = learner.method.teacher
         learner.method.teacher = teacher.model_copy(update={"dtype": "float32", "top_k": None})
     for name in NAMES:
@@ -65,7 +66,10 @@ def launch(*arguments: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["sapt", "sapt-hidden", "amlora", "seekr"])
+@pytest.mark.parametrize(
+    "variant",
+    ["sapt", "sapt-hidden", "amlora", "seqft", "ewc", "lwf", "replay", "derpp", "seekr"],
+)
 def test_two_processes_learn_what_one_learns(variant: str, tmp_path: Path) -> None:
     learn(variant, tmp_path / "one", 6)
     launch("tests.resilience.test_processes", variant, str(tmp_path / "two"), "3")
