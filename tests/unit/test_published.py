@@ -16,7 +16,7 @@ from retain.experiment.read_tasks import with_defaults
 
 ROOT = Path(__file__).parents[2]
 ENTRIES = yaml.safe_load((ROOT / "tests" / "published.yaml").read_text(encoding="utf-8"))
-PLACES = ("recipe", "stream", "backbone", "method", "order")
+PLACES = ("recipe", "stream", "backbone", "method", "order", "preset")
 
 OF_TRAINING = {
     "learning_rate": "learning_rate",
@@ -47,11 +47,14 @@ def several(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def compose(recipe: str, stream: str, backbone: str, method: str, order: Any) -> ExperimentConfig:
+def compose(
+    recipe: str, stream: str, backbone: str, method: str, order: Any, preset: str | None
+) -> ExperimentConfig:
     files = [ROOT / "configs" / "streams" / f"{stream}.yaml"]
     files.append(ROOT / "configs" / "recipes" / f"{recipe}.yaml")
     named = None if order is None else str(order)
-    return resolved(read_experiment(files, backbone=backbone, method=method, order=named))
+    changes = [] if preset is None else [f"method.preset={preset}"]
+    return resolved(read_experiment(files, changes, backbone=backbone, method=method, order=named))
 
 
 @pytest.mark.parametrize(("places", "published"), list(rows()))
