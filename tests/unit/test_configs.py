@@ -167,6 +167,10 @@ def test_cases_count_over_the_file_and_later_files_over_both(place: Path) -> Non
         ("{tune: lora}", [], 0.5),
         ("{name: replay, tune: lora}", [], 0.125),  # its options fall away
         ("{tune: lora}", ["method.tune=full"], 0.125),
+        ("{name: seekr, tune: lora}", ["method={name: seekr}"], 0.125),  # the whole section
+        (None, ["method.tune=lora", "method={name: seekr}"], 0.125),
+        (None, ["method={name: seekr}", "method.tune=lora"], 0.5),
+        (None, ["method.tune=lora", "training.learning_rate=0.25"], 0.25),
     ],
 )
 def test_the_rate_of_full_fine_tuning_is_not_for_a_lora(
@@ -183,6 +187,42 @@ def test_the_rate_of_full_fine_tuning_is_not_for_a_lora(
         files.append("own.yaml")
     assert read(*files, method="seekr", changes=changes).training.learning_rate == rate
     assert read("stream.yaml", "rates.yaml", method="seqft").training.learning_rate == 0.125
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_case_chooses_what_a_method_trains(place: Path, later: bool) -> None:
+    write(
+        "own.yaml",
+        "recipe: own\ncovers: [{method: [seekr, ewc], tune: lora}]\n"
+        "training: {learning_rate: 0.5}\n"
+        "cases:\n"
+        "- {when: {tune: lora}, training: {learning_rate: 0.25, max_steps: 3}}\n"
+        "- {when: {method: seekr}, training: {max_steps: 4}, method: {tune: lora}}\n",
+    )
+    write("tune.yaml", "cases: [{when: {method: ewc}, method: {tune: lora}}]\n")
+    files = ["stream.yaml", "own.yaml", *(["tune.yaml"] if later else [])]
+    training = read(*files, method="seekr").training
+    assert (training.learning_rate, training.max_steps) == (0.25, 4)  # in the file's order
+    says = r"own.yaml: the recipe 'own' has no tune 'full' here; it has lora"
+    with pytest.raises(RetainError, match=says):
+        read(*files, method="seekr", changes=["method.tune=full"])
+    if later:
+        assert read(*files, method="ewc").training.learning_rate == 0.25
+    else:
+        with pytest.raises(RetainError, match=says):
+            read(*files, method="ewc")
+    with pytest.raises(RetainError, match=r"method.tune=null: field 'method.tune': .*'lora'"):
+        read(*files, method="seekr", changes=["method.tune=null"])
+
+
+@pytest.mark.parametrize(
+    ("method", "seed"), [("seqft", 1), ("seekr", 1), ("seqlora", 2), ("sapt", 2), ("l2p", 2)]
+)
+def test_tune_in_when_is_of_methods_without_that_option_too(
+    place: Path, method: str, seed: int
+) -> None:
+    write("own.yaml", "cases: [{when: {tune: full}, seed: 1}, {when: {tune: lora}, seed: 2}]\n")
+    assert read("stream.yaml", "own.yaml", method=method).seed == seed
 
 
 def test_a_star_is_every_task(place: Path) -> None:
@@ -353,6 +393,10 @@ def test_contradictions(place: Path, text: str, more: tuple[str, ...], says: lis
         ("when: {backbone: x}", "no backbone 'x'; choose one of tiny"),
         ("when: {method: ewc}", "no method 'ewc'; choose one of sapt, seqlora"),
         ("when: {tune: lore}", "no tune 'lore'; choose one of full, lora"),
+        (
+            "when: {tune: full}, method: {tune: lora}",
+            "own.yaml: field 'cases.0': 'method.tune' decides whether this case matches; set it in",
+        ),
         (
             "when: {stream: s, order: 3}",
             "field 'cases.0.when.order': no order '3'; choose one of 1, 2",
