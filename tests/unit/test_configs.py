@@ -15,6 +15,7 @@ from retain.errors import RetainError
 from retain.experiment.compose import as_yaml, read_experiment
 from retain.experiment.config import ExperimentConfig, resolved
 from retain.experiment.merge import merge
+from retain.methods import BUILT_IN
 from tests.command import call, refused
 
 FOLDER = Path(__file__).parents[2] / "configs"
@@ -103,6 +104,35 @@ def test_orders_are_the_published_ones(line: str) -> None:
             epochs = [t.training.num_train_epochs if t.training else 5 for t in starred]
             longer = [10 if "*" in task and method != "multitask" else 5 for task in tasks.split()]
             assert epochs == longer
+
+
+FULL = ["seqft", "ewc", "lwf", "replay", "derpp", "seekr", "multitask"]
+"""Methods that train all weights, where they train no LoRA by `tune: lora`."""
+RATES = {  # of full fine-tuning; a LoRA has 1e-3
+    "superni small": 1e-4,
+    "superni-short": 1e-4,
+    "long-training": 5e-5,
+}
+
+
+@pytest.mark.parametrize("tune", [None, "full", "lora"])
+@pytest.mark.parametrize("names", RATES)
+def test_all_full_fine_tuning_has_a_lower_rate_and_no_lora_has(
+    names: str, tune: str | None
+) -> None:
+    stream, *recipes = names.split()
+    files = [STREAMS[stream], *(RECIPES[recipe] for recipe in recipes)]
+    wrong = {}
+    for method, kind in BUILT_IN.items():
+        if tune and "tune" not in kind.Config.model_fields:
+            continue
+        changes = [f"method.tune={tune}"] if tune else []
+        experiment = read_experiment(files, changes, method=method, backbone="x")
+        as_in_sapt = (method, names) == ("replay", "superni small")
+        lora = method not in FULL or (tune or ("lora" if as_in_sapt else "full")) == "lora"
+        if experiment.training.learning_rate != (1e-3 if lora else RATES[names]):
+            wrong[method] = experiment.training.learning_rate
+    assert wrong == {}
 
 
 # -- composing
