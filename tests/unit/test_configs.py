@@ -15,6 +15,7 @@ from retain.errors import RetainError
 from retain.experiment.compose import as_yaml, read_experiment
 from retain.experiment.config import ExperimentConfig, resolved
 from retain.experiment.merge import merge
+from retain.methods import BUILT_IN
 from tests.command import call, refused
 
 FOLDER = Path(__file__).parents[2] / "configs"
@@ -105,6 +106,35 @@ def test_orders_are_the_published_ones(line: str) -> None:
             assert epochs == longer
 
 
+FULL = ["seqft", "ewc", "lwf", "replay", "derpp", "seekr", "multitask"]
+"""Methods that train all weights, where they train no LoRA by `tune: lora`."""
+RATES = {  # of full fine-tuning; a LoRA has 1e-3
+    "superni small": 1e-4,
+    "superni-short": 1e-4,
+    "long-training": 5e-5,
+}
+
+
+@pytest.mark.parametrize("tune", [None, "full", "lora"])
+@pytest.mark.parametrize("names", RATES)
+def test_all_full_fine_tuning_has_a_lower_rate_and_no_lora_has(
+    names: str, tune: str | None
+) -> None:
+    stream, *recipes = names.split()
+    files = [STREAMS[stream], *(RECIPES[recipe] for recipe in recipes)]
+    wrong = {}
+    for method, kind in BUILT_IN.items():
+        if tune and "tune" not in kind.Config.model_fields:
+            continue
+        changes = [f"method.tune={tune}"] if tune else []
+        experiment = read_experiment(files, changes, method=method, backbone="x")
+        as_in_sapt = (method, names) == ("replay", "superni small")
+        lora = method not in FULL or (tune or ("lora" if as_in_sapt else "full")) == "lora"
+        if experiment.training.learning_rate != (1e-3 if lora else RATES[names]):
+            wrong[method] = experiment.training.learning_rate
+    assert wrong == {}
+
+
 # -- composing
 
 
@@ -167,6 +197,10 @@ def test_cases_count_over_the_file_and_later_files_over_both(place: Path) -> Non
         ("{tune: lora}", [], 0.5),
         ("{name: replay, tune: lora}", [], 0.125),  # its options fall away
         ("{tune: lora}", ["method.tune=full"], 0.125),
+        ("{name: seekr, tune: lora}", ["method={name: seekr}"], 0.125),  # the whole section
+        (None, ["method.tune=lora", "method={name: seekr}"], 0.125),
+        (None, ["method={name: seekr}", "method.tune=lora"], 0.5),
+        (None, ["method.tune=lora", "training.learning_rate=0.25"], 0.25),
     ],
 )
 def test_the_rate_of_full_fine_tuning_is_not_for_a_lora(
@@ -183,6 +217,42 @@ def test_the_rate_of_full_fine_tuning_is_not_for_a_lora(
         files.append("own.yaml")
     assert read(*files, method="seekr", changes=changes).training.learning_rate == rate
     assert read("stream.yaml", "rates.yaml", method="seqft").training.learning_rate == 0.125
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_case_chooses_what_a_method_trains(place: Path, later: bool) -> None:
+    write(
+        "own.yaml",
+        "recipe: own\ncovers: [{method: [seekr, ewc], tune: lora}]\n"
+        "training: {learning_rate: 0.5}\n"
+        "cases:\n"
+        "- {when: {tune: lora}, training: {learning_rate: 0.25, max_steps: 3}}\n"
+        "- {when: {method: seekr}, training: {max_steps: 4}, method: {tune: lora}}\n",
+    )
+    write("tune.yaml", "cases: [{when: {method: ewc}, method: {tune: lora}}]\n")
+    files = ["stream.yaml", "own.yaml", *(["tune.yaml"] if later else [])]
+    training = read(*files, method="seekr").training
+    assert (training.learning_rate, training.max_steps) == (0.25, 4)  # in the file's order
+    says = r"own.yaml: the recipe 'own' has no tune 'full' here; it has lora"
+    with pytest.raises(RetainError, match=says):
+        read(*files, method="seekr", changes=["method.tune=full"])
+    if later:
+        assert read(*files, method="ewc").training.learning_rate == 0.25
+    else:
+        with pytest.raises(RetainError, match=says):
+            read(*files, method="ewc")
+    with pytest.raises(RetainError, match=r"method.tune=null: field 'method.tune': .*'lora'"):
+        read(*files, method="seekr", changes=["method.tune=null"])
+
+
+@pytest.mark.parametrize(
+    ("method", "seed"), [("seqft", 1), ("seekr", 1), ("seqlora", 2), ("sapt", 2), ("l2p", 2)]
+)
+def test_tune_in_when_is_of_methods_without_that_option_too(
+    place: Path, method: str, seed: int
+) -> None:
+    write("own.yaml", "cases: [{when: {tune: full}, seed: 1}, {when: {tune: lora}, seed: 2}]\n")
+    assert read("stream.yaml", "own.yaml", method=method).seed == seed
 
 
 def test_a_star_is_every_task(place: Path) -> None:
@@ -353,6 +423,10 @@ def test_contradictions(place: Path, text: str, more: tuple[str, ...], says: lis
         ("when: {backbone: x}", "no backbone 'x'; choose one of tiny"),
         ("when: {method: ewc}", "no method 'ewc'; choose one of sapt, seqlora"),
         ("when: {tune: lore}", "no tune 'lore'; choose one of full, lora"),
+        (
+            "when: {tune: full}, method: {tune: lora}",
+            "own.yaml: field 'cases.0': 'method.tune' decides whether this case matches; set it in",
+        ),
         (
             "when: {stream: s, order: 3}",
             "field 'cases.0.when.order': no order '3'; choose one of 1, 2",

@@ -27,7 +27,8 @@ class Choice:
     """Which experiment it is, by names; None where nothing says it.
 
     Attributes:
-        tune: what the method trains, `full` or `lora`.
+        tune: what the method trains, `full` or `lora`. Its options say so, and these are known once
+            the files are merged; until then it is None, which no `tune` in `when` matches.
         order: one of the stream's `orders`; None for an order of one's own.
         backbones: what the short names of backbones stand for.
     """
@@ -35,9 +36,9 @@ class Choice:
     stream: str | None
     backbone: Any
     method: Any
-    tune: Any
     order: str | None
     backbones: Mapping[str, Mapping[str, Any]]
+    tune: str | None = None
 
     def matches(self, when: When, fields: Iterable[str] = tuple(When.model_fields)) -> bool:
         """Whether `when` names what is chosen, in each of these fields that it has."""
@@ -60,8 +61,7 @@ def choose(read: Files, flags: Mapping[str, Any]) -> tuple[Choice, Any]:
 
     Args:
         read: the files; a later one's names count.
-        flags: `backbone`, `method`, `tune` and `order`, where they are given; they count over the
-            files.
+        flags: `backbone`, `method` and `order`, where they are given; they count over the files.
 
     Raises:
         RetainError: for an order that there is not, or one that is not of the stream's tasks.
@@ -75,17 +75,11 @@ def choose(read: Files, flags: Mapping[str, Any]) -> tuple[Choice, Any]:
         backbones = merge(backbones, file.backbones)
         wanted = wanted if file.order is None else file.order
     named |= {field: flags[field] for field in NAMED if field in flags}
-    tune = "full"
-    for file in read.values():
-        section = file.method or {}
-        if section.get("name", named["method"]) == named["method"]:
-            tune = section.get("tune", tune)
     order, places = _order(flags.get("order", wanted), _orders(read))
     choice = Choice(
         stream=next((file.stream for file in read.values() if file.stream), None),
         backbone=named["backbone"],
         method=named["method"],
-        tune=flags.get("tune", tune),
         order=order,
         backbones=backbones,
     )
@@ -163,7 +157,7 @@ def refuse_contradictions(read: Files) -> None:
 
 
 def refuse_unknown(read: Files, choice: Choice) -> None:
-    """Raises RetainError for a name or a field that nothing has, or what a recipe does not cover.
+    """Raises RetainError for a name or a field that nothing has.
 
     This is of all cases, also of those that do not match: such a case would never count. A recipe
     that names a method is for that method only.
@@ -192,6 +186,11 @@ def refuse_unknown(read: Files, choice: Choice) -> None:
                 f"{path}: the recipe is of method '{method}' and '{choice.method}' is chosen; "
                 "leave the file out, or choose its method"
             )
+
+
+def refuse_uncovered(read: Files, choice: Choice) -> None:
+    """Raises RetainError for what a recipe does not cover, as far as it is known."""
+    for path, file in read.items():
         if file.covers:
             _refuse_uncovered(path, file, choice)
 
@@ -234,7 +233,8 @@ def _refuse_fields(path: Path, prefix: str, settings: Settings, methods: Iterabl
 
 def _refuse_uncovered(path: Path, file: ExperimentFile, choice: Choice) -> None:
     left: Sequence[When] = file.covers
-    for field in ("stream", "backbone", "method", "tune", "order"):
+    known = ("stream", "backbone", "method", "order", *(["tune"] if choice.tune else []))
+    for field in known:
         before, left = left, [when for when in left if choice.matches(when, [field])]
         if left:
             continue

@@ -2,7 +2,8 @@
 
 Files merge from left to right, and the cases of a file that match over the file itself; then come
 the changes. What matches depends on the stream, order, backbone and method that are chosen, so
-these are found first.
+these are found first. Cases with `tune` are for what the method trains, which only its merged
+options say: so all is merged without them, and then again with those that match.
 
 Options beside the name of a method or a backbone are for that one, and fall away when another is
 chosen. Options without a name are for whichever is chosen.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from retain.experiment.choice import (
     listed_tasks,
     names_of,
     refuse_contradictions,
+    refuse_uncovered,
     refuse_unknown,
 )
 from retain.experiment.config import ExperimentConfig, check_method, resolved
@@ -38,8 +41,6 @@ from retain.system.yaml_text import parse_yaml
 
 EVERY = "*"
 """Among settings by task name: those for all tasks."""
-TUNE = "method.tune"
-"""The change that says whether a method trains all weights or a LoRA."""
 
 
 def read_experiment(
@@ -76,7 +77,18 @@ def read_experiment(
     given = {field: value for field, value in flags.items() if value is not None}
     choice, places = choose(read, {**given, **names})
     refuse_unknown(read, choice)
+    refuse_uncovered(read, choice)
+    # Cases with `tune` match the second time only; they cannot set `method.tune`, so it stays.
+    _, tune = _composed(read, choice, places, settings)
+    choice = replace(choice, tune=tune)
+    refuse_uncovered(read, choice)
+    return _composed(read, choice, places, settings)[0]
 
+
+def _composed(
+    read: Files, choice: Choice, places: Any, settings: Sequence[str]
+) -> tuple[ExperimentConfig, str]:
+    """The experiment, checked, and what its method trains: `full` or `lora`."""
     values, sources = _merged(read, choice, places)
     if plugins := list(dict.fromkeys(name for file in read.values() for name in file.plugins)):
         values["plugins"] = plugins
@@ -95,13 +107,13 @@ def read_experiment(
         inside = {s for key, s in sources.items() if f"{key}.".startswith(f"{field}.")}
         around = {s for key, s in sources.items() if field.startswith(f"{key}.")}
         known = inside or around
-        return known.pop() if len(known) == 1 else " + ".join(map(str, paths))
+        return known.pop() if len(known) == 1 else " + ".join(map(str, read))
 
     experiment = check(ExperimentConfig, values, where)
     of_files = {plugin for file in read.values() for plugin in file.plugins}
-    _load_plugins([p for p in experiment.plugins if p not in of_files], paths[0])
-    check_method(experiment.method, where)
-    return experiment
+    _load_plugins([p for p in experiment.plugins if p not in of_files], next(iter(read)))
+    method, options = check_method(experiment.method, where)
+    return experiment, "full" if method.trains_backbone(options) else "lora"
 
 
 def as_yaml(experiment: ExperimentConfig) -> str:
@@ -145,19 +157,15 @@ def _split(changes: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
         key, _, text = change.partition("=")
         field = key.removesuffix(".name")
         try:
-            value = parse_yaml(text) if field in NAMED or key in ("order", TUNE) else None
+            value = parse_yaml(text) if field in NAMED or key == "order" else None
         except yaml.YAMLError:
             value = None  # refused as any other setting
-        if key == TUNE:
-            names["tune"] = value
-        if key != TUNE and value is not None and (key == "order" or isinstance(value, str)):
+        if value is not None and (key == "order" or isinstance(value, str)):
             names[field] = value
         else:
             settings.append(change)
         if isinstance(value, Mapping) and "name" in value and key == field:
             names[field] = value["name"]
-        if isinstance(value, Mapping) and "tune" in value and key == "method":
-            names["tune"] = value["tune"]
     return names, settings
 
 

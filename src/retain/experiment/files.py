@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from retain.errors import RetainError, first_line
 from retain.experiment.validation import check, named
@@ -43,8 +50,9 @@ class When(BaseModel):
         stream: the `stream` of a file.
         backbone: the chosen backbone, by its name or by its short name in `backbones`.
         method: the chosen method.
-        tune: `full` or `lora`, the option of the chosen method as `--set` or a file has it outside
-            of `cases`; `full` where neither has. A LoRA wants another learning rate.
+        tune: what the chosen method trains with its merged options: `full` is all weights of the
+            backbone, and `lora` is anything else, with or without an option `tune`. A LoRA wants
+            another learning rate.
         order: a name of one of the stream's `orders`. It also matches if that order is chosen as a
             list of numbers or as `reversed`.
     """
@@ -115,6 +123,15 @@ class Case(Settings):
         if value and "name" in value:
             raise ValueError("a case has options only, and no name; put the name into 'when'")
         return value
+
+    @model_validator(mode="after")
+    def _keeps_tune(self) -> Case:
+        if self.when.tune is not None and "tune" in (self.method or {}):
+            raise ValueError(
+                "'method.tune' decides whether this case matches; set it in a case without "
+                "'tune' in 'when'"
+            )
+        return self
 
     @field_validator("tasks")
     @classmethod
