@@ -232,7 +232,7 @@ def test_sorted_steps_pad_little() -> None:
     assert sides["computed"] < 1.15
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are Linux's")
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="it reads peaks from /proc")
 def test_memory_is_foretold_and_measured(tmp_path: Path) -> None:
     memory.save_model(tmp_path / "model", width=64, layers=2)
     found = memory.measure(tmp_path / "model", "seqft", tmp_path, "float32", ["max_steps=1"])
