@@ -34,6 +34,8 @@ from retain.testing.tiny import (
 )
 
 ROUTED = ("sapt", "amlora", "seekr")
+FAST = (*ROUTED, "sapt-prompt", "seqlora", "replay")
+SLOW = pytest.mark.slow
 WHOLE = [name for name, method in METHODS.items() if MODEL in method.traits.latest_only]
 FIRST, SECOND = make_task("copy"), make_task("constant")
 
@@ -47,9 +49,19 @@ def backbone_in(kind: str, dtype: torch.dtype) -> Backbone:
 @pytest.mark.parametrize(
     ("method", "how", "kind"),
     [
-        *((method, "backbone", "llama") for method in METHODS if method not in WHOLE),
+        *(
+            pytest.param(method, "backbone", "llama", marks=() if method in FAST else SLOW)
+            for method in METHODS
+            if method not in WHOLE
+        ),
         ("seekr-lora", "backbone", "llama"),
-        *((method, "autocast", "t5" if method in ROUTED else "llama") for method in METHODS),
+        *(
+            pytest.param(
+                *(method, "autocast", "t5" if method in ROUTED else "llama"),
+                marks=() if method in FAST or method in WHOLE else SLOW,
+            )
+            for method in METHODS
+        ),
     ],
 )
 def test_learns_in_bfloat16(method: str, how: str, kind: str, tmp_path: Path) -> None:

@@ -120,8 +120,16 @@ def naive(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("scale", [8.0, 64.0])
-@pytest.mark.parametrize("sizes", [(5,), (1,), (1, 9, 4), (2, 2, 2, 7)])
+@pytest.mark.parametrize(
+    ("scale", "sizes"),
+    [
+        (8.0, (1, 9, 4)),
+        (64.0, (2, 2, 2, 7)),
+        pytest.param(64.0, (1,), marks=pytest.mark.slow),
+        pytest.param(8.0, (2, 2, 2, 7), marks=pytest.mark.slow),
+        pytest.param(64.0, (5,), marks=pytest.mark.slow),
+    ],
+)
 def test_it_is_the_naive_formula(kind: str, scale: float, sizes: tuple[int, ...]) -> None:
     backbone, tasks = make_backbone(kind), make_tasks(*sizes)
     router = learned(make_router(kind, backbone, scale=scale), tasks)

@@ -68,6 +68,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
     **{f"cut at {share}": (lambda c, s=share: cut(c, s)) for share in (0.0, 0.3, 0.99)},
     **{f"bit at {share}": (lambda c, s=share: flipped(c, s)) for share in (0.0, 0.4, 0.7, 1.0)},
 }
+FAST = ("missing", "cut at 0.3", "bit at 0.4")
 
 
 @pytest.fixture(scope="module", params=METHODS)
@@ -121,7 +122,9 @@ def refused(run: Path, name: str, command: str) -> None:
     assert line.startswith(f"error: {run}: not a run" if gone else f"error: {run / name}: "), line
 
 
-@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize(
+    "how", [pytest.param(h, marks=() if h in FAST else pytest.mark.slow) for h in DAMAGES]
+)
 def test_every_damage_to_every_file_is_named(run: Path, how: str) -> None:
     names = [name for name in read_files(run) if name != ".lock"]
     assert len(names) > 15

@@ -151,6 +151,8 @@ LEAST = {
     "sweep": 4,
 }
 """Positions at which each command is killed, at the least."""
+SLOW = ("learn", "learn sapt", "report --single")
+"""Commands that write in the ways of another one."""
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +279,9 @@ def leads_on(done: Tried) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in COMMANDS]
+)
 def test_every_position(name: str, place: State) -> None:
     done = tried(name, place)
     print(

@@ -88,9 +88,9 @@ def test_shares_of_an_optimizer_change_no_bit(tmp_path: Path, variants: tuple[st
 @pytest.mark.parametrize(
     "variants",
     [
-        ("ewc", "seqlora"),
+        ("ewc",),
         pytest.param(("seqft", "lwf", "derpp", "seekr"), marks=pytest.mark.slow),
-        pytest.param(("sapt", "replay", "ewc-lora"), marks=pytest.mark.slow),
+        pytest.param(("sapt", "seqlora", "replay", "ewc-lora"), marks=pytest.mark.slow),
     ],
     ids=lambda variants: variants[0],
 )
