@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 
 from retain.backbone.chat import EXCERPT
@@ -22,8 +22,8 @@ LABELS = ("exact_match", "exact_answer", "first_letter")
 """Metrics under which an answer is right or wrong, as for labels."""
 FULL = 0.999
 """The score from which an answer counts as right; `rouge_l_union` gives at most 1 − 10⁻⁸."""
-CHOICE = re.compile(r"\w\b(?![+#])")
-"""The letter of a choice that stands alone, before its text."""
+CHOICE = re.compile(r"\w(?:[.):]?$|[.):]\s|\s*\n)")
+"""The letter of a choice, marked as one, before its text: "A. cat", but not "A cat" or "3.5"."""
 MARKS = ".,;:!?\"'`()[]“”‘’"
 """Marks around words that seldom make another answer of them."""
 OTHER = {
@@ -32,6 +32,8 @@ OTHER = {
     "rouge_l_union": "rouge_l_unicode",
 }
 """The metric to take instead, where one cannot judge; `exact_answer` for others."""
+HELD_BACK = 0.1
+"""The share of a task's test answers from which one that is never learned is told."""
 
 
 def check_metric(task: Task, test: Sequence[Example]) -> list[str]:
@@ -112,6 +114,7 @@ def _same(task: Task, test: Sequence[Example]) -> Iterator[str]:
     form = FORMS.get(metric, lambda _: "")
     for right, _ in counts.most_common(most):
         groups.setdefault(form(right), []).append(right)
+    is_labels = _are_few(counts)
     pairs = [
         (one, other)
         for group in groups.values()
@@ -120,7 +123,7 @@ def _same(task: Task, test: Sequence[Example]) -> Iterator[str]:
         if not any({one, other} <= references for references in together)
         if not (metric == "first_letter" and CHOICE.match(one) and CHOICE.match(other))
         # Among many texts a difference of case or of a full stop is not one of meaning.
-        if len(counts) <= COMPARED or _words(one) != _words(other)
+        if len(counts) <= COMPARED or is_labels or _words(one) != _words(other)
     ]
     if pairs:
         one, other = (repr(right[:EXCERPT]) for right in pairs[0])
@@ -136,15 +139,34 @@ def _words(text: str) -> list[str]:
     return [word.strip(MARKS) for word in text.casefold().split()]
 
 
+def _are_few(counts: Counter[str]) -> bool:
+    """Whether texts come again and again, as labels do."""
+    return 2 * len(counts) <= counts.total()
+
+
 def _never_learned(task: Task, test: Sequence[Example]) -> Iterator[str]:
-    """Yields a notice when the task has few answers, and none of them is a test answer."""
-    learned = {scored_part(e.references[0], task.extract).casefold() for e in task.train}
-    asked = {scored_part(right, task.extract).casefold() for e in test for right in e.references}
-    is_labels = 2 * len(learned) <= len(task.train) or (len(asked) == 1 and len(test) > 1)
-    if is_labels and not asked & learned:
-        answers = [example.references[0] for example in (*task.train[:1], *test[:1])]
-        learns, asks = (repr(right[:EXCERPT]) for right in answers)
-        yield (
-            f"no test answer (such as {asks}) is ever a training answer (such as {learns}); "
-            "are the test labels held back?"
-        )
+    """Yields a notice when the task has few answers, and most test answers are none of them.
+
+    Also when one test answer is often right and never learned, such as -1 for a label held back.
+    """
+    form = FORMS[task.metric] if task.metric in LABELS else str.casefold
+
+    def forms(texts: Iterable[str]) -> list[str]:
+        return [form(scored_part(text, task.extract)) for text in texts]
+
+    learned = Counter(forms(example.references[0] for example in task.train))
+    lacking = [e for e in test if learned.keys().isdisjoint(forms(e.references))]
+    if not lacking:
+        return
+    unlearned = Counter(forms(example.references[0] for example in lacking))
+    ((_, most),) = unlearned.most_common(1)
+    is_one = len(unlearned) == 1 and most == len(test) > 1
+    often = most > 1 and most >= HELD_BACK * len(test)
+    if not is_one and not (_are_few(learned) and (often or 2 * len(lacking) > len(test))):
+        return
+    learns, asks = (repr(e.references[0][:EXCERPT]) for e in (task.train[0], lacking[0]))
+    if len(lacking) == len(test):
+        says = f"no test answer (such as {asks}) is ever a training answer"
+    else:
+        says = f"{len(lacking)} of {len(test)} test answers (such as {asks}) are never training answers"
+    yield f"{says} (such as {learns}); are the test labels held back, or written otherwise?"
