@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from retain.backbone.text import Texts
 from retain.learner.learned_model import Answer
 from retain.learner.learner import Learner
 from retain.serve.app import MAX_BODY, create_app
@@ -216,11 +217,10 @@ def test_a_batch_is_of_requests_that_fit_together(learner: Learner) -> None:
 def test_a_prompt_without_tokens_is_refused(
     learner: Learner, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    empty = {"input_ids": [], "route_ids": [0]}
-    monkeypatch.setattr(type(learner.backbone), "encode", lambda *_, **__: empty)
+    monkeypatch.setattr(Texts, "_ids", lambda *_, **__: [])
     response = client.post(CHAT, json=body("a"))
     assert response.status_code == 400
-    assert "its prompt has no tokens" in response.json()["error"]["message"]
+    assert "makes no tokens of it; give it another text" in response.json()["error"]["message"]
 
 
 class Panic(BaseException):

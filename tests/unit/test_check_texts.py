@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from retain.backbone import Backbone, PromptConfig
 from retain.errors import RetainError
@@ -84,8 +87,72 @@ def test_answers_that_generation_would_cut_are_refused() -> None:
 def test_prompts_that_the_vocabulary_lacks_are_told(backbone: Backbone) -> None:
     task = task_of(["a", "b"], "exact_answer")
     train = [replace(example, prompt="总结一下") for example in task.train]
-    (line,) = said(backbone, replace(task, train=train))
-    assert line.startswith("t: 100 % of the training prompts' tokens are unknown")
+    train[1] = replace(train[1], prompt="总结二下")
+    lines = said(backbone, replace(task, train=train))
+    assert lines == [
+        "t: the backbone's tokenizer does not know 100 % of the characters of the training "
+        "prompts: it leaves them out, or reads all of them as one",
+        "t: 1 of 4 prompts are to the backbone's tokenizer the same as one that has another "
+        "answer: '总结一下' and '总结二下' have the same tokens",
+    ]
+
+
+def with_model(model: str, normalizer: str | None = None) -> Backbone:
+    """The tiny backbone with another tokenizer, as its file describes it."""
+    plain = make_backbone("llama")
+    values = json.loads(plain.tokenizer.backend_tokenizer.to_str())
+    vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2, "is": 3, "it": 4, "yes": 5, "no": 6}
+    unknown = "<unk>" if model == "known" else "<nothing>"
+    values |= {
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": unknown},
+        "normalizer": normalizer
+        and {"type": "Replace", "pattern": {"Regex": normalizer}, "content": ""},
+        "pre_tokenizer": {"type": "Whitespace"},
+        "decoder": None,
+    }
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(values)),
+        **{"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
+    )
+    return Backbone(plain.model, tokenizer, "x")
+
+
+def test_a_prompt_without_tokens_is_refused() -> None:
+    """It would be asked without a token to read."""
+    backbone = with_model("known", normalizer="it")
+    task = task_of(["yes", "no"], "exact_answer", prompt="is")
+    assert said(backbone, task)
+    for split in ("train", "dev", "test"):
+        bad = replace(task, **{split: [Example("it", ("yes",))]})
+        with pytest.raises(
+            RetainError, match=r"task 't', a .* example: text 'it': the tokenizer of"
+        ):
+            said(backbone, bad)
+
+
+def test_a_text_that_the_tokenizer_cannot_read_is_refused() -> None:
+    """A vocabulary without an unknown token raises at what it lacks."""
+    backbone = with_model("strict")
+    task = Task("t", *3 * [[Example("is it", ("yes",))]], "exact_answer")
+    task = replace(task, train=[Example("it is", ("yes",))], dev=[])
+    assert said(backbone, task) == []
+    for example in (Example("is ox", ("yes",)), Example("is it", ("ox",))):
+        with pytest.raises(
+            RetainError, match=r"a test example: text '.*ox': the tokenizer of back"
+        ):
+            said(backbone, replace(task, test=[example]))
+
+
+def test_a_prompt_that_a_template_leaves_out_is_told() -> None:
+    backbone = make_backbone("llama")
+    backbone.prompt = PromptConfig(chat_template=True)
+    backbone.tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }}:{% if m.role != 'user' %}{{ m.content }}{% endif %}|"
+        "{% endfor %}"
+    )
+    lines = said(backbone, task_of(["a", "b"], "exact_answer"))
+    assert lines[-1].startswith("t: the chat template leaves out turns of 4 examples (role user)")
+    assert any("the same as one that has another answer" in line for line in lines)
 
 
 def test_special_tokens_in_a_text_are_told(backbone: Backbone) -> None:
@@ -118,7 +185,7 @@ def test_turns_that_a_template_leaves_out_are_told() -> None:
     task = replace(task, train=[replace(example, messages=turns) for example in task.train])
     (line,) = said(backbone, task)
     assert line == (
-        "t: the chat template leaves out turns of 2 conversations (role system), such as "
+        "t: the chat template leaves out turns of 2 examples (role system), such as "
         "'Be short.'; the model does not read them"
     )
     backbone.tokenizer.chat_template = TURNS

@@ -802,3 +802,10 @@ def test_padding_changes_no_loss_no_pooling_and_no_answer(kind: str) -> None:
     asked = [backbone.encode(example, with_answer=False) for example in examples]
     answers = [backbone.generate(backbone.collate([row]), 5)[0] for row in asked]
     assert backbone.generate(backbone.collate(asked), 5) == answers
+
+
+@pytest.mark.parametrize("references", ["yes", (), (1,), [None]])
+def test_references_are_texts(references: Any) -> None:
+    """The letters of a text would be answers that are each right."""
+    with pytest.raises(RetainError, match="give it a tuple of texts, such as"):
+        Example("Is it?", references)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from transformers import PreTrainedTokenizerBase
 
 from retain.backbone.chat import EXCERPT, HALF, ChatTemplate, Rendered, Turn
-from retain.errors import RetainError
+from retain.errors import RetainError, first_line
 from retain.tasks import Example
 
 SPELLED = "\udfe1{}\udfe2"
@@ -48,6 +48,10 @@ class PromptConfig(BaseModel):
     chat_template: bool | Literal["auto"] = "auto"
     max_prompt_tokens: PositiveInt = 512
     max_answer_tokens: PositiveInt = 128
+
+
+def _user(text: str) -> Turn:
+    return {"role": "user", "content": text}
 
 
 class Texts:
@@ -99,13 +103,19 @@ class Texts:
             without `with_answer`.
 
         Raises:
-            RetainError: when the chat template refuses the conversation.
+            RetainError: when the chat template refuses the conversation, or the tokenizer cannot
+                read a text or makes no tokens of the prompt.
         """
         answer = example.references[0].strip() if with_answer else ""
         written = self._rendered(example, self._mark(answer), templated)
         with self._lock:
             # A template writes the special tokens itself.
             prompt = self._ids(written.prompt, special=not templated)
+            if not prompt:
+                raise RetainError(
+                    f"text {example.prompt[:EXCERPT]!r}: the tokenizer of backbone "
+                    f"'{self._name}' makes no tokens of it; give it another text"
+                )
             if not with_answer:
                 return prompt, []
             ids = self._answer(prompt, written, special=not templated)
@@ -142,7 +152,7 @@ class Texts:
 
     def left_out(self, example: Example) -> list[Turn]:
         """Returns the turns of an example that the chat template does not write."""
-        return self._chat.left_out(example.messages)
+        return self._chat.left_out(example.messages or [_user(example.prompt)])
 
     # -- text
 
@@ -150,8 +160,7 @@ class Texts:
         """Writes an example as the model reads it; `answer` is marked."""
         turns = [{**turn, "content": self._mark(turn["content"])} for turn in example.messages]
         if templated:
-            alone = [{"role": "user", "content": self._mark(example.prompt)}]
-            return self._chat.render(turns or alone, answer)
+            return self._chat.render(turns or [_user(self._mark(example.prompt))], answer)
         prompt = "\n".join(turn["content"] for turn in turns) or self._mark(example.prompt)
         space = " " if self._continues and not prompt[-1:].isspace() else ""
         return Rendered(prompt, space + answer, "")
@@ -210,19 +219,25 @@ class Texts:
     def _plain(self, text: str, as_text: bool = False) -> list[int]:
         """Tokenizes a text, in which special tokens are text if `as_text`."""
         options = {"split_special_tokens": True} if as_text else {}
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False, **options)[
-            "input_ids"
-        ]
+        try:
+            encoded = self.tokenizer(text, add_special_tokens=False, verbose=False, **options)
+        except Exception as error:  # a vocabulary without this letter, and without an unknown token
+            raise RetainError(
+                f"text {text[:EXCERPT]!r}: the tokenizer of backbone '{self._name}' cannot read it "
+                f"({first_line(error)}); remove what it does not know, or take another backbone"
+            ) from None
+        ids: list[int] = encoded["input_ids"]
         return ids
 
     def _inside(self, text: str, as_text: bool = False) -> list[int]:
         """Tokenizes a text from the middle of another: without a space that begins a text."""
         for before in ANCHORS if text else ():
-            start, ids = self._plain(before), self._plain(before + text, as_text)
-            # Two unknown characters in a row may be one token.
-            is_known = start and self.tokenizer.unk_token_id not in start
-            if is_known and ids[: len(start)] == start:
-                return ids[len(start) :]
+            with suppress(RetainError):  # the vocabulary may lack the anchor
+                start, ids = self._plain(before), self._plain(before + text, as_text)
+                # Two unknown characters in a row may be one token.
+                is_known = start and self.tokenizer.unk_token_id not in start
+                if is_known and ids[: len(start)] == start:
+                    return ids[len(start) :]
         return self._plain(text, as_text)
 
     def _as_text(self, token: str) -> list[int]:

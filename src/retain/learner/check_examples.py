@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from retain.backbone import Backbone
 from retain.errors import RetainError
@@ -42,8 +42,10 @@ def check_examples(
     """
     test, most_new = task.test[: evaluation.limit], evaluation.for_task(task).max_new_tokens
     most_prompt, most_answer = backbone.prompt.max_prompt_tokens, backbone.prompt.max_answer_tokens
-    encoded_train = [Encoded.of(example, backbone) for example in task.train]
-    encoded_test = [Encoded.of(example, backbone, all_references=True) for example in test]
+    encoded_train = list(_encoded(task, "training", task.train, backbone))
+    encoded_test = list(_encoded(task, "test", test, backbone, all_references=True))
+    for _ in _encoded(task, "development", task.dev, backbone):
+        pass  # what cannot be encoded is refused
     train = [(encoded.prompt_length, encoded.answer_lengths[0]) for encoded in encoded_train]
     prompts = [encoded.prompt_length for encoded in encoded_test]
     answers = [min(encoded.answer_lengths) for encoded in encoded_test]
@@ -89,6 +91,21 @@ def check_examples(
         if count:
             notices.append(f"{count} of {len(test)} test examples are learned from {where}")
     return [f"{task.name}: {sentence}" for sentence in notices]
+
+
+def _encoded(
+    task: Task,
+    kind: str,
+    examples: Iterable[Example],
+    backbone: Backbone,
+    all_references: bool = False,
+) -> Iterator[Encoded]:
+    """Encodes examples; an error names the task and the `kind` of the example."""
+    for example in examples:
+        try:
+            yield Encoded.of(example, backbone, all_references)
+        except RetainError as error:
+            raise RetainError(f"task '{task.name}', a {kind} example: {error}") from None
 
 
 def _count_seen(task: Task, test: Sequence[Example], trained_on: Iterable[Example]) -> int:

@@ -168,5 +168,6 @@ def _never_learned(task: Task, test: Sequence[Example]) -> Iterator[str]:
     if len(lacking) == len(test):
         says = f"no test answer (such as {asks}) is ever a training answer"
     else:
-        says = f"{len(lacking)} of {len(test)} test answers (such as {asks}) are never training answers"
+        says = f"{len(lacking)} of {len(test)} test answers (such as {asks}) are never training"
+        says += " answers"
     yield f"{says} (such as {learns}); are the test labels held back, or written otherwise?"

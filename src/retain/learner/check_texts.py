@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -13,8 +15,8 @@ from retain.learner.check_metric import LABELS
 from retain.metrics import text
 from retain.tasks import Example, Task
 
-UNKNOWN_LIMIT = 0.1
-"""The share of unknown tokens in a task's prompts from which they are reported."""
+UNREAD_LIMIT = 0.1
+"""The share of the characters of a task's prompts that are not read, from which it is told."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +25,17 @@ class Encoded:
 
     Attributes:
         prompt_length: the number of its prompt's tokens, before anything is cut.
-        unknown: how many of these the vocabulary lacks.
+        prompt_hash: equal for prompts of the same tokens.
+        unread: how many characters of the user's text are not in these tokens.
+        characters: how many that text has; case, accents and white space do not count.
         answer_lengths: for each reference the number of its tokens, without the end token.
         read: each reference as it is read back from its own tokens, up to one that ends answers.
     """
 
     prompt_length: int
-    unknown: int
+    prompt_hash: int
+    unread: int
+    characters: int
     answer_lengths: list[int]
     read: list[str]
 
@@ -39,9 +45,14 @@ class Encoded:
         references = example.references if all_references else example.references[:1]
         pairs = [backbone.uncut(replace(example, references=(right,))) for right in references]
         prompt = pairs[0][0]
+        users = [turn["content"] for turn in example.messages if turn["role"] == "user"]
+        written = _letters("".join(users) or example.prompt)
+        read = backbone.tokenizer.decode(prompt, skip_special_tokens=True)
         return cls(
             len(prompt),
-            prompt.count(backbone.tokenizer.unk_token_id),
+            hash(tuple(prompt)),
+            (written - _letters(read)).total(),
+            written.total(),
             [len(answer) - 1 for _, answer in pairs],
             [backbone.decode(answer) for _, answer in pairs],
         )
@@ -86,14 +97,45 @@ def check_texts(
                 f"{len(lost)} of {len(examples)} {kind} answers do not survive the backbone's "
                 f"tokenizer, and no answer of the model can equal them: {lost[0]}"
             )
-    length = sum(encoded.prompt_length for encoded in encoded_train)
-    unknown = sum(encoded.unknown for encoded in encoded_train)
-    if unknown > UNKNOWN_LIMIT * length:
-        notices.append(
-            f"{100 * unknown / length:.0f} % of the training prompts' tokens are unknown to the "
-            "backbone's tokenizer, which reads all of them as one and the same"
-        )
+        unread = sum(each.unread for each in encoded)
+        written = sum(each.characters for each in encoded)
+        if unread > UNREAD_LIMIT * written:
+            notices.append(
+                f"the backbone's tokenizer does not know {100 * unread / written:.0f} % of the "
+                f"characters of the {kind} prompts: it leaves them out, or reads all of them as one"
+            )
+    notices += _read_as_one((*task.train, *test), (*encoded_train, *encoded_test))
     return notices + list(_told(task, test, backbone))
+
+
+def _letters(written: str) -> Counter[str]:
+    """Counts the characters of a text, without what tokenizers change: case, accents, spaces."""
+    plain = unicodedata.normalize("NFKD", written.casefold())
+    return Counter(c for c in plain if not c.isspace() and not unicodedata.combining(c))
+
+
+def _texts(example: Example) -> list[str]:
+    return [turn["content"] for turn in example.messages] or [example.prompt]
+
+
+def _read_as_one(examples: Sequence[Example], encoded: Sequence[Encoded]) -> Iterator[str]:
+    """Yields a notice on different prompts that have other answers and the same tokens."""
+    alike: dict[int, list[Example]] = {}
+    for example, each in zip(examples, encoded, strict=True):
+        alike.setdefault(each.prompt_hash, []).append(example)
+    pairs = []
+    for first, *others in alike.values():
+        rights = {*map(text.canonical, first.references)}
+        for other in others:
+            is_other = rights.isdisjoint(map(text.canonical, other.references))
+            if is_other and _texts(other) != _texts(first):
+                pairs.append((first.prompt[:EXCERPT], other.prompt[:EXCERPT]))
+    if pairs:
+        one, other = map(repr, pairs[0])
+        yield (
+            f"{len(pairs)} of {len(examples)} prompts are to the backbone's tokenizer the same as "
+            f"one that has another answer: {one} and {other} have the same tokens"
+        )
 
 
 def _lost(task: Task, examples: Sequence[Example], encoded: Sequence[Encoded]) -> Iterator[str]:
@@ -134,13 +176,13 @@ def _told(task: Task, test: Sequence[Example], backbone: Backbone) -> Iterator[s
         )
     if template and "strftime_now" in str(template) and any(map(backbone.is_templated, examples)):
         yield "the chat template writes the date, so prompts differ from one day to another"
-    yield from _left_out(filter(backbone.is_templated, conversations), backbone)
+    yield from _left_out(filter(backbone.is_templated, examples), backbone)
 
 
-def _left_out(conversations: Iterable[Example], backbone: Backbone) -> Iterator[str]:
+def _left_out(templated: Iterable[Example], backbone: Backbone) -> Iterator[str]:
     """Yields a notice on turns that the chat template does not write, such as a system's."""
     alike: dict[tuple[str, ...], list[Example]] = {}  # by the roles of their turns
-    for example in conversations:
+    for example in templated:
         alike.setdefault(tuple(turn["role"] for turn in example.messages), []).append(example)
     count, roles, shown = 0, set(), ""
     for examples in alike.values():
@@ -151,15 +193,14 @@ def _left_out(conversations: Iterable[Example], backbone: Backbone) -> Iterator[
                 shown = shown or repr(left_out[0]["content"][:EXCERPT])
     if count:
         yield (
-            f"the chat template leaves out turns of {count} conversations (role "
+            f"the chat template leaves out turns of {count} examples (role "
             f"{', '.join(sorted(roles))}), such as {shown}; the model does not read them"
         )
 
 
 def _spelled(example: Example, backbone: Backbone) -> str | None:
     """Returns a special token that an example's texts spell."""
-    turns = [turn["content"] for turn in example.messages]
-    for each in (example.prompt, *turns, example.references[0]):
+    for each in (example.prompt, *_texts(example), example.references[0]):
         if token := backbone.texts.spells(each):
             return token
     return None

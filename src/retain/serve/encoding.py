@@ -73,10 +73,8 @@ class Encoder:
         return features
 
     def _measure(self, prompt: int, answer: int) -> None:
-        """Raises RetainError if the prompt has no tokens, or too many for the window."""
+        """Raises RetainError if prompt and answer have too many tokens for the window."""
         backbone = self._backbone
-        if prompt == 0:
-            raise RetainError("request: its prompt has no tokens; give it another text")
         if backbone.fits(prompt, answer):
             return
         # An encoder-decoder's answer has a window of its own.
