@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from retain.backbone import Backbone, PromptConfig
@@ -90,8 +90,8 @@ def test_prompts_that_the_vocabulary_lacks_are_told(backbone: Backbone) -> None:
     train[1] = replace(train[1], prompt="总结二下")
     lines = said(backbone, replace(task, train=train))
     assert lines == [
-        "t: the backbone's tokenizer does not know 100 % of the characters of the training "
-        "prompts: it leaves them out, or reads all of them as one",
+        "t: the model does not read 100 % of the characters of the training prompts: the "
+        "backbone's tokenizer does not know them, or its chat template leaves them out",
         "t: 1 of 4 prompts are to the backbone's tokenizer the same as one that has another "
         "answer: '总结一下' and '总结二下' have the same tokens",
     ]
@@ -153,6 +153,44 @@ def test_a_prompt_that_a_template_leaves_out_is_told() -> None:
     lines = said(backbone, task_of(["a", "b"], "exact_answer"))
     assert lines[-1].startswith("t: the chat template leaves out turns of 4 examples (role user)")
     assert any("the same as one that has another answer" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        (TURNS + "{{ 9**(9**9) }}", "computes a power, which may take for ever"),
+        (TURNS + "{{ ['a', 'b'] | random }}", r"draws at random \(random\)"),
+        (TURNS.replace("|{%", "|{{ m.content }}|{%"), "writes an answer twice"),
+    ],
+)
+def test_a_template_that_is_not_one_text_is_refused(template: str, says: str) -> None:
+    backbone = make_backbone("llama")
+    backbone.prompt = PromptConfig(chat_template=True)
+    backbone.tokenizer.chat_template = template
+    with pytest.raises(RetainError, match=f"the chat template of backbone '.*' {says}; set prompt"):
+        said(backbone, task_of(["a", "b"], "exact_answer"))
+
+
+def test_a_template_that_cuts_prompts_is_told() -> None:
+    backbone = make_backbone("llama")
+    backbone.prompt = PromptConfig(chat_template=True)
+    backbone.tokenizer.chat_template = TURNS.replace("m.content", "m.content[:9]")
+    lines = said(backbone, task_of(["a", "b"], "exact_answer", prompt="Is it a long question {}?"))
+    assert lines[0].startswith("t: the model does not read 37 % of the characters of the test pro")
+
+
+def test_dropout_of_a_tokenizer_is_switched_off() -> None:
+    """With it a prompt would be asked in other tokens than it was learned in."""
+    plain = make_backbone("llama")
+    merges = [("a", "b"), ("ab", "c")]
+    vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 3, "b": 4, "c": 5, "ab": 6, "abc": 7}
+    model = models.BPE(vocab=vocabulary, merges=merges, dropout=0.5)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(model),
+        **{"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
+    )
+    texts = Backbone(plain.model, tokenizer, "x").texts
+    assert {tuple(texts.plain_ids("abcabc")) for _ in range(20)} == {(7, 7)}
 
 
 def test_special_tokens_in_a_text_are_told(backbone: Backbone) -> None:

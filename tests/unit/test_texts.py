@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import cache
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -224,6 +224,7 @@ def test_with_a_template(name: str, template: str, prompt: str, answer: str) -> 
 @given(prompt=TEXT, answer=TEXT, continues=st.booleans())
 def test_without(name: str, around: str, prompt: str, answer: str, continues: bool) -> None:
     texts = texts_of(tokenizer_of(name, around), continues)
+    assume(texts.plain_ids(prompt, special=True))  # others are refused
     check_invariant(texts, prompt, answer, False, name in LOSSLESS)
     ids, _ = texts.prompt_and_answer(Example(prompt, (answer,)), False)
     begin, end = (texts.tokenizer.convert_tokens_to_ids(token) for token in (BEGIN, END))
@@ -376,7 +377,7 @@ def test_a_first_token_that_is_forced_is_learned_and_not_read() -> None:
 # -- templates that fail
 
 FAILS = {
-    "{% for i in range(10**9) %}{% endfor %}": "OverflowError|too big|Range",
+    "{% for i in range(10000000000) %}{% endfor %}": "OverflowError|too big|Range",
     "{{ messages[0]['content'] + 1 }}": "can only concatenate|concatenate",
     "{{ messages[7].content.x }}": "undefined|no element",
     "{{ 1 // 0 }}": "zero",
@@ -388,7 +389,7 @@ FAILS = {
     f"{TURNS}{{% if m.role == 'user' %}}{{{{ m.content }}}}{{% endif %}}{{% endfor %}}": "leaves",
     f"{TURNS}{{% if m.role == 'assistant' %}}{{{{ raise_exception('no answers') }}}}{{% endif %}}"
     f"[{{{{ m.content }}}}]{ASKS}=> {{% endif %}}": "no answers",
-    "{{ 'x' * 10**11 }}": "memory|Memory",
+    "{{ 'x' * 100000000000 }}": "memory|Memory",
 }
 
 

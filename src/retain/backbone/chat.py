@@ -14,8 +14,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+from jinja2 import Environment, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from retain.errors import RetainError, first_line
@@ -85,9 +87,11 @@ class ChatTemplate:
         opened = self._write(turns, add_generation_prompt=True)
         finished = self._write([*turns, {"role": "assistant", "content": ANSWER}])
         before, marker, after = finished.rpartition(ANSWER)
-        if not marker:
+        is_twice = before.startswith(opened) and ANSWER in before[len(opened) :]
+        if not marker or is_twice:
+            does = "writes an answer twice" if marker else "leaves the assistant's answers out"
             raise RetainError(
-                f"the chat template of backbone '{self._name}' leaves the assistant's answers out; "
+                f"the chat template of backbone '{self._name}' {does}; "
                 "set prompt.chat_template: false"
             )
         if not before.startswith(opened):  # say, a reasoning block is opened for a new answer only
@@ -106,6 +110,8 @@ class ChatTemplate:
     def _write(self, turns: Sequence[Turn], **options: Any) -> str:
         start = HALF.sub("", turns[0]["content"])[:EXCERPT]
         says = f"the chat template of backbone '{self._name}'"
+        if reason := _unsteady(str(self._tokenizer.chat_template)):
+            raise RetainError(f"{says} {reason}; set prompt.chat_template: false")
         advice = "change the conversation, or set prompt.chat_template: false"
         try:
             with _limited_time(SECONDS), _limited_memory(None if self.is_tried else MEMORY):
@@ -149,6 +155,18 @@ class ChatTemplate:
             for turn in conversation:
                 turn["content"] = [{"type": "text", "text": turn["content"]}]
         return self._tokenizer.apply_chat_template(conversation, tokenize=False, **options)
+
+
+@cache
+def _unsteady(template: str) -> str | None:
+    """Says what in a template's code no limit ends, or makes a text another one each time."""
+    with suppress(TemplateSyntaxError):  # which its first rendering reports
+        for _, kind, token in Environment(autoescape=True).lex(template):
+            if kind == "operator" and token == "**":
+                return "computes a power, which may take for ever"
+            if kind == "name" and token in ("random", "lipsum"):
+                return f"draws at random ({token})"
+    return None
 
 
 class _TooLongError(BaseException):

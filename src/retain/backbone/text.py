@@ -83,6 +83,9 @@ class Texts:
         self.first_ids = [] if first_id is None else [first_id]
         self._name = name
         self._chat = ChatTemplate(tokenizer, name)
+        model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+        if getattr(model, "dropout", None):  # it would write a text with other tokens each time
+            model.dropout = None
         # Reading a special token as text changes a setting of the tokenizer for a moment.
         self._lock = threading.RLock()
 

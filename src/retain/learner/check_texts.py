@@ -101,8 +101,9 @@ def check_texts(
         written = sum(each.characters for each in encoded)
         if unread > UNREAD_LIMIT * written:
             notices.append(
-                f"the backbone's tokenizer does not know {100 * unread / written:.0f} % of the "
-                f"characters of the {kind} prompts: it leaves them out, or reads all of them as one"
+                f"the model does not read {100 * unread / written:.0f} % of the characters of the "
+                f"{kind} prompts: the backbone's tokenizer does not know them, or its chat "
+                "template leaves them out"
             )
     notices += _read_as_one((*task.train, *test), (*encoded_train, *encoded_test))
     return notices + list(_told(task, test, backbone))
