@@ -11,7 +11,7 @@ import re
 import threading
 from contextlib import suppress
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from transformers import PreTrainedTokenizerBase
@@ -83,7 +83,7 @@ class Texts:
         self.first_ids = [] if first_id is None else [first_id]
         self._name = name
         self._chat = ChatTemplate(tokenizer, name)
-        model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+        model: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
         if getattr(model, "dropout", None):  # it would write a text with other tokens each time
             model.dropout = None
         # Reading a special token as text changes a setting of the tokenizer for a moment.

@@ -132,10 +132,9 @@ def _read_as_one(examples: Sequence[Example], encoded: Sequence[Encoded]) -> Ite
             if is_other and _texts(other) != _texts(first):
                 pairs.append((first.prompt[:EXCERPT], other.prompt[:EXCERPT]))
     if pairs:
-        one, other = map(repr, pairs[0])
         yield (
             f"{len(pairs)} of {len(examples)} prompts are to the backbone's tokenizer the same as "
-            f"one that has another answer: {one} and {other} have the same tokens"
+            "one that has another answer: {!r} and {!r} have the same tokens".format(*pairs[0])
         )
 
 
@@ -169,6 +168,20 @@ def _told(task: Task, test: Sequence[Example], backbone: Backbone) -> Iterator[s
             f"{spelled[0]!r}; they are read as text (conversations belong in 'messages')"
         )
     conversations = [example for example in examples if example.messages]
+    answered = [example for example in conversations if _is_answered(example)]
+    if answered:
+        yield (
+            f"{len(answered)} of {len(conversations)} conversations hold their answer already, as "
+            f"an earlier turn of the assistant: {answered[0].references[0][:EXCERPT]!r}; if it is "
+            "the answer itself, end the conversation before it"
+        )
+    templated = [sum(map(backbone.is_templated, split)) for split in (task.train, test)]
+    if 0 < sum(templated) < len(examples):
+        yield (
+            f"{templated[0]} of {len(task.train)} training and {templated[1]} of {len(test)} test "
+            "examples are written with the chat template, and the others without it; give all of "
+            "them as 'messages', or set prompt.chat_template"
+        )
     template = backbone.tokenizer.chat_template
     if conversations and not template and backbone.prompt.chat_template == "auto":
         yield (
@@ -197,6 +210,12 @@ def _left_out(templated: Iterable[Example], backbone: Backbone) -> Iterator[str]
             f"the chat template leaves out turns of {count} examples (role "
             f"{', '.join(sorted(roles))}), such as {shown}; the model does not read them"
         )
+
+
+def _is_answered(example: Example) -> bool:
+    """Whether a turn of the assistant is the answer that follows the conversation."""
+    said = {turn["content"].strip() for turn in example.messages if turn["role"] == "assistant"}
+    return not said.isdisjoint(right.strip() for right in example.references)
 
 
 def _spelled(example: Example, backbone: Backbone) -> str | None:

@@ -23,7 +23,7 @@ OTHER_SEPARATORS = {"\t": "tabs", ";": "';'", "|": "'|'"}
 def read_csv(path: Path, needed: Collection[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """Yields each row's first line (from 1) and its cells by the names of the header.
 
-    Blank lines are skipped, and so are columns whose name is empty.
+    Blank lines are skipped, and so is a first column without a name, which is a table's index.
 
     Args:
         path: the file.
@@ -31,8 +31,8 @@ def read_csv(path: Path, needed: Collection[str]) -> Iterator[tuple[int, dict[st
 
     Raises:
         RetainError: names the file and the line: of a row that is longer or shorter than the
-            header, a quote that is not closed or stands after white space, or two columns of one
-            name.
+            header, repeats it, or has a cell without a name; of a quote that is not closed or
+            stands after white space; of two columns of one name.
     """
     rows = _rows(path, read_text(path).lstrip("\ufeff"))
     line, names = next(rows, (1, []))
@@ -47,12 +47,22 @@ def read_csv(path: Path, needed: Collection[str]) -> Iterator[tuple[int, dict[st
                 f"{path}, line {line}: its cells are separated by {words}; save it with commas"
             )
     for line, cells in rows:
+        if cells == names:
+            raise RetainError(
+                f"{path}, line {line}: repeats the header; remove it, as of two files made one"
+            )
         row = {name: cell for name, cell in zip(names, cells, strict=False) if name}
         if len(cells) > len(names) or (len(cells) < len(names) and row.keys() >= set(needed)):
             raise RetainError(
                 f"{path}, line {line}: has {len(cells)} cells, and the header has {len(names)}; "
                 "put a cell that has commas in quotes, and leave no cell out"
             )
+        for name, cell in zip(names[1:], cells[1:], strict=False):
+            if not name and cell.strip():
+                raise RetainError(
+                    f"{path}, line {line}: the cell {cell[:40]!r} has no column name; name its "
+                    "column in the header, or put a cell that has commas in quotes"
+                )
         yield line, row
 
 

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from retain.errors import RetainError, first_line
+from retain.system.files import read_text
 from retain.tasks.csv_text import read_csv
 from retain.tasks.example import Example
 from retain.tasks.json_text import read_lines, read_value
 from retain.tasks.prompts import long_sequence_prompt, superni_prompt
-from retain.tasks.rows import COLUMNS, given_row
+from retain.tasks.rows import COLUMNS, as_text, given_row
 from retain.tasks.tables import parse_table, read_parquet
 
 Prompt = Callable[[str, str], str]
@@ -38,7 +39,9 @@ def read_rows(
         RetainError: names the file, and the line or row.
     """
     if not os.path.isfile(path):  # Path's own raises where the name is too long
-        raise RetainError(f"{path}: no such file; check the path")
+        is_folder = os.path.isdir(path)
+        advice = "is a folder; name a file in it" if is_folder else "no such file; check the path"
+        raise RetainError(f"{path}: {advice}")
     suffix = path.suffix.lower()
     if suffix in PACKED:
         raise RetainError(f"{path}: is packed, and is not read so; unpack it, and name the result")
@@ -47,7 +50,12 @@ def read_rows(
     if suffix == ".parquet":
         examples = read_parquet(path, columns, kept_back)
     else:
-        rows = read_csv(path, columns.values()) if suffix == ".csv" else read_lines(path)
+        if suffix == ".csv":
+            rows: Iterable[tuple[int, Any]] = read_csv(path, columns.values())
+        elif suffix == ".json" and isinstance(whole := _whole(path), list):
+            rows = enumerate(whole, 1)
+        else:
+            rows = read_lines(path)
         examples = [given_row(row, f"{path}, line {number}", columns) for number, row in rows]
     if not examples:
         raise RetainError(f"{path}: the task is empty; give it at least one line")
@@ -85,7 +93,7 @@ def read_long_sequence(
     labels = _read_json(folder / "labels.json")
     if not isinstance(labels, list):
         raise RetainError(f"{folder / 'labels.json'}: must be a list of the answers; correct it")
-    options = [str(label) for label in labels]
+    options = [_benchmark_text(label, f"{folder / 'labels.json'}: a label") for label in labels]
 
     def prompt(definition: str, text: str) -> str:
         return long_sequence_prompt(definition, options, text, folder.name, style)
@@ -135,26 +143,44 @@ def _read_json(path: Path) -> Any:
     return read_value(path)
 
 
+def _whole(path: Path) -> Any:
+    """The JSON value that a file holds; None where each of its lines holds one."""
+    return read_value(path) if read_text(path).lstrip("\ufeff \t\r\n")[:1] == "[" else None
+
+
+def _benchmark_text(value: Any, where: str) -> str:
+    """The text of a field that a benchmark writes into prompts."""
+    text = as_text(value)
+    if text is None:
+        raise RetainError(f"{where} is of type {type(value).__name__}; write it as a text")
+    return text
+
+
 def _read_instances(path: Path, prompt: Prompt, is_drawn: bool) -> list[Example]:
     content = _read_json(path)
     try:
-        lines = content["Definition"]
+        lines, instances = content["Definition"], content["Instances"]
         definition = (lines if isinstance(lines, str) else "\n".join(lines)).strip()
-        examples = list(_answered(path, prompt, is_drawn, definition, content["Instances"]))
-    except (KeyError, TypeError) as error:
-        raise RetainError(f"{path}: not in the benchmark's layout (missing {error})") from None
+        fields = [(instance["input"], instance["output"]) for instance in instances]
+    except (KeyError, TypeError):
+        raise RetainError(
+            f"{path}: not in the benchmark's layout: an object with 'Definition' (texts) and "
+            "'Instances' (a list of objects with 'input' and 'output'); correct it"
+        ) from None
+    examples = list(_answered(path, prompt, is_drawn, definition, fields))
     if not examples:
         raise RetainError(f"{path}: no instance with an answer; give it at least one")
     return examples
 
 
 def _answered(
-    path: Path, prompt: Prompt, is_drawn: bool, definition: str, instances: Any
+    path: Path, prompt: Prompt, is_drawn: bool, definition: str, fields: Iterable[tuple[Any, Any]]
 ) -> Iterator[Example]:
     draw = random.Random(0)  # the same answers in every run
-    for number, instance in enumerate(instances, 1):
-        text = prompt(definition, instance["input"])
-        given = answer = instance["output"]
+    for number, (input_, output) in enumerate(fields, 1):
+        text = _benchmark_text(input_, f"{path}, instance {number}: 'input'")
+        text = prompt(definition, text)
+        given = answer = output
         if isinstance(given, list):
             answer = [text for text in given if text != ""]
         if given == "" or (given and not answer):

@@ -41,6 +41,10 @@ def parse_row(row: Any, where: str, columns: Mapping[str, str] = COLUMNS) -> Exa
     else:
         for role, key in columns.items():
             if row.get(key) is None:
+                if key in row:
+                    raise RetainError(
+                        f"{where}: no field '{key}' for the {role}: it is null; give it a text"
+                    )
                 present = ", ".join(map(str, row)) or "none"
                 raise RetainError(
                     f"{where}: no field '{key}' for the {role} (fields: {present}); add it, or "
@@ -51,9 +55,13 @@ def parse_row(row: Any, where: str, columns: Mapping[str, str] = COLUMNS) -> Exa
     if not isinstance(prompt, str) or not prompt.strip():
         field = "messages" if messages else columns["prompt"]
         raise RetainError(f"{where}: field '{field}' must hold a text that is not empty")
-    texts = tuple(_text(reference) for reference in references)
+    texts = tuple(as_text(reference) for reference in references)
     if not texts or None in texts:
-        raise RetainError(f"{where}: field '{columns['answer']}' must be a text or a list of texts")
+        wrong = type(references[texts.index(None)] if texts else references).__name__
+        raise RetainError(
+            f"{where}: field '{columns['answer']}' must be a text or a list of texts, and is of "
+            f"type {wrong}; write it as a text"
+        )
     known = tuple(text for text in texts if text is not None)
     if not known[0].strip():
         raise RetainError(f"{where}: field '{columns['answer']}' is empty; give it a text")
@@ -73,6 +81,11 @@ def given_row(row: Any, where: str, columns: Mapping[str, str] = COLUMNS) -> Exa
     Raises:
         RetainError: names the place and the field.
     """
+    if columns["prompt"] == columns["answer"]:
+        raise RetainError(
+            f"{where}: the prompt and the answer are both read from '{columns['prompt']}'; name "
+            "another for one of them ('columns' of the task)"
+        )
     if isinstance(row, dict) and row.get("messages") and row.get(columns["answer"]) is not None:
         row = _answered_once(row, where, columns["answer"])
     example = parse_row(row, where, columns)
@@ -113,10 +126,10 @@ def _refuse_other_prompt(prompt: Any, example: Example, place: str) -> None:
 
 def _canonical(value: Any) -> str:
     """A text by which two ways to write the same are equal: white space, forms of Unicode."""
-    return " ".join(unicodedata.normalize("NFC", _text(value) or "").split())
+    return " ".join(unicodedata.normalize("NFC", as_text(value) or "").split())
 
 
-def _text(value: Any) -> str | None:
+def as_text(value: Any) -> str | None:
     """The text of a reference, or of a finite number; None for anything else."""
     if isinstance(value, str | Number):
         return str(value)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ def read_dataset(
         RetainError: names the row and the column, or says that this is no table of rows.
     """
     rows: Any = data
+    kinds: dict[Any, str] = {}
     if isinstance(data, str | bytes | Mapping) or not isinstance(data, Iterable):
         raise RetainError(
             f"{where}: expected a datasets.Dataset, a DataFrame or a list of dicts, and not a "
@@ -53,12 +55,14 @@ def read_dataset(
         if not rows.columns.is_unique:
             twice = rows.columns[rows.columns.duplicated()][0]
             raise RetainError(f"{where}: two columns are named '{twice}'; rename one of them")
+        kinds = {name: str(kind).lower() for name, kind in rows.dtypes.items()}
         rows = rows.astype(object).where(rows.notna(), None).to_dict("records")
     elif hasattr(rows, "with_format"):  # of `datasets`; as pandas, say, its rows are tables
         rows = rows.with_format(None)
     own, others = (dict(getattr(split, "features", None) or {}) for split in (data, like))
     labelled = _classes(others, columns.values()).keys() - _classes(own, columns.values()).keys()
     features = own | {column: others[column] for column in labelled}
+    features |= {name: SimpleNamespace(dtype=kind) for name, kind in kinds.items()}
     return parse_table(rows, where, columns, features, kept_back)
 
 

@@ -21,6 +21,10 @@ DEV_SHARE, DEV_LIMIT = 0.1, 50
 TEST_SHARE, TEST_LIMIT = 0.2, 200
 
 
+def _key(example: Example) -> tuple[str, str]:
+    return example.prompt, example.references[0]
+
+
 @dataclass(frozen=True)
 class Task:
     """What is learned at once: training, development and test examples under a name.
@@ -108,6 +112,9 @@ class Task:
         if test is None:
             size = min(int(len(rows) * TEST_SHARE), TEST_LIMIT)
             test, rows = rows[:size], rows[size:]
+            asked = {_key(example) for example in test}  # a row may be in the file twice
+            test += [example for example in rows if _key(example) in asked]
+            rows = [example for example in rows if _key(example) not in asked]
         size = min(max(int(len(rows) * DEV_SHARE), 1), DEV_LIMIT)
         dev, rows = rows[:size], rows[size:]
         if not rows or not test:
