@@ -360,6 +360,21 @@ def test_sampling_settings_and_nulls_change_nothing(client: TestClient) -> None:
     assert sent.json()["choices"] == plain.json()["choices"]
 
 
+def test_a_task_that_is_not_there_is_refused(client: TestClient) -> None:
+    """Also where the router chooses, which would answer as if nothing was said."""
+    response = client.post(CHAT, json={**body("a"), "task": "other"})
+    assert response.status_code == 400
+    message = response.json()["error"]["message"]
+    assert message.startswith("field 'task': no task 'other'; name one of copy, letter")
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "n", "seed"])
+def test_a_truth_value_is_no_number(field: str, client: TestClient) -> None:
+    response = client.post(CHAT, json={**body("a"), field: True})
+    assert response.status_code == 400
+    assert f"field '{field}'" in response.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("task", [None, "other"])
 def test_without_its_task_a_method_is_not_asked(pertask: Learner, task: str | None) -> None:
     with TestClient(create_app(pertask)) as client:

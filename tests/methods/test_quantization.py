@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from importlib import util
 from itertools import chain, repeat
 from pathlib import Path
@@ -155,6 +156,16 @@ def test_a_checkpoint_that_is_quantised_already(
     learner.learn(FIRST)
     again = Learner.load(tmp_path / "run")
     assert again.generate(prompts_of(FIRST)) == learner.generate(prompts_of(FIRST))
+    export(again, tmp_path / "merged", {"copy": 1.0})
+    plain = load_backbone(source(tmp_path / "merged", None)).model
+    assert not is_quantized(plain)
+    values = json.loads((tmp_path / "model" / "config.json").read_text())
+    del values["quantization_config"]["quant_method"]  # as before it had a name
+    (tmp_path / "older").mkdir()
+    for path in (tmp_path / "model").iterdir():
+        shutil.copy(path, tmp_path / "older")
+    (tmp_path / "older" / "config.json").write_text(json.dumps(values))
+    assert is_quantized(load_backbone(source(tmp_path / "older", None)).model)
     with pytest.raises(RetainError, match="quantised already; leave it out"):
         load_backbone(source(tmp_path / "model", bits))
     with pytest.raises(RetainError, match="full fine-tuning does not work in 4 or 8 bits"):

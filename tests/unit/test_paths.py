@@ -228,6 +228,11 @@ def test_aliases_in_settings_are_read(tmp_path: Path) -> None:
     assert parse_yaml("a: &x [1, 2]\nb: [*x, *x]", most=20)["b"] == [[1, 2], [1, 2]]
 
 
+def test_numbers_with_colons_are_texts() -> None:
+    """YAML 1.1 reads them as numbers of base 60."""
+    assert parse_yaml("[12:30, 1:30.5, -1:2:3, 12, 1.5]") == ["12:30", "1:30.5", "-1:2:3", 12, 1.5]
+
+
 def test_a_json_file_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "LARGEST_JSON", 2**20)
     (tmp_path / "a.json").write_text(f"[{'0,' * 2**19} 0]")

@@ -23,7 +23,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from retain.backbone.chat import EXCERPT
 from retain.backbone.losses import IGNORED, cross_entropy
-from retain.backbone.text import PromptConfig, Texts
+from retain.backbone.text import PromptConfig, Texts, largest_id
 from retain.backbone.window import window_of
 from retain.errors import RetainError
 from retain.tasks import Example
@@ -129,7 +129,7 @@ class Backbone:
                 f"backbone '{name}': its tokenizer has no end token; set eos_token in "
                 "tokenizer_config.json"
             )
-        if (largest := max(tokenizer.get_vocab().values())) >= self.embedding.num_embeddings:
+        if (largest := largest_id(tokenizer)) >= self.embedding.num_embeddings:
             raise RetainError(
                 f"backbone '{name}': its tokenizer has token id {largest}, but the model has only "
                 f"{self.embedding.num_embeddings} embeddings; use the tokenizer of this model"
@@ -285,7 +285,7 @@ class Backbone:
                 advice = f"the length of the method's prompts, {self.virtual_tokens} in all"
         raise RetainError(
             f"{where}: {prompt} prompt tokens and {answer} answer tokens do not fit in the "
-            f"{window} positions of the backbone; lower {advice}"
+            f"{window} positions of the backbone; lower {advice}, or shorten the text"
         )
 
     def room_after(self, prompt: int) -> int:

@@ -35,9 +35,15 @@ from retain.backbone.probe import try_out
 from retain.backbone.text import PromptConfig
 from retain.errors import RetainError, first_line
 from retain.system import processes
+from retain.system.files import read_json, read_text
 
 NAMED = 3
 """How many weights an error names."""
+TOKENS = (
+    *("bos_token_id", "decoder_start_token_id", "eos_token_id", "forced_bos_token_id"),
+    "pad_token_id",
+)
+"""The fields of generation_config.json that a backbone keeps."""
 
 
 def load_backbone(
@@ -106,9 +112,6 @@ def load_backbone(
             "it into the model with peft's merge_and_unload and save that, or move it elsewhere"
         )
     _refuse_other_weights(config.name, loaded)
-    quantization.prepare(model)
-    _multiply_as_tf32(device)
-    backbone = Backbone(model, tokenizer, config, prompt or PromptConfig())
     settings = cached_file(
         source,
         GENERATION_CONFIG_NAME,
@@ -116,10 +119,33 @@ def load_backbone(
         local_files_only=True,  # it was loaded with the model
         _raise_exceptions_for_missing_entries=False,
     )
-    if settings is not None:
-        backbone.generation_settings = Path(settings).read_text(encoding="utf-8")
+    stored = None if settings is None else _generation_settings(Path(settings))
+    quantization.prepare(model)
+    _multiply_as_tf32(device)
+    backbone = Backbone(model, tokenizer, config, prompt or PromptConfig())
+    if stored is not None:
+        backbone.generation_settings = stored
     try_out(backbone)
     return backbone
+
+
+def _generation_settings(path: Path) -> str:
+    """Returns the text of a model's generation_config.json.
+
+    transformers takes its own settings, without a word, in the place of a damaged one.
+
+    Raises:
+        RetainError: if it is no JSON object, or a token in it is no token id.
+    """
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise RetainError(f"{path}: must hold a JSON object; restore it")
+    for name in TOKENS:
+        ids = values.get(name)
+        several = ids if name == "eos_token_id" and isinstance(ids, list) else [ids]
+        if any(isinstance(i, bool) or not isinstance(i, int | None) for i in several):
+            raise RetainError(f"{path}: {name} must be a token id; correct it")
+    return read_text(path)
 
 
 def load_skeleton(config: BackboneConfig, prompt: PromptConfig | None = None) -> Backbone:

@@ -65,6 +65,17 @@ def try_out(backbone: Backbone) -> None:
             reads the tokens that it has to predict.
     """
     name, kind = f"backbone '{backbone.name}'", type(backbone.model).__name__
+    if capacity := getattr(backbone.model.config, "expert_capacity", None):
+        raise RetainError(
+            f"{name}: an expert of {kind} takes {capacity} tokens of a batch and leaves out the "
+            "rest, so that an answer depends on the other prompts; take another model"
+        )
+    for weight, parameter in backbone.model.named_parameters():
+        if parameter.is_floating_point() and not parameter.isfinite().all():
+            raise RetainError(
+                f"{name}: its weight {weight} has values that are no finite numbers; restore its "
+                "files, or take another backbone.dtype"
+            )
     rows = _rows(backbone)
     with _reported(f"{name}: {kind} cannot read a short prompt"):
         together, alone = _logits(backbone, rows), _logits(backbone, rows[:1])[0]

@@ -51,6 +51,8 @@ def options(kind: str | None, stored: Any, dtype: str, device: str) -> dict[str,
     if stored is not None:
         values = stored if isinstance(stored, dict) else stored.to_dict()
         method = getattr(values.get("quant_method"), "value", values.get("quant_method"))
+        if method is None and (values.get("load_in_4bit") or values.get("load_in_8bit")):
+            method = PACKAGE  # of before the method had a name
         if method != PACKAGE:
             raise RetainError(
                 f"backbone: its checkpoint is quantised by {method}, through which retain does not "
@@ -164,3 +166,11 @@ def dequantize(model: PreTrainedModel) -> None:
     for name in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
         if hasattr(model, name):
             delattr(model, name)
+    # How a checkpoint's own 4 or 8 bits were read, which transformers would undo when it saves.
+    if conversions := getattr(model, "_weight_conversions", None):
+        model._weight_conversions = [each for each in conversions if not _is_of_package(each)]
+
+
+def _is_of_package(conversion: Any) -> bool:
+    operations = getattr(conversion, "operations", ())
+    return any(type(each).__module__.endswith(f".{PACKAGE}") for each in operations)

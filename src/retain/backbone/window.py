@@ -28,7 +28,7 @@ def window_of(model: PreTrainedModel) -> tuple[int | None, int | None]:
     config = model.config
     if not config.is_encoder_decoder:
         text = config.get_text_config(decoder=True)
-        window = _least(_stated(text, WRITTEN), _learned(model.get_decoder()))
+        window = _least(_stated(text, WRITTEN), _learned(model.get_decoder()), _unscaled(text))
         return window, window
     reader = getattr(config, "encoder", None)
     writer = getattr(config, "decoder", None)
@@ -37,6 +37,23 @@ def window_of(model: PreTrainedModel) -> tuple[int | None, int | None]:
     if written and hasattr(config, "ngram"):  # ProphetNet's decoder looks a position ahead
         written -= 1
     return read, written
+
+
+def _unscaled(config: PreTrainedConfig) -> int | None:
+    """Returns the positions up to which LongRoPE (arXiv 2402.13753) has its short factors.
+
+    The longest row of a batch decides for all of them which factors are taken. So a row alone would
+    have other answers than beside a longer one.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(part for part in rope.values() if isinstance(part, dict))]  # by kind of layer
+    limits = [
+        kind.get("original_max_position_embeddings")
+        or getattr(config, "original_max_position_embeddings", None)
+        for kind in kinds
+        if kind.get("rope_type") == "longrope"
+    ]
+    return _least(*limits)
 
 
 def _text(part: Any, whole: PreTrainedConfig) -> PreTrainedConfig:

@@ -83,6 +83,8 @@ class Decision(Record):
 
 def folder_of(path: Path) -> Path:
     """Returns the folder of what is decided about a file."""
+    if not path.name:
+        raise RetainError(f"{path}: is a folder; name a file of examples")
     return path.with_name(f"{path.stem}.discovered")
 
 

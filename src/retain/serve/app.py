@@ -196,9 +196,13 @@ async def _job(chat: ChatRequest, learned: LearnedModel, encoder: Encoder, model
         _check_model(chat.model, model)
     known = [task.name for task in learned.tasks]
     task = chat.task if learned.method.traits.needs_task_id else None
+    names = ", ".join(known)
     if learned.method.traits.needs_task_id and task not in known:
-        message = f"field 'task': this method needs the task's name, one of {', '.join(known)}"
-        raise HTTPException(400, message)
+        raise HTTPException(400, f"field 'task': this method needs the task's name, one of {names}")
+    if chat.task is not None and chat.task not in known:
+        raise HTTPException(
+            400, f"field 'task': no task '{chat.task[:60]}'; name one of {names}, or leave it out"
+        )
     example = chat.example()
     limit = min(learned.answer_limit, chat.limit or learned.answer_limit)
     encoded = await encoder.encode(example, limit, learned.templated(task))

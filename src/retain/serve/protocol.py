@@ -113,6 +113,13 @@ class ChatRequest(BaseModel):
     prompt_cache_key: str | None = None
     metadata: dict[str, Any] | None = None
 
+    @field_validator("max_tokens", "max_completion_tokens", "n", "seed", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        if isinstance(value, bool):  # which Python takes for 1
+            raise ValueError("it is no number")
+        return value
+
     @field_validator("stop", mode="before")
     @classmethod
     def _stops(cls, stop: Any) -> Any:

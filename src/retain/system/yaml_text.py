@@ -1,10 +1,12 @@
 """YAML as it is written: a key that is there twice is refused, and so is a value inside itself.
 
-PyYAML's own loader keeps one of two equal keys, and lets a short text stand for billions of values.
+PyYAML's own loader keeps one of two equal keys, lets a short text stand for billions of values, and
+reads `12:30` as the number 750.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -74,6 +76,18 @@ class _Loader(yaml.SafeLoader):
                     raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
                 keys |= {key, str(key)}
         return node
+
+
+def _number(tag: str, construct: Callable[[Any, Any], Any]) -> None:
+    """Lets a text with colons be a text, and not a number of base 60."""
+    _Loader.add_constructor(
+        f"tag:yaml.org,2002:{tag}",
+        lambda loader, node: node.value if ":" in node.value else construct(loader, node),
+    )
+
+
+_number("int", yaml.SafeLoader.construct_yaml_int)
+_number("float", yaml.SafeLoader.construct_yaml_float)
 
 
 def parse_yaml(text: str, most: int | None = None) -> Any:
