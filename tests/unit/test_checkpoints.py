@@ -64,6 +64,16 @@ def test_weights_that_are_no_numbers_are_refused(value: float, tmp_path: Path) -
         load(folder)
 
 
+def test_weights_in_few_bits_without_scales_are_refused(tmp_path: Path) -> None:
+    folder = save_backbone("llama", tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    weights[name] = (100 * weights[name]).to(torch.int8)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RetainError, match=r"up_proj\.weight is stored as I8, and its config\.json"):
+        load(folder)
+
+
 @pytest.mark.parametrize("written", [False, True])
 def test_a_special_token_without_an_embedding(written: bool) -> None:
     """Gemma 3 of 1B has one for images, which no text gets; a template may write it, though."""

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import torch
 import transformers
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -37,6 +38,8 @@ from retain.errors import RetainError, first_line
 from retain.system import processes
 from retain.system.files import read_json, read_text
 
+FEW_BITS = ("I8", "U8", "F8_E4M3", "F8_E5M2")
+"""safetensors' names of formats that need scales."""
 NAMED = 3
 """How many weights an error names."""
 TOKENS = (
@@ -112,6 +115,8 @@ def load_backbone(
             "it into the model with peft's merge_and_unload and save that, or move it elsewhere"
         )
     _refuse_other_weights(config.name, loaded)
+    if not quantization.is_quantized(model):
+        _refuse_few_bits(config.name, Path(source))
     settings = cached_file(
         source,
         GENERATION_CONFIG_NAME,
@@ -127,6 +132,21 @@ def load_backbone(
         backbone.generation_settings = stored
     try_out(backbone)
     return backbone
+
+
+def _refuse_few_bits(name: str, folder: Path) -> None:
+    """Raises RetainError if a folder's files hold weights in 8 bits, of which no config says so.
+
+    transformers takes such numbers for the weights, without their scales.
+    """
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for key in file.keys():  # noqa: SIM118, which is no dict
+                if (dtype := file.get_slice(key).get_dtype()) in FEW_BITS:
+                    raise RetainError(
+                        f"backbone '{name}': {key} is stored as {dtype}, and its config.json names "
+                        "no quantization; restore the config, or take the model it was made from"
+                    )
 
 
 def _generation_settings(path: Path) -> str:
