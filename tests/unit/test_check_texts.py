@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, models
+from tokenizers import AddedToken, Tokenizer, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from retain.backbone import Backbone, PromptConfig
@@ -18,7 +18,7 @@ from retain.evaluation.answers import EvaluationConfig
 from retain.learner.check_examples import check_examples
 from retain.learner.learner import Learner
 from retain.tasks import Example, Task
-from retain.testing.tiny import make_backbone, make_learner
+from retain.testing.tiny import make_backbone, make_learner, make_tokenizer
 
 EVALUATION = EvaluationConfig(max_new_tokens=64)
 TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}|{% endfor %}"
@@ -191,6 +191,23 @@ def test_dropout_of_a_tokenizer_is_switched_off() -> None:
     )
     texts = Backbone(plain.model, tokenizer, "x").texts
     assert {tuple(texts.plain_ids("abcabc")) for _ in range(20)} == {(7, 7)}
+
+
+def test_a_special_token_in_another_spelling_is_told() -> None:
+    plain = make_backbone("llama")
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    end = AddedToken("<END>", special=True, normalized=True)
+    tokenizer.add_special_tokens({"additional_special_tokens": [end]})
+    plain.model.resize_token_embeddings(len(tokenizer))
+    lines = said(
+        Backbone(plain.model, tokenizer, "x"),
+        task_of(["a", "b"], "exact_answer", prompt="the <End> of {}"),
+    )
+    assert lines == [
+        "t: 2 texts hold what the tokenizer's normalizer makes a special token of, such as "
+        "'the <End> of 0'; the model reads that token and not the text"
+    ]
 
 
 def test_special_tokens_in_a_text_are_told(backbone: Backbone) -> None:

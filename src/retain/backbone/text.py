@@ -172,6 +172,10 @@ class Texts:
         match = self._special.search(text)
         return None if match is None else match.group()
 
+    def hides(self, text: str) -> bool:
+        """Whether the tokenizer's normalizer makes a special token of a part of a text."""
+        return bool(self._normalized) and not self._normalized.isdisjoint(self.plain_ids(text))
+
     def left_out(self, example: Example) -> list[Turn]:
         """Returns the turns of an example that the chat template does not write."""
         return self._chat.left_out(example.messages or [_user(example.prompt)])
@@ -194,6 +198,13 @@ class Texts:
         tokens = {t.content for t in added if t.special} | {*self.tokenizer.all_special_tokens}
         longest = sorted(filter(None, tokens), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest)) or "(?!)")
+
+    @cached_property
+    def _normalized(self) -> set[int]:
+        """Special tokens that are looked for after a text is normalised, so in other spellings."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        unknown = self.tokenizer.unk_token_id
+        return {i for i, token in added if token.special and token.normalized and i != unknown}
 
     @cached_property
     def _marked(self) -> re.Pattern[str]:

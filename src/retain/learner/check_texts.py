@@ -167,6 +167,12 @@ def _told(task: Task, test: Sequence[Example], backbone: Backbone) -> Iterator[s
             f"{len(spelled)} of {len(examples)} examples spell special tokens, such as "
             f"{spelled[0]!r}; they are read as text (conversations belong in 'messages')"
         )
+    hidden = [t for e in examples for t in (*_texts(e), *e.references) if backbone.texts.hides(t)]
+    if hidden:
+        yield (
+            f"{len(hidden)} texts hold what the tokenizer's normalizer makes a special token of, "
+            f"such as {hidden[0][:EXCERPT]!r}; the model reads that token and not the text"
+        )
     conversations = [example for example in examples if example.messages]
     answered = [example for example in conversations if _is_answered(example)]
     if answered:
