@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -882,3 +883,14 @@ def test_a_row_that_is_there_twice_is_on_one_side() -> None:
     assert len(asked) < 10
     assert not asked & {example.prompt for example in (*task.train, *task.dev)}
     assert len((*task.train, *task.dev, *task.test)) == 40
+
+
+def test_decimals_and_columns_of_a_parquet_file(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    answers = pyarrow.array([Decimal("1.10"), Decimal("-2.00")])
+    parquet.write_table(pyarrow.table({"prompt": ["a", "b"], "answer": answers}), path)
+    assert [example.references for example in read_rows(path)] == [("1.10",), ("-2.00",)]
+    twice = pyarrow.table([["a"], ["b"], ["c"]], names=["prompt", "answer", "answer"])
+    parquet.write_table(twice, path)
+    with pytest.raises(RetainError, match="two columns are named 'answer'; rename one of them"):
+        read_rows(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 from retain.errors import RetainError
@@ -131,7 +132,7 @@ def _canonical(value: Any) -> str:
 
 def as_text(value: Any) -> str | None:
     """The text of a reference, or of a finite number; None for anything else."""
-    if isinstance(value, str | Number):
+    if isinstance(value, str | Number) or (isinstance(value, Decimal) and value.is_finite()):
         return str(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None

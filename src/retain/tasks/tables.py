@@ -78,10 +78,16 @@ def read_parquet(
     from pyarrow import parquet
 
     try:
+        names = parquet.read_schema(path).names
+        for name in names:
+            if names.count(name) > 1:
+                raise RetainError(f"{path}: two columns are named '{name}'; rename one of them")
         table = parquet.read_table(path)
         rows = table.to_pylist()
-        asked = [name for name in dict.fromkeys(table.column_names) if name in columns.values()]
+        asked = [name for name in names if name in columns.values()]
         features = datasets.Features.from_arrow_schema(table.select(asked).schema)
+    except RetainError:
+        raise
     except Exception as error:  # of many kinds, such as for a date that Python does not have
         raise RetainError(
             f"{path}: not readable as Parquet ({first_line(error)}); restore it"
