@@ -129,10 +129,11 @@ class Backbone:
                 f"backbone '{name}': its tokenizer has no end token; set eos_token in "
                 "tokenizer_config.json"
             )
-        if (largest := largest_id(tokenizer)) >= self.embedding.num_embeddings:
+        size, largest = self.embedding.num_embeddings, max(tokenizer.get_vocab().values())
+        if largest >= size and (largest := largest_id(tokenizer)) >= size:
             raise RetainError(
                 f"backbone '{name}': its tokenizer has token id {largest}, but the model has only "
-                f"{self.embedding.num_embeddings} embeddings; use the tokenizer of this model"
+                f"{size} embeddings; use the tokenizer of this model"
             )
         self.pad_id: int = (
             tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -280,12 +281,12 @@ class Backbone:
         if self.window is not None and (read := self._read(prompt, answer)) > self.window:
             window, left = self.window, self.window - read + prompt - self.virtual_tokens
             if left > 0:
-                advice = f"prompt.max_prompt_tokens to {left}"
+                advice = f"prompt.max_prompt_tokens to {left}, or shorten the texts"
             elif self.virtual_tokens:
                 advice = f"the length of the method's prompts, {self.virtual_tokens} in all"
         raise RetainError(
             f"{where}: {prompt} prompt tokens and {answer} answer tokens do not fit in the "
-            f"{window} positions of the backbone; lower {advice}, or shorten the text"
+            f"{window} positions of the backbone; lower {advice}"
         )
 
     def room_after(self, prompt: int) -> int:
