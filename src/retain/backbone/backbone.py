@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from retain.backbone.chat import EXCERPT
 from retain.backbone.losses import IGNORED, cross_entropy
 from retain.backbone.text import PromptConfig, Texts
-from retain.backbone.window import window_of
+from retain.backbone.window import longrope_note, window_of
 from retain.errors import RetainError
 from retain.tasks import Example
 
@@ -107,6 +108,9 @@ class Backbone:
             # NLLB leaves out layers at random: in a step, all that carry blocks.
             if hasattr(part, "layerdrop"):
                 part.layerdrop = 0.0
+            # Its experts take so many tokens of a batch, and leave out those of later rows.
+            if hasattr(part, "moe_eval_capacity_token_fraction"):
+                part.moe_eval_capacity_token_fraction, part.expert_capacity = 0.0, sys.maxsize
         self.tokenizer = tokenizer
         if isinstance(source, str):
             dtype = str(model.dtype).removeprefix("torch.")
@@ -285,7 +289,7 @@ class Backbone:
                 advice = f"the length of the method's prompts, {self.virtual_tokens} in all"
         raise RetainError(
             f"{where}: {prompt} prompt tokens and {answer} answer tokens do not fit in the "
-            f"{window} positions of the backbone; lower {advice}"
+            f"{window} positions of the backbone{longrope_note(self.model, window)}; lower {advice}"
         )
 
     def room_after(self, prompt: int) -> int:

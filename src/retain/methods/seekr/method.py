@@ -95,6 +95,11 @@ class Seekr(TaughtMethod):
             )
         self.capture = AttentionCapture(backbone.model)
         self.modules = self.capture.modules()
+        if not self.modules:
+            raise RetainError(
+                f"method: {type(backbone.model).__name__} has no attention heads that SEEKR could "
+                "rate; take another method, such as replay"
+            )
         self.sensitivities: list[Tensor] = []  # per task, (layers, heads)
         self.forgettabilities: list[Tensor] = []  # likewise
         self.scales: list[float] = []  # of the attention term, for each example in memory
