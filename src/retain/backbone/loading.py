@@ -22,6 +22,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from retain.backbone import quantization
 from retain.backbone.backbone import Backbone, BackboneConfig
+from retain.backbone.checkpoint import check_folder
 from retain.backbone.out_of_memory import memory_advice
 from retain.backbone.place import path_of
 from retain.backbone.precision import (
@@ -35,6 +36,7 @@ from retain.backbone.probe import try_out
 from retain.backbone.text import PromptConfig
 from retain.errors import RetainError, first_line
 from retain.system import processes
+from retain.system.files import read_json, read_text
 
 NAMED = 3
 """How many weights an error names."""
@@ -60,6 +62,7 @@ def load_backbone(
     if trains_all:
         refuse_full_fine_tuning(config.dtype, config.quantization is not None)
     source, options = _found(config)
+    _check_files(config.name, source, options)
     device = _connected(device_of(config.device))
     _refuse_missing(device)
     refuse_lacking(config.dtype, device, "backbone.dtype")
@@ -96,9 +99,10 @@ def load_backbone(
                 f"backbone '{config.name}': needs to run code from its repository; if you trust "
                 "it, set backbone.trust_remote_code: true"
             ) from None
+        advice = "name a hub id, a model folder or a GGUF file"
+        advice = f"restore its files, or {advice}" if Path(source).is_dir() else advice
         raise RetainError(
-            f"backbone '{config.name}': cannot be loaded ({first_line(error)}); "
-            "name a hub id, a model folder or a GGUF file"
+            f"backbone '{config.name}': cannot be loaded ({first_line(error)}); {advice}"
         ) from error
     if getattr(model, "_hf_peft_config_loaded", False):
         raise RetainError(
@@ -106,18 +110,11 @@ def load_backbone(
             "it into the model with peft's merge_and_unload and save that, or move it elsewhere"
         )
     _refuse_other_weights(config.name, loaded)
+    settings = _generation_settings(source, options)
     quantization.prepare(model)
     _multiply_as_tf32(device)
     backbone = Backbone(model, tokenizer, config, prompt or PromptConfig())
-    settings = cached_file(
-        source,
-        GENERATION_CONFIG_NAME,
-        revision=options.get("revision"),
-        local_files_only=True,  # it was loaded with the model
-        _raise_exceptions_for_missing_entries=False,
-    )
-    if settings is not None:
-        backbone.generation_settings = Path(settings).read_text(encoding="utf-8")
+    backbone.generation_settings = settings or backbone.generation_settings
     try_out(backbone)
     return backbone
 
@@ -131,11 +128,13 @@ def load_skeleton(config: BackboneConfig, prompt: PromptConfig | None = None) ->
         RetainError: if there is no such model.
     """
     source, options = _found(config)
+    _check_files(config.name, source, options, needs_weights=False)
     try:
         with _silenced():
             model_config = AutoConfig.from_pretrained(source, **options)
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
             if hasattr(model_config, "quantization_config"):
+                quantization.refuse_stored(model_config.quantization_config, config.quantization)
                 del model_config.quantization_config
             with torch.device("meta"):
                 model = _auto_class(model_config).from_config(
@@ -144,6 +143,8 @@ def load_skeleton(config: BackboneConfig, prompt: PromptConfig | None = None) ->
                     attn_implementation=config.attention,
                     trust_remote_code=config.trust_remote_code,
                 )
+    except RetainError:
+        raise
     except Exception as error:  # transformers raises many types for a missing or damaged model
         raise RetainError(
             f"backbone '{config.name}': its size cannot be read ({first_line(error)})"
@@ -192,6 +193,39 @@ def _silenced() -> Iterator[None]:
     finally:
         transformers.logging.set_verbosity(verbosity)
         transformers.logging.enable_progress_bar()
+
+
+def _check_files(
+    name: str, source: str, options: Mapping[str, Any], needs_weights: bool = True
+) -> None:
+    """Looks at the files of a backbone that is a folder."""
+    if not Path(source).is_dir() or "gguf_file" in options:
+        return
+    try:
+        check_folder(Path(source), needs_weights)
+    except RetainError as error:
+        raise RetainError(f"backbone '{name}': {error}") from None
+
+
+def _generation_settings(source: str, options: Mapping[str, Any]) -> str | None:
+    """Returns the text of a model's generation_config.json; None if it has none.
+
+    Raises:
+        RetainError: if it is damaged; transformers would do without it, and so without the tokens
+            that begin and end answers.
+    """
+    path = cached_file(
+        source,
+        GENERATION_CONFIG_NAME,
+        revision=options.get("revision"),
+        local_files_only=True,  # it was loaded with the model
+        _raise_exceptions_for_missing_entries=False,
+    )
+    if path is None:
+        return None
+    if not isinstance(read_json(Path(path)), dict):
+        raise RetainError(f"{path}: is no JSON object; restore it")
+    return read_text(Path(path))
 
 
 def _auto_class(config: PreTrainedConfig) -> Any:

@@ -49,17 +49,7 @@ def options(kind: str | None, stored: Any, dtype: str, device: str) -> dict[str,
     if kind is None and stored is None:
         return {}
     if stored is not None:
-        values = stored if isinstance(stored, dict) else stored.to_dict()
-        method = getattr(values.get("quant_method"), "value", values.get("quant_method"))
-        if method != PACKAGE:
-            raise RetainError(
-                f"backbone: its checkpoint is quantised by {method}, through which retain does not "
-                "train; take one without, and set backbone.quantization"
-            )
-        if kind is not None:
-            raise RetainError(
-                "backbone.quantization: the checkpoint is quantised already; leave it out"
-            )
+        refuse_stored(stored, kind)
     if find_spec(PACKAGE) is None:
         raise RetainError(
             "backbone: 4 and 8 bits need bitsandbytes; pip install 'retain[quantization]', or take "
@@ -76,6 +66,29 @@ def options(kind: str | None, stored: Any, dtype: str, device: str) -> dict[str,
     if kind is None:
         return {}
     return {"quantization_config": BitsAndBytesConfig(**_settings(kind, dtype))}
+
+
+def refuse_stored(stored: Any, kind: str | None) -> None:
+    """Refuses a checkpoint that is quantised by something else, or already and again by `kind`.
+
+    Args:
+        stored: its `quantization_config`.
+        kind: `backbone.quantization`.
+    """
+    values = stored if isinstance(stored, dict) else stored.to_dict()
+    method = getattr(values.get("quant_method"), "value", values.get("quant_method"))
+    # Older checkpoints of bitsandbytes do not name it.
+    is_older = method is None and (values.get("load_in_4bit") or values.get("load_in_8bit"))
+    if method != PACKAGE and not is_older:
+        by = f"quantised by {method}" if method else "quantised, and does not say by what"
+        raise RetainError(
+            f"backbone: its checkpoint is {by}, through which retain does not train; take one "
+            "without, and set backbone.quantization"
+        )
+    if kind is not None:
+        raise RetainError(
+            "backbone.quantization: the checkpoint is quantised already; leave it out"
+        )
 
 
 def _settings(kind: str, dtype: str) -> dict[str, Any]:
