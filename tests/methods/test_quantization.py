@@ -155,6 +155,9 @@ def test_a_checkpoint_that_is_quantised_already(
     learner.learn(FIRST)
     again = Learner.load(tmp_path / "run")
     assert again.generate(prompts_of(FIRST)) == learner.generate(prompts_of(FIRST))
+    export(again, tmp_path / "exported", {FIRST.name: 1.0})
+    exported = load_backbone(BackboneConfig(name=str(tmp_path / "exported")))
+    assert not is_quantized(exported.model)
     with pytest.raises(RetainError, match="quantised already; leave it out"):
         load_backbone(source(tmp_path / "model", bits))
     with pytest.raises(RetainError, match="full fine-tuning does not work in 4 or 8 bits"):
@@ -305,6 +308,18 @@ def test_a_device_that_cannot(folders: dict[str, Path], monkeypatch: pytest.Monk
     monkeypatch.setattr(bitsandbytes, "supported_torch_devices", {"cuda"})
     with pytest.raises(RetainError, match=r"backbone.device 'cpu': .* there, only on cuda"):
         load_backbone(source(folders["llama"], "int8"))
+
+
+def test_an_older_checkpoint_does_not_name_the_package(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    made = load_backbone(source(folders["llama"], "nf4"))
+    made.model.save_pretrained(tmp_path)
+    made.tokenizer.save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    del values["quantization_config"]["quant_method"]
+    (tmp_path / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    assert is_quantized(load_backbone(source(tmp_path, None)).model)
 
 
 def test_other_quantisations_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from yaml import YAMLError
 
 from retain.backbone.place import path_of
 from retain.errors import RetainError
@@ -213,6 +214,8 @@ BOMBS = {
     "a long text": "a: " + "x" * 1_000_001,
     "depth": "[" * 5000,
     "digits": "seed: " + "9" * 5000,
+    "digits in base 16": "seed: 0x" + "f" * 5000,
+    "digits in base 60": "seed: " + ":".join(["59"] * 4000),
 }
 
 
@@ -226,6 +229,14 @@ def test_a_bomb_in_the_settings_is_one_line(tmp_path: Path, what: str) -> None:
 
 def test_aliases_in_settings_are_read(tmp_path: Path) -> None:
     assert parse_yaml("a: &x [1, 2]\nb: [*x, *x]", most=20)["b"] == [[1, 2], [1, 2]]
+
+
+@pytest.mark.parametrize("value", ["1:30", "-1:30", "1:30.5"])
+def test_a_number_in_base_60_is_refused(value: str) -> None:
+    """PyYAML reads 1:30 as 90."""
+    with pytest.raises(YAMLError, match=f"'{value}' would be a number in base 60; put it in quo"):
+        parse_yaml(f"name: {value}")
+    assert parse_yaml(f"name: '{value}'") == {"name": value}
 
 
 def test_a_json_file_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -244,7 +244,12 @@ class Backbone:
         return prompt if self.is_encoder_decoder else prompt + answer
 
     def refuse_longer(
-        self, prompt: int, answer: int, where: str, limit: str = "prompt.max_answer_tokens"
+        self,
+        prompt: int,
+        answer: int,
+        where: str,
+        limit: str = "prompt.max_answer_tokens",
+        begun: bool = False,
     ) -> None:
         """Raises RetainError if a prompt and its answer do not fit in the model's window.
 
@@ -253,19 +258,24 @@ class Backbone:
             answer: number of the answer's tokens, including the end token.
             where: start of the error message.
             limit: the setting that limits the answer's length, for the error message.
+            begun: whether the settings of prompts are those of a run, and fixed.
         """
         if self.fits(prompt, answer):
             return
-        window, advice = self.answer_window, limit
+        window, advice = self.answer_window, f"lower {limit}"
+        if begun and limit.startswith("prompt."):
+            advice = "shorten its answers"
         if self.window is not None and (read := self._read(prompt, answer)) > self.window:
             window, left = self.window, self.window - read + prompt - self.virtual_tokens
             if left > 0:
-                advice = f"prompt.max_prompt_tokens to {left}"
+                advice = f"lower prompt.max_prompt_tokens to {left}"
+                if begun:
+                    advice = f"shorten its prompts to {left} tokens"
             elif self.virtual_tokens:
-                advice = f"the length of the method's prompts, {self.virtual_tokens} in all"
+                advice = f"lower the length of the method's prompts, {self.virtual_tokens} in all"
         raise RetainError(
             f"{where}: {prompt} prompt tokens and {answer} answer tokens do not fit in the "
-            f"{window} positions of the backbone{longrope_note(self.model, window)}; lower {advice}"
+            f"{window} positions of the backbone{longrope_note(self.model, window)}; {advice}"
         )
 
     def room_after(self, prompt: int) -> int:

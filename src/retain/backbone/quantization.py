@@ -174,6 +174,16 @@ def dequantize(model: PreTrainedModel) -> None:
         model.set_submodule(name, plain.train(part.training))
     if (quantizer := getattr(model, "hf_quantizer", None)) is not None:
         quantizer.remove_quantization_config(model)
+    # What a quantised checkpoint went through when it was loaded would be undone on saving.
+    if (conversions := getattr(model, "_weight_conversions", None)) is not None:
+        model._weight_conversions = [
+            conversion
+            for conversion in conversions
+            if not any(
+                type(step).__module__.endswith(f".{PACKAGE}")
+                for step in getattr(conversion, "operations", ())
+            )
+        ]
     for name in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
         if hasattr(model, name):
             delattr(model, name)

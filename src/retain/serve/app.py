@@ -199,6 +199,9 @@ async def _job(chat: ChatRequest, learned: LearnedModel, encoder: Encoder, model
     if learned.method.traits.needs_task_id and task not in known:
         message = f"field 'task': this method needs the task's name, one of {', '.join(known)}"
         raise HTTPException(400, message)
+    if chat.task is not None and chat.task not in known:
+        message = "field 'task': no task of that name is learned; leave it out, or name one of "
+        raise HTTPException(400, message + ", ".join(known))
     example = chat.example()
     limit = min(learned.answer_limit, chat.limit or learned.answer_limit)
     encoded = await encoder.encode(example, limit, learned.templated(task))

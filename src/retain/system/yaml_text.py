@@ -16,11 +16,15 @@ LONGEST_YAML = 1_000_000
 """Characters of a YAML file; PyYAML reads some 100,000 in a second."""
 
 
+LONGEST_INTEGER = 1_000
+"""Characters of a whole number; Python shows no number of some thousand."""
+
+
 class _Loader(yaml.SafeLoader):
     """Refuses what PyYAML lets pass: a key that is there twice, and a value inside itself.
 
     Of two equal keys the first would be dropped. A number and its text are equal, since a name such
-    as `1` may be written as either.
+    as `1` may be written as either. `1:30` would be read as 90, a number in base 60.
     """
 
     def __init__(self, text: str, most: int | None) -> None:
@@ -54,6 +58,18 @@ class _Loader(yaml.SafeLoader):
             self._sizes[id(node)] = 1 + sum(map(self._size, parts))
         return self._sizes[id(node)]
 
+    def construct_number(self, node: yaml.ScalarNode) -> Any:
+        """Reads a number; none in base 60, and none that is too long to be shown."""
+        problem = None
+        if ":" in node.value:
+            problem = f"'{node.value[:20]}' would be a number in base 60; put it in quotes"
+        elif len(node.value) > LONGEST_INTEGER:
+            problem = f"a number has more than {LONGEST_INTEGER:,} characters"
+        if problem:
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        is_integer = node.tag.endswith(":int")
+        return self.construct_yaml_int(node) if is_integer else self.construct_yaml_float(node)
+
     def compose_sequence_node(self, anchor: Any) -> yaml.SequenceNode:
         self._open.append(anchor)
         node = super().compose_sequence_node(anchor)
@@ -74,6 +90,10 @@ class _Loader(yaml.SafeLoader):
                     raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
                 keys |= {key, str(key)}
         return node
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)
 
 
 def parse_yaml(text: str, most: int | None = None) -> Any:
