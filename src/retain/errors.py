@@ -9,8 +9,12 @@ class RetainError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first non-empty line of an exception's message; its repr if there is none."""
-    return next((line for line in str(error).splitlines() if line.strip()), repr(error))
+    """Returns the first line of an exception's message, and the next after a colon at its end.
+
+    Blank lines do not count. Without a message it is the repr.
+    """
+    lines = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
+    return " ".join([lines[0], *(line.strip() for line in lines[1:2] if lines[0].endswith(":"))])
 
 
 class StoppedError(Exception):

@@ -262,10 +262,10 @@ def drop_a_tensor(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (truncate, ["cannot be loaded", "name a hub id, a model folder or"]),
+        (truncate, ["model/model.safetensors: is damaged (", "restore it"]),
         (drop_a_tensor, ["has no weights for model.norm.weight; restore its files"]),
-        (lambda folder: (folder / "model.safetensors").unlink(), ["cannot be loaded"]),
-        (lambda folder: (folder / "config.json").write_text("{"), ["not a valid JSON file"]),
+        (lambda folder: (folder / "model.safetensors").unlink(), ["s: no such file; restore"]),
+        (lambda folder: (folder / "config.json").write_text("{"), ["not readable as JSON"]),
         (lambda folder: (folder / "tokenizer.json").write_text("{"), ["cannot be loaded"]),
         (lambda folder: (folder / "tokenizer.json").unlink(), ["cannot be loaded"]),
     ],

@@ -44,6 +44,11 @@ def copied(learned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return folder
 
 
+@pytest.mark.parametrize("path", [".", "/"])
+def test_a_path_without_a_name(copied: Path, path: str) -> None:
+    refused("learn", "run", path, "--discover", "--yes", says=["name a file"])
+
+
 def forbid(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     def fail(*_: object, **__: object) -> None:
         raise AssertionError(f"{name} was called")

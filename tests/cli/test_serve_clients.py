@@ -707,6 +707,16 @@ def test_nohup_is_heard(learner: Learner) -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+def test_what_is_no_http_is_refused_in_the_protocols_shape(learner: Learner) -> None:
+    async def use(place: Place) -> None:
+        reader = await place.connect(b"what is this?\r\n\r\n")
+        head, _, content = (await asyncio.wait_for(reader.read(), 20)).partition(b"\r\n\r\n")
+        assert b" 400 " in head.split(b"\r\n")[0]
+        assert "request: " in json.loads(content)["error"]["message"]
+
+    with_server(learner, use)
+
+
 def test_a_body_over_the_limit_is_refused_while_it_comes(learner: Learner) -> None:
     async def use(place: Place) -> None:
         head = f"{HEADERS}Connection: close\r\nContent-Length: {4 * MAX_BODY}\r\n\r\n".encode()

@@ -61,6 +61,9 @@ def test_a_task_s_own_length_has_to_fit_in_the_window(narrow: Backbone) -> None:
     )
     with pytest.raises(RetainError, match=says):
         check_examples(replace(TASK, max_new_tokens=250), narrow, EvaluationConfig())
+    # A run that has begun refuses other settings of its prompts.
+    with pytest.raises(RetainError, match=r"250 answer tokens do not fit .*; shorten its prompts "):
+        check_examples(replace(TASK, max_new_tokens=250), narrow, EvaluationConfig(), begun=True)
 
 
 @pytest.mark.parametrize(("shared", "refused"), [(1, False), (2, False), (3, True)])

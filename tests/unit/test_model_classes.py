@@ -17,6 +17,8 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     LlamaConfig,
     LlamaForCausalLM,
+    NllbMoeConfig,
+    NllbMoeForConditionalGeneration,
 )
 
 from benchmarks import architectures
@@ -257,6 +259,53 @@ def test_a_prompt_over_the_window_is_refused(kind: str, saved: Saved) -> None:
         backbone.encode(long)
 
 
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * 4,
+    "long_factor": [4.0] * 4,
+    "original_max_position_embeddings": 64,
+}
+
+
+def test_the_window_ends_where_longrope_changes(saved: Saved, tmp_path: Path) -> None:
+    """A row beyond it would change the frequencies of its neighbours."""
+    fields = {"rope_parameters": LONGROPE, "original_max_position_embeddings": 64}
+    folder = changed(saved("phi3"), tmp_path / "m", max_position_embeddings=512, **fields)
+    backbone = load(folder)
+    assert backbone.window == 64
+    with pytest.raises(RetainError, match=r"the 64 positions of the backbone \(beyond them its lo"):
+        backbone.refuse_longer(60, 5, "x")
+    layers = {"full_attention": LONGROPE, "sliding_attention": {"rope_type": "default"}}
+    backbone.model.config.rope_parameters = layers
+    assert window_of(backbone.model) == (64, 64)
+
+
+def test_an_expert_leaves_out_no_row_of_a_batch() -> None:
+    """NLLB-MoE's experts take so many tokens of a batch and no more, other numbers in training."""
+    torch.manual_seed(0)
+    config = NllbMoeConfig(
+        **dict.fromkeys(("encoder_layers", "decoder_layers"), 1),
+        **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads", "num_experts"), 2),
+        **dict.fromkeys(("encoder_sparse_step", "decoder_sparse_step"), 1),
+        **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim", "d_model"), 32),
+        **dict.fromkeys(("dropout", "attention_dropout", "moe_token_dropout"), 0.0),
+        vocab_size=100,
+        expert_capacity=8,
+        moe_eval_capacity_token_fraction=0.2,
+        decoder_start_token_id=1,
+        init_std=0.5,
+    )
+    backbone = Backbone(NllbMoeForConditionalGeneration(config), make_tokenizer(), "nllb-moe")
+    rows = [backbone.encode(example) for example in TASK.train[:8]]
+    for training in (False, True):
+        backbone.model.train(training)
+        together = backbone.answer_logits(backbone.collate(rows))[0]
+        for i, row in enumerate(rows):
+            alone = backbone.answer_logits(backbone.collate([row]))[0][0]
+            torch.testing.assert_close(together[i, : len(alone)], alone, rtol=1e-3, atol=1e-3)
+
+
 # -- what the files hold
 
 
@@ -321,6 +370,28 @@ def test_a_class_without_checkpointing(saved: Saved, tmp_path: Path) -> None:
     with pytest.raises(RetainError, match="gradient_checkpointing: CTRLLMHeadModel has none; set"):
         learner.learn(TASK)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", ["lwf", "derpp"])
+def test_a_teacher_whose_vocabulary_stands_in_its_text_config(
+    method: str, saved: Saved, tmp_path: Path
+) -> None:
+    learner = Learner(saved("gemma3"), method, tmp_path / "run", training=TRAINING)
+    learner.check_tasks([TASK])  # foretells what the teacher's logits take
+
+
+def test_a_class_without_attention_heads_is_refused_by_seekr(saved: Saved, tmp_path: Path) -> None:
+    with pytest.raises(RetainError, match=r"method: MambaForCausalLM has no attention heads that"):
+        Learner(saved("mamba"), "seekr", tmp_path / "run", training=TRAINING)
+
+
+def test_checkpointing_of_a_class_that_changes_its_embeddings(saved: Saved, tmp_path: Path) -> None:
+    """GIT adds positions in place to what is a leaf under checkpointing."""
+    training = {**TRAINING, "gradient_checkpointing": True}
+    method = {"name": "seqlora", "rank": 2}
+    run = tmp_path / "run"
+    learner = Learner(saved("git"), method, run, training=training, evaluation=EVALUATION)
+    learner.learn(TASK)
 
 
 def test_no_layer_is_left_out_at_random(saved: Saved, tmp_path: Path) -> None:

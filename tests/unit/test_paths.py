@@ -213,6 +213,8 @@ BOMBS = {
     "a long text": "a: " + "x" * 1_000_001,
     "depth": "[" * 5000,
     "digits": "seed: " + "9" * 5000,
+    "digits in base 16": "seed: 0x" + "f" * 5000,
+    "digits in base 60": "seed: " + ":".join(["59"] * 4000),
 }
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -19,12 +20,13 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from retain.backbone.chat import EXCERPT
 from retain.backbone.losses import IGNORED, cross_entropy
-from retain.backbone.text import PromptConfig, Texts, largest_id
-from retain.backbone.window import window_of
+from retain.backbone.special_tokens import refuse_without_embedding, scored_settings
+from retain.backbone.text import PromptConfig, Texts
+from retain.backbone.window import longrope_note, window_of
 from retain.errors import RetainError
 from retain.tasks import Example
 
@@ -107,6 +109,9 @@ class Backbone:
             # NLLB leaves out layers at random: in a step, all that carry blocks.
             if hasattr(part, "layerdrop"):
                 part.layerdrop = 0.0
+            # Its experts take so many tokens of a batch, and leave out those of later rows.
+            if hasattr(part, "moe_eval_capacity_token_fraction"):
+                part.moe_eval_capacity_token_fraction, part.expert_capacity = 0.0, sys.maxsize
         self.tokenizer = tokenizer
         if isinstance(source, str):
             dtype = str(model.dtype).removeprefix("torch.")
@@ -124,33 +129,11 @@ class Backbone:
                 f"backbone '{name}': its tokenizer has no chat template; "
                 "set prompt.chat_template: false"
             )
-        if tokenizer.eos_token_id is None:
-            raise RetainError(
-                f"backbone '{name}': its tokenizer has no end token; set eos_token in "
-                "tokenizer_config.json"
-            )
-        size, largest = self.embedding.num_embeddings, max(tokenizer.get_vocab().values())
-        if largest >= size and (largest := largest_id(tokenizer)) >= size:
-            raise RetainError(
-                f"backbone '{name}': its tokenizer has token id {largest}, but the model has only "
-                f"{size} embeddings; use the tokenizer of this model"
-            )
-        self.pad_id: int = (
-            tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        )
-        defaults = model.generation_config
-        self.generation_settings = defaults.to_json_string()
-        ends = defaults.eos_token_id
-        ends = ends if isinstance(ends, list) else [ends]
-        forced = defaults.forced_bos_token_id if self.is_encoder_decoder else None
-        # `generate` takes every option that a call leaves out from here. Keep only the tokens: a
-        # model card's penalties and temperatures would change every score and sample.
-        model.generation_config = GenerationConfig(
-            pad_token_id=self.pad_id,
-            eos_token_id=sorted({*ends, tokenizer.eos_token_id} - {None}),
-            decoder_start_token_id=self._decoder_start(defaults),
-            forced_bos_token_id=forced,
-        )
+        settings = scored_settings(model, tokenizer, name)
+        self.generation_settings = model.generation_config.to_json_string()
+        model.generation_config = settings
+        self.pad_id: int = settings.pad_token_id
+        forced = settings.forced_bos_token_id
         self.texts = Texts(tokenizer, name, not self.is_encoder_decoder, self.end_ids, forced)
         # Not every decoder can compute the vocabulary projection at some positions only.
         self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -159,19 +142,6 @@ class Backbone:
         if (head := model.get_output_embeddings()) is not None:
             head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
-
-    def _decoder_start(self, defaults: GenerationConfig) -> int | None:
-        """Returns the id that `generate` gives the decoder first; None for a decoder-only model."""
-        if not self.is_encoder_decoder:
-            return None
-        ids = (defaults.decoder_start_token_id, defaults.bos_token_id)
-        start = next((i for i in ids if i is not None), None)
-        if start is None:
-            raise RetainError(
-                f"backbone '{self.name}': names no token that its decoder starts with; set "
-                "decoder_start_token_id in generation_config.json"
-            )
-        return start
 
     @property
     def device(self) -> torch.device:
@@ -225,7 +195,7 @@ class Backbone:
                 the conversation.
         """
         templated = self.is_templated(example) if templated is None else templated
-        ids, answer = self.texts.prompt_and_answer(example, templated, with_answer)
+        ids, answer = self._tokens(example, templated, with_answer)
         ids = [*range(-1, -1 - self.virtual_tokens, -1), *self._shorten(ids)]
         route_ids = self._shorten(self.texts.plain_ids(example.prompt))
         features = {"input_ids": ids, "route_ids": route_ids or [self.pad_id]}
@@ -250,7 +220,16 @@ class Backbone:
 
     def uncut(self, example: Example) -> tuple[list[int], list[int]]:
         """Tokenizes an example's prompt, and its first reference with end token; cuts neither."""
-        return self.texts.prompt_and_answer(example, self.is_templated(example))
+        return self._tokens(example, self.is_templated(example))
+
+    def _tokens(
+        self, example: Example, templated: bool, with_answer: bool = True
+    ) -> tuple[list[int], list[int]]:
+        """Tokenizes an example; refuses what the model has no embedding for."""
+        ids, answer = self.texts.prompt_and_answer(example, templated, with_answer)
+        where, rows = f"prompt {example.prompt[:EXCERPT]!r}", self.embedding.weight.shape[0]
+        refuse_without_embedding([*ids, *answer], self.tokenizer, rows, where)
+        return ids, answer
 
     def fits(self, prompt: int, answer: int) -> bool:
         """Returns whether so many tokens of a prompt and of its answer fit in the window."""
@@ -265,7 +244,12 @@ class Backbone:
         return prompt if self.is_encoder_decoder else prompt + answer
 
     def refuse_longer(
-        self, prompt: int, answer: int, where: str, limit: str = "prompt.max_answer_tokens"
+        self,
+        prompt: int,
+        answer: int,
+        where: str,
+        limit: str = "prompt.max_answer_tokens",
+        begun: bool = False,
     ) -> None:
         """Raises RetainError if a prompt and its answer do not fit in the model's window.
 
@@ -274,19 +258,24 @@ class Backbone:
             answer: number of the answer's tokens, including the end token.
             where: start of the error message.
             limit: the setting that limits the answer's length, for the error message.
+            begun: whether the settings of prompts are those of a run, and fixed.
         """
         if self.fits(prompt, answer):
             return
-        window, advice = self.answer_window, limit
+        window, advice = self.answer_window, f"lower {limit}"
+        if begun and limit.startswith("prompt."):
+            advice = "shorten its answers"
         if self.window is not None and (read := self._read(prompt, answer)) > self.window:
             window, left = self.window, self.window - read + prompt - self.virtual_tokens
             if left > 0:
-                advice = f"prompt.max_prompt_tokens to {left}, or shorten the texts"
+                advice = f"lower prompt.max_prompt_tokens to {left}"
+                if begun:
+                    advice = f"shorten its prompts to {left} tokens"
             elif self.virtual_tokens:
-                advice = f"the length of the method's prompts, {self.virtual_tokens} in all"
+                advice = f"lower the length of the method's prompts, {self.virtual_tokens} in all"
         raise RetainError(
             f"{where}: {prompt} prompt tokens and {answer} answer tokens do not fit in the "
-            f"{window} positions of the backbone; lower {advice}"
+            f"{window} positions of the backbone{longrope_note(self.model, window)}; {advice}"
         )
 
     def room_after(self, prompt: int) -> int:

@@ -9,7 +9,6 @@ from typing import Any, get_args
 
 import torch
 import transformers
-from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,6 +22,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from retain.backbone import quantization
 from retain.backbone.backbone import Backbone, BackboneConfig
+from retain.backbone.checkpoint import check_folder
 from retain.backbone.out_of_memory import memory_advice
 from retain.backbone.place import path_of
 from retain.backbone.precision import (
@@ -38,15 +38,8 @@ from retain.errors import RetainError, first_line
 from retain.system import processes
 from retain.system.files import read_json, read_text
 
-FEW_BITS = ("I8", "U8", "F8_E4M3", "F8_E5M2")
-"""safetensors' names of formats that need scales."""
 NAMED = 3
 """How many weights an error names."""
-TOKENS = (
-    *("bos_token_id", "decoder_start_token_id", "eos_token_id", "forced_bos_token_id"),
-    "pad_token_id",
-)
-"""The fields of generation_config.json that a backbone keeps."""
 
 
 def load_backbone(
@@ -69,6 +62,7 @@ def load_backbone(
     if trains_all:
         refuse_full_fine_tuning(config.dtype, config.quantization is not None)
     source, options = _found(config)
+    _check_files(config.name, source, options)
     device = _connected(device_of(config.device))
     _refuse_missing(device)
     refuse_lacking(config.dtype, device, "backbone.dtype")
@@ -105,9 +99,10 @@ def load_backbone(
                 f"backbone '{config.name}': needs to run code from its repository; if you trust "
                 "it, set backbone.trust_remote_code: true"
             ) from None
+        advice = "name a hub id, a model folder or a GGUF file"
+        advice = f"restore its files, or {advice}" if Path(source).is_dir() else advice
         raise RetainError(
-            f"backbone '{config.name}': cannot be loaded ({first_line(error)}); "
-            "name a hub id, a model folder or a GGUF file"
+            f"backbone '{config.name}': cannot be loaded ({first_line(error)}); {advice}"
         ) from error
     if getattr(model, "_hf_peft_config_loaded", False):
         raise RetainError(
@@ -115,57 +110,13 @@ def load_backbone(
             "it into the model with peft's merge_and_unload and save that, or move it elsewhere"
         )
     _refuse_other_weights(config.name, loaded)
-    if not quantization.is_quantized(model):
-        _refuse_few_bits(config.name, Path(source))
-    settings = cached_file(
-        source,
-        GENERATION_CONFIG_NAME,
-        revision=options.get("revision"),
-        local_files_only=True,  # it was loaded with the model
-        _raise_exceptions_for_missing_entries=False,
-    )
-    stored = None if settings is None else _generation_settings(Path(settings))
+    settings = _generation_settings(source, options)
     quantization.prepare(model)
     _multiply_as_tf32(device)
     backbone = Backbone(model, tokenizer, config, prompt or PromptConfig())
-    if stored is not None:
-        backbone.generation_settings = stored
+    backbone.generation_settings = settings or backbone.generation_settings
     try_out(backbone)
     return backbone
-
-
-def _refuse_few_bits(name: str, folder: Path) -> None:
-    """Raises RetainError if a folder's files hold weights in 8 bits, of which no config says so.
-
-    transformers takes such numbers for the weights, without their scales.
-    """
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            for key in file.keys():  # noqa: SIM118, which is no dict
-                if (dtype := file.get_slice(key).get_dtype()) in FEW_BITS:
-                    raise RetainError(
-                        f"backbone '{name}': {key} is stored as {dtype}, and its config.json names "
-                        "no quantization; restore the config, or take the model it was made from"
-                    )
-
-
-def _generation_settings(path: Path) -> str:
-    """Returns the text of a model's generation_config.json.
-
-    transformers takes its own settings, without a word, in the place of a damaged one.
-
-    Raises:
-        RetainError: if it is no JSON object, or a token in it is no token id.
-    """
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise RetainError(f"{path}: must hold a JSON object; restore it")
-    for name in TOKENS:
-        ids = values.get(name)
-        several = ids if name == "eos_token_id" and isinstance(ids, list) else [ids]
-        if any(isinstance(i, bool) or not isinstance(i, int | None) for i in several):
-            raise RetainError(f"{path}: {name} must be a token id; correct it")
-    return read_text(path)
 
 
 def load_skeleton(config: BackboneConfig, prompt: PromptConfig | None = None) -> Backbone:
@@ -177,11 +128,13 @@ def load_skeleton(config: BackboneConfig, prompt: PromptConfig | None = None) ->
         RetainError: if there is no such model.
     """
     source, options = _found(config)
+    _check_files(config.name, source, options, needs_weights=False)
     try:
         with _silenced():
             model_config = AutoConfig.from_pretrained(source, **options)
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
             if hasattr(model_config, "quantization_config"):
+                quantization.refuse_stored(model_config.quantization_config, config.quantization)
                 del model_config.quantization_config
             with torch.device("meta"):
                 model = _auto_class(model_config).from_config(
@@ -190,6 +143,8 @@ def load_skeleton(config: BackboneConfig, prompt: PromptConfig | None = None) ->
                     attn_implementation=config.attention,
                     trust_remote_code=config.trust_remote_code,
                 )
+    except RetainError:
+        raise
     except Exception as error:  # transformers raises many types for a missing or damaged model
         raise RetainError(
             f"backbone '{config.name}': its size cannot be read ({first_line(error)})"
@@ -238,6 +193,39 @@ def _silenced() -> Iterator[None]:
     finally:
         transformers.logging.set_verbosity(verbosity)
         transformers.logging.enable_progress_bar()
+
+
+def _check_files(
+    name: str, source: str, options: Mapping[str, Any], needs_weights: bool = True
+) -> None:
+    """Looks at the files of a backbone that is a folder."""
+    if not Path(source).is_dir() or "gguf_file" in options:
+        return
+    try:
+        check_folder(Path(source), needs_weights)
+    except RetainError as error:
+        raise RetainError(f"backbone '{name}': {error}") from None
+
+
+def _generation_settings(source: str, options: Mapping[str, Any]) -> str | None:
+    """Returns the text of a model's generation_config.json; None if it has none.
+
+    Raises:
+        RetainError: if it is damaged; transformers would do without it, and so without the tokens
+            that begin and end answers.
+    """
+    path = cached_file(
+        source,
+        GENERATION_CONFIG_NAME,
+        revision=options.get("revision"),
+        local_files_only=True,  # it was loaded with the model
+        _raise_exceptions_for_missing_entries=False,
+    )
+    if path is None:
+        return None
+    if not isinstance(read_json(Path(path)), dict):
+        raise RetainError(f"{path}: is no JSON object; restore it")
+    return read_text(Path(path))
 
 
 def _auto_class(config: PreTrainedConfig) -> Any:

@@ -49,19 +49,7 @@ def options(kind: str | None, stored: Any, dtype: str, device: str) -> dict[str,
     if kind is None and stored is None:
         return {}
     if stored is not None:
-        values = stored if isinstance(stored, dict) else stored.to_dict()
-        method = getattr(values.get("quant_method"), "value", values.get("quant_method"))
-        if method is None and (values.get("load_in_4bit") or values.get("load_in_8bit")):
-            method = PACKAGE  # of before the method had a name
-        if method != PACKAGE:
-            raise RetainError(
-                f"backbone: its checkpoint is quantised by {method}, through which retain does not "
-                "train; take one without, and set backbone.quantization"
-            )
-        if kind is not None:
-            raise RetainError(
-                "backbone.quantization: the checkpoint is quantised already; leave it out"
-            )
+        refuse_stored(stored, kind)
     if find_spec(PACKAGE) is None:
         raise RetainError(
             "backbone: 4 and 8 bits need bitsandbytes; pip install 'retain[quantization]', or take "
@@ -78,6 +66,29 @@ def options(kind: str | None, stored: Any, dtype: str, device: str) -> dict[str,
     if kind is None:
         return {}
     return {"quantization_config": BitsAndBytesConfig(**_settings(kind, dtype))}
+
+
+def refuse_stored(stored: Any, kind: str | None) -> None:
+    """Refuses a checkpoint that is quantised by something else, or already and again by `kind`.
+
+    Args:
+        stored: its `quantization_config`.
+        kind: `backbone.quantization`.
+    """
+    values = stored if isinstance(stored, dict) else stored.to_dict()
+    method = getattr(values.get("quant_method"), "value", values.get("quant_method"))
+    # Older checkpoints of bitsandbytes do not name it.
+    is_older = method is None and (values.get("load_in_4bit") or values.get("load_in_8bit"))
+    if method != PACKAGE and not is_older:
+        by = f"quantised by {method}" if method else "quantised, and does not say by what"
+        raise RetainError(
+            f"backbone: its checkpoint is {by}, through which retain does not train; take one "
+            "without, and set backbone.quantization"
+        )
+    if kind is not None:
+        raise RetainError(
+            "backbone.quantization: the checkpoint is quantised already; leave it out"
+        )
 
 
 def _settings(kind: str, dtype: str) -> dict[str, Any]:
@@ -163,14 +174,16 @@ def dequantize(model: PreTrainedModel) -> None:
         model.set_submodule(name, plain.train(part.training))
     if (quantizer := getattr(model, "hf_quantizer", None)) is not None:
         quantizer.remove_quantization_config(model)
+    # What a quantised checkpoint went through when it was loaded would be undone on saving.
+    if (conversions := getattr(model, "_weight_conversions", None)) is not None:
+        model._weight_conversions = [
+            conversion
+            for conversion in conversions
+            if not any(
+                type(step).__module__.endswith(f".{PACKAGE}")
+                for step in getattr(conversion, "operations", ())
+            )
+        ]
     for name in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
         if hasattr(model, name):
             delattr(model, name)
-    # How a checkpoint's own 4 or 8 bits were read, which transformers would undo when it saves.
-    if conversions := getattr(model, "_weight_conversions", None):
-        model._weight_conversions = [each for each in conversions if not _is_of_package(each)]
-
-
-def _is_of_package(conversion: Any) -> bool:
-    operations = getattr(conversion, "operations", ())
-    return any(type(each).__module__.endswith(f".{PACKAGE}") for each in operations)

@@ -54,25 +54,6 @@ def _user(text: str) -> Turn:
     return {"role": "user", "content": text}
 
 
-def largest_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Returns the largest token id that a text may get.
-
-    A special token that neither the tokenizer nor its chat template writes is not counted, since a
-    text that spells it is read as text. Some models have no embedding for it (Gemma 3 of 1B).
-    """
-    added = tokenizer.added_tokens_decoder.items()
-    template = str(tokenizer.chat_template or "")
-    written = {tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
-    with suppress(Exception):  # a vocabulary without this letter
-        written |= {*tokenizer("a")["input_ids"]}
-    never = {
-        i
-        for i, token in added
-        if token.special and i not in written and token.content not in template
-    }
-    return max(i for i in tokenizer.get_vocab().values() if i not in never)
-
-
 class Texts:
     """Turns examples into token ids and ids into answers.
 

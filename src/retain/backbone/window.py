@@ -19,39 +19,50 @@ TOWERS = ("image", "vision", "visual", "audio")
 """Parts of the names of what reads no text."""
 
 
+LONGROPE = ("longrope", "su")
+"""Rotary positions with other frequencies for all rows of a batch once one of them is long."""
+
+
 def window_of(model: PreTrainedModel) -> tuple[int | None, int | None]:
     """Returns the numbers of positions that a model reads and writes; None where there is no limit.
 
     Both are the same for a decoder-only model, whose prompt and answer are one sequence. A table of
-    learned positions that is smaller than the config says is the limit.
+    learned positions that is smaller than the config says is the limit, and so are the positions
+    after which longrope changes.
     """
     config = model.config
     if not config.is_encoder_decoder:
         text = config.get_text_config(decoder=True)
-        window = _least(_stated(text, WRITTEN), _learned(model.get_decoder()), _unscaled(text))
+        window = _least(_stated(text, WRITTEN), _learned(model.get_decoder()), _longrope(text))
         return window, window
-    reader = getattr(config, "encoder", None)
-    writer = getattr(config, "decoder", None)
-    read = _least(_stated(_text(reader, config), READ), _learned(model.get_encoder()))
-    written = _least(_stated(_text(writer, config), WRITTEN), _learned(model.get_decoder()))
+    reader = _text(getattr(config, "encoder", None), config)
+    writer = _text(getattr(config, "decoder", None), config)
+    read = _least(_stated(reader, READ), _learned(model.get_encoder()), _longrope(reader))
+    written = _least(_stated(writer, WRITTEN), _learned(model.get_decoder()), _longrope(writer))
     if written and hasattr(config, "ngram"):  # ProphetNet's decoder looks a position ahead
         written -= 1
     return read, written
 
 
-def _unscaled(config: PreTrainedConfig) -> int | None:
-    """Returns the positions up to which LongRoPE (arXiv 2402.13753) has its short factors.
+def longrope_note(model: PreTrainedModel, window: int | None) -> str:
+    """Returns what an error adds on a window that ends where longrope changes; else nothing."""
+    if window is None or window != _longrope(model.config.get_text_config(decoder=True)):
+        return ""
+    return " (beyond them its longrope changes what all rows of a batch give)"
 
-    The longest row of a batch decides for all of them which factors are taken. So a row alone would
-    have other answers than beside a longer one.
+
+def _longrope(config: PreTrainedConfig) -> int | None:
+    """Returns the positions after which longrope takes other frequencies; None without longrope.
+
+    Within them a row gives what it gives alone. Beyond them the frequencies change for all rows of
+    a batch, and in the middle of an answer.
     """
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds = [rope, *(part for part in rope.values() if isinstance(part, dict))]  # by kind of layer
+    stated = getattr(config, "rope_parameters", None) or {}
+    whole = getattr(config, "original_max_position_embeddings", None)
     limits = [
-        kind.get("original_max_position_embeddings")
-        or getattr(config, "original_max_position_embeddings", None)
-        for kind in kinds
-        if kind.get("rope_type") == "longrope"
+        rope.get("original_max_position_embeddings", whole)
+        for rope in (stated, *stated.values())  # some classes have one for each type of layer
+        if isinstance(rope, dict) and rope.get("rope_type", rope.get("type")) in LONGROPE
     ]
     return _least(*limits)
 

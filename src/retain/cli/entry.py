@@ -17,7 +17,13 @@ from retain.cli import learning, answering, reading, changing  # noqa: F401
 # isort: on
 from retain.cli.shared import app
 from retain.errors import RetainError, StoppedError
-from retain.system.printing import escaped, flush_or_discard, open_standard_streams
+from retain.system.printing import (
+    OUTPUT,
+    escaped,
+    flush_or_discard,
+    open_standard_streams,
+    to_output,
+)
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C, as in shells; typer returns it for a KeyboardInterrupt."""
@@ -41,7 +47,8 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")  # the terminal may lack characters
     try:
         status = app(standalone_mode=False, prog_name="retain")
-        sys.stdout.flush()
+        with to_output():
+            sys.stdout.flush()
         if status == INTERRUPTED:
             raise typer.Abort
     except RetainError as error:
@@ -51,7 +58,10 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         where = error.filename or "reading or writing failed"
-        text = f"{where}: {error.strerror or error}; check the path and the free disk space"
+        advice = "check the path and the free disk space"
+        if where == OUTPUT:
+            advice = "files that the command wrote before are complete"
+        text = f"{where}: {error.strerror or error}; {advice}"
     except MemoryError:
         text = "not enough memory; lower the batch sizes, or close other programs"
     except UnicodeError as error:

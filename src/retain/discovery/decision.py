@@ -82,9 +82,13 @@ class Decision(Record):
 
 
 def folder_of(path: Path) -> Path:
-    """Returns the folder of what is decided about a file."""
+    """Returns the folder of what is decided about a file.
+
+    Raises:
+        RetainError: if the path has no name.
+    """
     if not path.name:
-        raise RetainError(f"{path}: is a folder; name a file of examples")
+        raise RetainError(f"{path}: has no name of its own; name a file")
     return path.with_name(f"{path.stem}.discovered")
 
 

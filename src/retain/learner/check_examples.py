@@ -22,7 +22,11 @@ UNSCORED = ": set it to at least {} to score them"
 
 
 def check_examples(
-    task: Task, backbone: Backbone, evaluation: EvaluationConfig, stream: Sequence[Task] = ()
+    task: Task,
+    backbone: Backbone,
+    evaluation: EvaluationConfig,
+    stream: Sequence[Task] = (),
+    begun: bool = False,
 ) -> list[str]:
     """Counts truncated prompts and answers, and test examples that are also trained on.
 
@@ -31,6 +35,7 @@ def check_examples(
         backbone: has the tokenizer and the limits of prompt and answer.
         evaluation: how test examples are answered; the task's `max_new_tokens` comes first.
         stream: the tasks that are learned together with this one.
+        begun: whether the run has begun, so that its `prompt` is fixed.
 
     Returns:
         A notice for each kind of problem found.
@@ -52,12 +57,14 @@ def check_examples(
     virtual = backbone.virtual_tokens
     for prompt, answer in train:
         answer = min(answer, most_answer) + 1
-        backbone.refuse_longer(virtual + min(prompt, most_prompt), answer, f"task '{task.name}'")
+        read = virtual + min(prompt, most_prompt)
+        backbone.refuse_longer(read, answer, f"task '{task.name}'", begun=begun)
     backbone.refuse_longer(
         virtual + min(max(prompts), most_prompt),
         most_new,
         f"task '{task.name}'",
         "max_new_tokens",
+        begun,
     )
     if min(answers) > most_new and task.metric in EXACT and task.extract == WHOLE:
         needed = max(answers)

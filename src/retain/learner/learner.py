@@ -287,7 +287,7 @@ class Learner(LearnedModel):
         self._notices = {"": [*formats, notice] if notice else formats}
         for task in tasks:
             self._notices[task.name] = check_examples(
-                task, self.backbone, self.experiment.evaluation, tasks
+                task, self.backbone, self.experiment.evaluation, tasks, self.run.exists
             )
         self._checked = list(tasks)
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterable
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from retain.serve.protocol import error_body
 
 HEADER_SECONDS = 10.0
 """Seconds in which a client must send the headers of its next request."""
@@ -51,6 +55,19 @@ class Connection(H11Protocol):
         super().on_response_complete()
         if self.awaits_headers:
             self._await_headers()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers what is no HTTP as every other refusal is answered."""
+        body = json.dumps(error_body(400, f"request: {msg}")).encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+        ]
+        reply = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
+        for part in (reply, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(part) or b"")
+        self.transport.close()
 
     def pause_writing(self) -> None:
         """Waits until the client reads what was sent."""

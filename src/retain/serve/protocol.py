@@ -24,7 +24,7 @@ from retain.errors import RetainError
 from retain.experiment.validation import UnknownFieldError, check
 from retain.learner.learned_model import Answer
 from retain.serve.batcher import Job
-from retain.tasks import Example
+from retain.tasks import Example, json_text
 from retain.tasks.conversation import Role, known_role, one_text, user_text
 
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
@@ -113,11 +113,11 @@ class ChatRequest(BaseModel):
     prompt_cache_key: str | None = None
     metadata: dict[str, Any] | None = None
 
-    @field_validator("max_tokens", "max_completion_tokens", "n", "seed", mode="before")
+    @field_validator("n", "max_tokens", "max_completion_tokens", mode="before")
     @classmethod
-    def _number(cls, value: Any) -> Any:
-        if isinstance(value, bool):  # which Python takes for 1
-            raise ValueError("it is no number")
+    def _numbers(cls, value: Any) -> Any:
+        if isinstance(value, bool):  # which is 1 to Python
+            raise ValueError("expected a number")
         return value
 
     @field_validator("stop", mode="before")
@@ -157,7 +157,8 @@ def read_request(content: bytes) -> ChatRequest:
         RetainError: one line with the first thing that is wrong.
     """
     try:
-        values = pydantic_core.from_json(content)
+        values = pydantic_core.from_json(content)  # which limits how deep it is
+        json_text.parse(content.decode("utf-8-sig"))  # and this refuses a key that is there twice
     except ValueError as error:
         raise RetainError(f"request: not JSON ({error}); correct it") from None
     if isinstance(values, dict):

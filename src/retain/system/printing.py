@@ -12,8 +12,8 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -45,6 +45,20 @@ def _cell(value: Any) -> Any:
     return escaped(f"'{shown}" if shown.lstrip(" ").startswith(FORMULA) else shown)
 
 
+OUTPUT = "standard output"
+
+
+@contextmanager
+def to_output() -> Iterator[None]:
+    """Names standard output in an error of writing to it."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, OUTPUT) from None
+
+
 class PlainConsole(Console):
     """A console of rich's that prints names as they are, and their control characters escaped.
 
@@ -54,6 +68,11 @@ class PlainConsole(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(emoji=False, **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Prints as rich does; an error names standard output."""
+        with to_output():
+            super().print(*objects, **options)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None

@@ -1,12 +1,10 @@
 """YAML as it is written: a key that is there twice is refused, and so is a value inside itself.
 
-PyYAML's own loader keeps one of two equal keys, lets a short text stand for billions of values, and
-reads `12:30` as the number 750.
+PyYAML's own loader keeps one of two equal keys, and lets a short text stand for billions of values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,13 +14,15 @@ from retain.errors import first_line
 
 LONGEST_YAML = 1_000_000
 """Characters of a YAML file; PyYAML reads some 100,000 in a second."""
+LONGEST_INTEGER = 1_000
+"""Characters of a whole number; Python shows no number of some thousand."""
 
 
 class _Loader(yaml.SafeLoader):
     """Refuses what PyYAML lets pass: a key that is there twice, and a value inside itself.
 
     Of two equal keys the first would be dropped. A number and its text are equal, since a name such
-    as `1` may be written as either.
+    as `1` may be written as either. `1:30` is a text; to YAML 1.1 it is 90, a number in base 60.
     """
 
     def __init__(self, text: str, most: int | None) -> None:
@@ -56,6 +56,16 @@ class _Loader(yaml.SafeLoader):
             self._sizes[id(node)] = 1 + sum(map(self._size, parts))
         return self._sizes[id(node)]
 
+    def construct_number(self, node: yaml.ScalarNode) -> Any:
+        """Reads a number; what would be one in base 60 is a text, and one too long is refused."""
+        if ":" in node.value:
+            return node.value
+        if len(node.value) > LONGEST_INTEGER:
+            problem = f"a number has more than {LONGEST_INTEGER:,} characters"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        is_integer = node.tag.endswith(":int")
+        return self.construct_yaml_int(node) if is_integer else self.construct_yaml_float(node)
+
     def compose_sequence_node(self, anchor: Any) -> yaml.SequenceNode:
         self._open.append(anchor)
         node = super().compose_sequence_node(anchor)
@@ -78,16 +88,8 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def _number(tag: str, construct: Callable[[Any, Any], Any]) -> None:
-    """Lets a text with colons be a text, and not a number of base 60."""
-    _Loader.add_constructor(
-        f"tag:yaml.org,2002:{tag}",
-        lambda loader, node: node.value if ":" in node.value else construct(loader, node),
-    )
-
-
-_number("int", yaml.SafeLoader.construct_yaml_int)
-_number("float", yaml.SafeLoader.construct_yaml_float)
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)
 
 
 def parse_yaml(text: str, most: int | None = None) -> Any:

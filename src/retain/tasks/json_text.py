@@ -27,8 +27,7 @@ class _RepeatedKeyError(ValueError):
     """A key that an object has twice."""
 
     def __init__(self, key: str) -> None:
-        super().__init__(key)
-        self.key = key
+        super().__init__(f"the key {key!a:.60} is there twice")
 
 
 def parse(text: str) -> Any:
@@ -72,9 +71,7 @@ def read_lines(path: Path) -> list[tuple[int, Any]]:
         try:
             rows.append((number, parse(line)))
         except _RepeatedKeyError as error:
-            raise RetainError(
-                f"{path}, line {number}: {_twice(error.key)}; remove one of them"
-            ) from None
+            raise RetainError(f"{path}, line {number}: {error}; remove one of them") from None
         except (ValueError, RecursionError) as error:
             raise RetainError(
                 f"{path}, line {number}: not valid JSON ({error}); each line is one JSON object"
@@ -93,13 +90,9 @@ def read_value(path: Path) -> Any:
         return parse(text)
     except _RepeatedKeyError as error:
         line = _line_of_repeated_key(text)
-        raise RetainError(f"{path}, line {line}: {_twice(error.key)}; remove one of them") from None
+        raise RetainError(f"{path}, line {line}: {error}; remove one of them") from None
     except (ValueError, RecursionError) as error:
         raise RetainError(f"{path}: not readable as JSON ({error}); restore it") from None
-
-
-def _twice(key: str) -> str:
-    return f"the key {key!a:.60} is there twice"
 
 
 def _line_of_repeated_key(text: str) -> int:

@@ -103,6 +103,8 @@ def fit(
         raise RetainError(f"phase '{phase.name}': {error}") from None
     if config.gradient_checkpointing:
         backbone.model.activation_checkpointing_enable({"use_reentrant": False})
+        # That makes what the embedding gives a leaf, and some classes (GIT) change it in place.
+        copied = backbone.embedding.register_forward_hook(lambda *called: called[-1].clone())
     options = config.model_dump(
         exclude={
             "max_steps",
@@ -174,6 +176,7 @@ def fit(
     trainer.check_result()
     if config.gradient_checkpointing:
         backbone.model.activation_checkpointing_disable()
+        copied.remove()
     backbone.model.requires_grad_(False).eval()
     # Sorted like the log entries that were read from a checkpoint.
     return [dict(sorted(row.items())) for row in trainer.state.log_history if "loss" in row]

@@ -97,8 +97,8 @@ class Seekr(TaughtMethod):
         self.modules = self.capture.modules()
         if not self.modules:
             raise RetainError(
-                f"method: {type(backbone.model).__name__} has no attention heads, which SEEKR "
-                "distils; take another method, such as replay"
+                f"method: {type(backbone.model).__name__} has no attention heads that SEEKR could "
+                "rate; take another method, such as replay"
             )
         self.sensitivities: list[Tensor] = []  # per task, (layers, heads)
         self.forgettabilities: list[Tensor] = []  # likewise

@@ -257,9 +257,8 @@ def bytes_of_logits(
     positions: Positions = "answer",
 ) -> list[int]:
     """Returns the bytes that each example's stored logits take on disk."""
-    per_position = bytes_per_position(
-        backbone.model.config.get_text_config(decoder=True).vocab_size, config
-    )
+    text = backbone.model.config.get_text_config(decoder=True)  # Gemma 3's is within another
+    per_position = bytes_per_position(text.vocab_size, config)
     if positions == "all" and not backbone.is_encoder_decoder:
         return [per_position * (len(example["input_ids"]) - 1) for example in examples]
     return [per_position * sum(i != IGNORED for i in example["labels"]) for example in examples]
