@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -32,9 +33,8 @@ def scored_settings(
     ends = {*_checked("eos_token_id", stated if isinstance(stated, list) else [stated], name)}
     start = forced = None
     if model.config.is_encoder_decoder:
-        decoder = model.get_decoder().get_input_embeddings()
-        if decoder is not None:
-            rows = min(rows, decoder.num_embeddings)
+        with suppress(AttributeError, NotImplementedError):  # FSMT's decoder does not tell
+            rows = min(rows, model.get_decoder().get_input_embeddings().num_embeddings)
         ids = {key: getattr(own, key) for key in ("decoder_start_token_id", "bos_token_id")}
         key = next((key for key, value in ids.items() if value is not None), None)
         if key is None:
@@ -85,12 +85,13 @@ def _refuse_other_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, name
             f"backbone '{name}': its tokenizer has no end token; set eos_token in "
             "tokenizer_config.json"
         )
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    special.discard(tokenizer.eos_token_id)
-    largest = max({*tokenizer.get_vocab().values()} - special)
-    if largest >= rows:
+    beyond = {i for i in tokenizer.get_vocab().values() if i >= rows}
+    if beyond:
+        added = tokenizer.added_tokens_decoder.items()
+        beyond -= {i for i, token in added if token.special and i != tokenizer.eos_token_id}
+    if beyond:
         raise RetainError(
-            f"backbone '{name}': its tokenizer has token id {largest}, but the model has only "
+            f"backbone '{name}': its tokenizer has token id {max(beyond)}, but the model has only "
             f"{rows} embeddings; use the tokenizer of this model"
         )
 
