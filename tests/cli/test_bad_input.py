@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 
-from tests.command import Called, check, put, refused, settings, snapshot, write_settings
+from tests.command import Called, call, check, put, refused, settings, snapshot, write_settings
 
 Backbones = Callable[[str], Path]
 
@@ -276,6 +276,16 @@ def test_damaged_model_folder(
     shutil.copytree(backbone_folder("llama"), place / "model")
     damage(place / "model")
     refused("run", "exp.yaml", "--set", "backbone=model", says=["backbone 'model': ", *says])
+
+
+def test_a_dry_run_refuses_what_a_run_refuses(place: Path, backbone_folder: Backbones) -> None:
+    shutil.copytree(backbone_folder("llama"), place / "model")
+    asked = ["run", "exp.yaml", "--set", "backbone=model", "--dry-run"]
+    assert call(*asked).status == 0
+    truncate(place / "model")
+    status, _, err = call(*asked)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "model.safetensors: is damaged" in err
 
 
 def test_damaged_gguf_file(place: Path) -> None:

@@ -36,12 +36,15 @@ MOST_LAYERS = 1000
 POINTER = b"version https://git-lfs"
 
 
-def check_folder(folder: Path, needs_weights: bool = True) -> None:
+def check_folder(folder: Path, needs_weights: bool = True) -> dict[str, Any] | None:
     """Looks at a model folder's small files, and at the names and types of its weights.
 
     Args:
         folder: has a config.json.
         needs_weights: whether the weights are to be loaded.
+
+    Returns:
+        The config's `quantization_config`.
 
     Raises:
         RetainError: if a file is damaged or missing, the config has more layers than the weights
@@ -71,6 +74,7 @@ def check_folder(folder: Path, needs_weights: bool = True) -> None:
                 "quantization_config that says what these stand for; restore it, or take the "
                 "model without quantization"
             )
+    return quantized
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def load_backbone(
     if trains_all:
         refuse_full_fine_tuning(config.dtype, config.quantization is not None)
     source, options = _found(config)
-    _check_files(config.name, source, options)
+    refuse_damaged(config)
     device = _connected(device_of(config.device))
     _refuse_missing(device)
     refuse_lacking(config.dtype, device, "backbone.dtype")
@@ -128,7 +128,7 @@ def load_skeleton(config: BackboneConfig, prompt: PromptConfig | None = None) ->
         RetainError: if there is no such model.
     """
     source, options = _found(config)
-    _check_files(config.name, source, options, needs_weights=False)
+    refuse_damaged(config, needs_weights=False)
     try:
         with _silenced():
             model_config = AutoConfig.from_pretrained(source, **options)
@@ -195,16 +195,20 @@ def _silenced() -> Iterator[None]:
         transformers.logging.enable_progress_bar()
 
 
-def _check_files(
-    name: str, source: str, options: Mapping[str, Any], needs_weights: bool = True
-) -> None:
-    """Looks at the files of a backbone that is a folder."""
-    if not Path(source).is_dir() or "gguf_file" in options:
-        return
+def refuse_damaged(config: BackboneConfig, needs_weights: bool = True) -> None:
+    """Looks at the files of a backbone that is a folder, before anything of them is loaded.
+
+    Raises:
+        RetainError: as `check_folder`, or for a quantization through which retain does not train.
+    """
+    if not config.name or not ((folder := path_of(config.name)) / "config.json").is_file():
+        return  # a hub's model, a GGUF file, or none
     try:
-        check_folder(Path(source), needs_weights)
+        stored = check_folder(folder, needs_weights)
     except RetainError as error:
-        raise RetainError(f"backbone '{name}': {error}") from None
+        raise RetainError(f"backbone '{config.name}': {error}") from None
+    if stored is not None:
+        quantization.refuse_stored(stored, config.quantization)
 
 
 def _generation_settings(source: str, options: Mapping[str, Any]) -> str | None:

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from retain.backbone import Backbone
 from retain.backbone.activations import peak_of_answers, peak_of_step, without_values
-from retain.backbone.loading import load_skeleton
+from retain.backbone.loading import load_skeleton, refuse_damaged
 from retain.backbone.precision import device_of, refuse_full_fine_tuning
 from retain.backbone.quantization import bytes_per_weight
 from retain.errors import RetainError, first_line
@@ -338,10 +338,12 @@ def memory_table(experiment: ExperimentConfig) -> list[str]:
     """Returns lines on the memory that an experiment takes, or the one reason why that is open.
 
     Raises:
-        RetainError: for settings that a run with as many processes refuses before it loads.
+        RetainError: for settings that a run with as many processes refuses before it loads, and
+            for files of the backbone that it refuses.
     """
     experiment = resolved(experiment)
     kind, options = _method_of(experiment)
+    refuse_damaged(experiment.backbone, needs_weights=False)
     try:
         if not experiment.tasks:
             raise RetainError("there are no tasks")
