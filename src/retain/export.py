@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from tempfile import mkdtemp
 
 import torch
 from torch import Tensor
@@ -20,7 +19,13 @@ from retain.layers.soft_prompt import PromptPool
 from retain.learner.learned_model import LearnedModel
 from retain.report import RunSummary, markdown, summarise
 from retain.runs.outputs import check_folder
-from retain.system.files import remove_folders, write_text, writing
+from retain.system.files import (
+    remove_folders,
+    remove_left,
+    temporary_of,
+    write_text,
+    writing,
+)
 from retain.system.printing import escaped
 
 CHECKED = 8
@@ -54,9 +59,12 @@ def export(learned: LearnedModel, folder: Path, mixture: Mapping[str, float] | N
     check_folder(folder)
     learned.require_ready()
     weights = _weights(learned, mixture)
+    # A name that nobody else gives: what a killed export has left there may be deleted.
+    named = folder.with_name(f"{folder.name}.retain-export")
+    remove_left(named)
+    place = temporary_of(named)
     with writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        place = Path(mkdtemp(prefix=".export.", suffix=".tmp", dir=folder.parent))
+        place.mkdir(parents=True)
     try:
         with writing(folder):
             description = _write(learned, place / folder.name, weights, mixture)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -176,3 +178,11 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     learner = learned("seqlora", "llama", tmp_path / "run")
     with pytest.raises(RetainError, match="is not an empty folder; name another one"):
         export(learner, tmp_path / "run", None)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left = tmp_path / f".out.retain-export.{ended.pid}.tmp"  # of a command that was killed
+    others = tmp_path / ".out.tmp"
+    for folder in (left, others):
+        (folder / "out").mkdir(parents=True)
+    export(learner, tmp_path / "out", None)
+    assert sorted(path.name for path in tmp_path.glob(".*")) == [others.name]

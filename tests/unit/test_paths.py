@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -119,6 +121,22 @@ def test_a_folder_is_no_target(run: Path, name: str, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(run.parent)
     with pytest.raises(RetainError, match="cannot be written"):
         outputs.check_outputs((Path(name), outputs.PAGE))
+
+
+def test_what_a_killed_command_left_of_an_output_is_deleted(run: Path) -> None:
+    page = run.parent / "page.html"
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left = page.with_name(f".page.html.{ended.pid}.tmp")
+    of_others = [
+        page.with_name(f".page.html.{os.getppid()}.tmp"),  # of a process that runs
+        *(page.with_name(name) for name in (".page.html.tmp", f".other.{ended.pid}.tmp")),
+    ]
+    for path in (left, *of_others):
+        path.write_text("")
+    outputs.check_outputs((page, outputs.PAGE))
+    assert not left.exists()
+    assert all(path.exists() for path in of_others)
 
 
 def test_an_output_replaces_its_own_kind_only(run: Path) -> None:

@@ -9,6 +9,7 @@ from retain.errors import RetainError
 from retain.runs.directory import LOCK
 from retain.runs.manifest import MANIFEST
 from retain.runs.records import CONFIG, ENVIRONMENT, SCORES, SINGLE
+from retain.system.files import remove_left
 from retain.system.paths import refuse_special_target
 
 OWN = {MANIFEST, CONFIG, ENVIRONMENT, SCORES, SINGLE, LOCK, "tasks", "compact"}
@@ -24,6 +25,8 @@ SWEEP_JSON = b'{\n "files": '
 
 def check_outputs(*outputs: tuple[Path | None, bytes]) -> None:
     """Raises RetainError for an output that would destroy what is there.
+
+    What a killed command has left of an output is deleted.
 
     Args:
         outputs: paths that are to be written, and how what was written there before would begin.
@@ -46,6 +49,7 @@ def check_outputs(*outputs: tuple[Path | None, bytes]) -> None:
                 f"{path}: exists, and is of another kind than what would replace it; choose "
                 "another path, or move it away"
             )
+        remove_left(path)
 
 
 def check_folder(folder: Path) -> None:

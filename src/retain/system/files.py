@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import safetensors
 import safetensors.torch
 import torch
@@ -43,6 +45,21 @@ def writing(path: Path) -> Iterator[None]:
         ) from None
 
 
+def temporary_of(path: Path) -> Path:
+    """Returns the name under which this process writes what is to be renamed to `path`."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def remove_left(path: Path) -> None:
+    """Deletes what killed processes of this machine have left under `temporary_of(path)`."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.([0-9]{{1,9}})\.tmp")
+    with suppress(OSError):
+        for other in path.parent.iterdir():
+            match = name.fullmatch(other.name)
+            if match and not other.is_symlink() and not psutil.pid_exists(int(match[1])):
+                shutil.rmtree(other) if other.is_dir() else other.unlink()
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path to write; replaces `path` by it at the end, or leaves it unchanged.
@@ -51,7 +68,7 @@ def replacing(path: Path) -> Iterator[Path]:
         RetainError: as in `writing`.
     """
     refuse_special_target(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_of(path)
     try:
         with writing(path):
             _make_folder(path.parent)
