@@ -324,7 +324,7 @@ def test_a_chat_template_is_written_as_for_generate(tmp_path: Path) -> None:
         (body("a", max_tokens=0), 400, "field 'max_tokens'"),
         (body("a", max_tokens=True), 400, "field 'max_tokens': expected a number"),
         (body("a", n=True), 400, "field 'n': expected a number"),
-        (body("a", task="other"), 400, "field 'task': no task of that name is learned; leave it"),
+        (body("a", task="other"), 400, "field 'task': no task 'other'; name one of copy, letter"),
         (
             b'{"messages": [], "messages": [{"role": "user", "content": "a"}]}',
             400,

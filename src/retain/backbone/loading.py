@@ -201,8 +201,13 @@ def refuse_damaged(config: BackboneConfig, needs_weights: bool = True) -> None:
     Raises:
         RetainError: as `check_folder`, or for a quantization through which retain does not train.
     """
-    if not config.name or not ((folder := path_of(config.name)) / "config.json").is_file():
-        return  # a hub's model, a GGUF file, or none
+    try:
+        source, options = _found(config)
+    except RetainError:  # which loading it says
+        return
+    folder = Path(source)
+    if "gguf_file" in options or not folder.is_dir():
+        return  # a GGUF file, or a hub's model
     try:
         stored = check_folder(folder, needs_weights)
     except RetainError as error:

@@ -113,7 +113,7 @@ class ChatRequest(BaseModel):
     prompt_cache_key: str | None = None
     metadata: dict[str, Any] | None = None
 
-    @field_validator("n", "max_tokens", "max_completion_tokens", mode="before")
+    @field_validator("n", "max_tokens", "max_completion_tokens", "seed", mode="before")
     @classmethod
     def _numbers(cls, value: Any) -> Any:
         if isinstance(value, bool):  # which is 1 to Python

@@ -56,7 +56,10 @@ def remove_left(path: Path) -> None:
     with suppress(OSError):
         for other in path.parent.iterdir():
             match = name.fullmatch(other.name)
-            if match and not other.is_symlink() and not psutil.pid_exists(int(match[1])):
+            if match is None or other.is_symlink():
+                continue
+            process = int(match[1])  # a container may give the number of a killed one again
+            if process == os.getpid() or not psutil.pid_exists(process):
                 shutil.rmtree(other) if other.is_dir() else other.unlink()
 
 
