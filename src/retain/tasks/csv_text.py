@@ -23,7 +23,8 @@ OTHER_SEPARATORS = {"\t": "tabs", ";": "';'", "|": "'|'"}
 def read_csv(path: Path, needed: Collection[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """Yields each row's first line (from 1) and its cells by the names of the header.
 
-    Blank lines are skipped, and so is a first column without a name, which is a table's index.
+    Blank lines are skipped, and so are the first column if it has no name (pandas writes its index
+    there), and other columns that have neither a name nor a text in any cell.
 
     Args:
         path: the file.
@@ -31,11 +32,12 @@ def read_csv(path: Path, needed: Collection[str]) -> Iterator[tuple[int, dict[st
 
     Raises:
         RetainError: names the file and the line: of a row that is longer or shorter than the
-            header, repeats it, or has a cell without a name; of a quote that is not closed or
-            stands after white space; of two columns of one name.
+            header, has a text under no name, or repeats the header; of a quote that is not closed
+            or stands after white space; or of two columns of one name.
     """
     rows = _rows(path, read_text(path).lstrip("\ufeff"))
     line, names = next(rows, (1, []))
+    names = [name if name.strip() else "" for name in names]
     for name in names:
         if name and names.count(name) > 1:
             raise RetainError(
@@ -57,12 +59,17 @@ def read_csv(path: Path, needed: Collection[str]) -> Iterator[tuple[int, dict[st
                 f"{path}, line {line}: has {len(cells)} cells, and the header has {len(names)}; "
                 "put a cell that has commas in quotes, and leave no cell out"
             )
-        for name, cell in zip(names[1:], cells[1:], strict=False):
+        for name, cell in list(zip(names, cells, strict=False))[1:]:
             if not name and cell.strip():
                 raise RetainError(
-                    f"{path}, line {line}: the cell {cell[:40]!r} has no column name; name its "
-                    "column in the header, or put a cell that has commas in quotes"
+                    f"{path}, line {line}: the cell {cell[:40]!a} stands in a column without a "
+                    "name; name the column, or put a cell that has commas in quotes"
                 )
+        if {cell.strip(" \t\ufeff") for cell in cells} >= set(needed):
+            raise RetainError(
+                f"{path}, line {line}: repeats the header; remove the line, or give each file "
+                "that was joined here as its own"
+            )
         yield line, row
 
 
