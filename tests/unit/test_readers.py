@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pandas
 import pyarrow
 import pytest
 from hypothesis import given, settings
@@ -21,7 +23,7 @@ from retain.experiment.read_tasks import read_task
 from retain.tasks import Example, Task
 from retain.tasks.conversation import known_role, one_text
 from retain.tasks.csv_text import LONGEST
-from retain.tasks.readers import read_hub, read_rows, read_superni, read_trace
+from retain.tasks.readers import read_hub, read_long_sequence, read_rows, read_superni, read_trace
 from retain.tasks.tables import read_dataset
 
 
@@ -137,6 +139,7 @@ NUMBERS = [
     "1.0",
     "1",
     "1e-400",
+    "1e400",
 ]
 
 
@@ -154,7 +157,7 @@ def test_a_number_is_read_as_it_is_spelled(tmp_path: Path, number: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["NaN", "Infinity", "-Infinity", "1e400", "true", "false", "{}", "[]", "[null]"]
+    "value", ["NaN", "Infinity", "-Infinity", "true", "false", "{}", "[]", "[null]"]
 )
 def test_what_is_no_text_and_no_number(tmp_path: Path, value: str) -> None:
     refused(written(tmp_path / "t.jsonl", jsonl("1", value)), "line 2: field 'answer' must be a te")
@@ -195,13 +198,13 @@ def test_a_long_line_is_read(tmp_path: Path) -> None:
     assert read_rows(path) == [Example(text, (text,))]
 
 
-@pytest.mark.parametrize("number", [10**400, -(10**400), 12345678901234567890])
-def test_python_s_own_numbers(number: int) -> None:
+@pytest.mark.parametrize("number", [10**400, -(10**400), 12345678901234567890, Decimal("0.10")])
+def test_python_s_own_numbers(number: Any) -> None:
     row = {"prompt": "p", "answer": number}
     assert read_dataset([row], "t") == [Example("p", (str(number),))]
 
 
-@pytest.mark.parametrize("number", [None, float("inf"), 1j, Decimal("nan")])
+@pytest.mark.parametrize("number", [None, float("inf"), 1j, Decimal("sNaN")])
 def test_numbers_without_a_text_are_refused(number: Any) -> None:
     number = number or 10**5000  # which pytest could not print
     with pytest.raises(RetainError, match="t, row 1: field 'answer' must be a text or a list"):
@@ -358,7 +361,99 @@ def test_a_number_of_a_table_has_its_own_digits(tmp_path: Path, kind: Any) -> No
     assert read_dataset(datasets.Dataset(table), "t")[0].references == ("0.1",)
 
 
+@pytest.mark.parametrize("kind", ["float16", "float32", "Float32"])
+def test_a_number_of_a_data_frame_has_its_own_digits(kind: str) -> None:
+    frame = pandas.DataFrame({"prompt": ["p", "q"], "answer": pandas.array([0.1, 2], dtype=kind)})
+    assert [e.references for e in read_dataset(frame, "t")] == [("0.1",), ("2.0",)]
+
+
+def test_lists_of_labels_that_are_kept_back(tmp_path: Path) -> None:
+    lists = datasets.Features(TYPES | {"label": datasets.List(datasets.ClassLabel(names=NAMES))})
+    labelled([-1], [-1, -1], types=lists).to_parquet(tmp_path / "t.parquet")
+    assert read_rows(tmp_path / "t.parquet", COLUMNS, kept_back=True)[0].references == ("-1",)
+    labelled([-1], [], types=lists).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(RetainError, match="row 1: field 'label' is -1"):
+        read_rows(tmp_path / "t.parquet", COLUMNS, kept_back=True)
+
+
+def test_two_columns_of_a_parquet_file_with_one_name(tmp_path: Path) -> None:
+    columns = [pyarrow.array([text]) for text in "pab"]
+    table = pyarrow.Table.from_arrays(columns, names=["prompt", "answer", "answer"])
+    parquet.write_table(table, tmp_path / "t.parquet")
+    refused(tmp_path / "t.parquet", "two columns are named 'answer'; rename one of them")
+
+
+def test_a_tuple_is_a_list() -> None:
+    rows = [{"prompt": "p", "answer": ("a", 1)}]
+    assert read_dataset(rows, "t") == [Example("p", ("a", "1"))]
+
+
+def test_one_column_for_prompt_and_answer(tmp_path: Path) -> None:
+    path = written(tmp_path / "t.jsonl", '{"text": "p", "label": "a"}')
+    with pytest.raises(RetainError, match="line 1: field 'text' is named for the prompt and for"):
+        read_rows(path, {"prompt": "text", "answer": "text"})
+
+
+# -- benchmarks
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ('["yes", true]', "labels.json, entry 2: must be .*, and not true; write it as text"),
+        ("[null]", "labels.json, entry 1: must be .*, and not null"),
+        ('[{"a": 1}]', "labels.json, entry 1: must be .*, and not an object"),
+        ("[NaN]", "labels.json, entry 1: must be .*, and not nan"),
+        ('["yes", 0.10]', None),
+    ],
+)
+def test_options_are_texts_or_numbers(tmp_path: Path, labels: str, message: str | None) -> None:
+    written(tmp_path / "labels.json", labels)
+    instances = '{"Definition": "d", "Instances": [{"input": "i", "output": "yes"}]}'
+    written(tmp_path / "train.json", instances)
+    if message is None:
+        assert "yes, 0.10" in read_long_sequence(tmp_path, "train")[0].prompt
+    else:
+        with pytest.raises(RetainError, match=message):
+            read_long_sequence(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1]", "train.json: not in the benchmark's layout (no object); give it 'Definition'"),
+        ('{"Definition": "d"}', "layout (no 'Instances'); give it"),
+        ('{"Definition": "d", "Instances": null}', "layout (no list 'Instances')"),
+        ('{"Definition": "d", "Instances": ["i"]}', "instance 1: not in the benchmark's layout"),
+        ('{"Definition": null, "Instances": []}', "field 'Definition' must be a text or a list"),
+        ('{"Definition": {"a": 1}, "Instances": []}', "field 'Definition' must be a text or a li"),
+        *(
+            (
+                f'{{"Definition": "d", "Instances": [{{"input": {value}, "output": "a"}}]}}',
+                "train.json, instance 1: field 'input' must be a text or a list of texts, and n",
+            )
+            for value in ("null", "true", "NaN", '["i"]', '{"i": 1}')
+        ),
+    ],
+)
+def test_an_instance_that_is_none(tmp_path: Path, content: str, message: str) -> None:
+    written(tmp_path / "train.json", content)
+    with pytest.raises(RetainError, match=re.escape(message)):
+        read_superni(tmp_path, "train")
+
+
 # -- endings
+
+
+def test_a_json_file_may_hold_a_list(tmp_path: Path) -> None:
+    rows = '\ufeff[\n{"prompt": "p", "answer": 0.10},\n{"prompt": "q", "answer": "b"}]'
+    assert answers(written(tmp_path / "t.json", rows)) == ["0.10", "b"]
+    refused(written(tmp_path / "t.json", '[{"prompt": "p"}]'), "entry 1: no field 'answer'")
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").mkdir()
+    refused(tmp_path / "t.jsonl", "is a folder; name a file in it")
 
 
 @pytest.mark.parametrize("ending", [".JSONL", ".Jsonl", ".JSON"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,18 +32,14 @@ class _RepeatedKeyError(ValueError):
 def parse(text: str) -> Any:
     """Parses one JSON value.
 
-    Numbers are `Number`s of any length; NaN, infinities and numbers beyond a float are floats.
+    Numbers are `Number`s of any length; NaN and infinities are floats.
 
     Raises:
         ValueError, RecursionError: when the text is not JSON, or an object has a key twice.
     """
     return json.loads(
-        text, parse_int=Number, parse_float=_real, object_pairs_hook=_object_of_distinct_keys
+        text, parse_int=Number, parse_float=Number, object_pairs_hook=_object_of_distinct_keys
     )
-
-
-def _real(text: str) -> Number | float:
-    return Number(text) if math.isfinite(value := float(text)) else value
 
 
 def _object_of_distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

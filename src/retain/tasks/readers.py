@@ -22,13 +22,14 @@ from retain.tasks.tables import parse_table, read_parquet
 
 Prompt = Callable[[str, str], str]
 """Writes a prompt from a definition and an input."""
+LAYOUT = "give it 'Definition' and 'Instances' of 'input' and 'output'"
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip", ".7z", ".rar", ".tar", ".tgz")
 
 
 def read_rows(
     path: Path, columns: Mapping[str, str] = COLUMNS, kept_back: bool = False
 ) -> list[Example]:
-    """Reads a `.jsonl`, `.csv` or `.parquet` file, by its suffix.
+    """Reads a `.jsonl`, `.csv` or `.parquet` file, by its suffix; a `.json` file may hold a list.
 
     Args:
         path: the file.
@@ -38,6 +39,8 @@ def read_rows(
     Raises:
         RetainError: names the file, and the line or row.
     """
+    if os.path.isdir(path):
+        raise RetainError(f"{path}: is a folder; name a file in it")
     if not os.path.isfile(path):  # Path's own raises where the name is too long
         is_folder = os.path.isdir(path)
         advice = "is a folder; name a file in it" if is_folder else "no such file; check the path"
@@ -49,6 +52,9 @@ def read_rows(
         raise RetainError(f"{path}: unknown suffix; use .jsonl, .csv or .parquet")
     if suffix == ".parquet":
         examples = read_parquet(path, columns, kept_back)
+    elif suffix == ".json" and read_text(path).lstrip("\ufeff \t\r\n").startswith("["):
+        entries = enumerate(read_value(path), 1)
+        examples = [given_row(row, f"{path}, entry {number}", columns) for number, row in entries]
     else:
         if suffix == ".csv":
             rows: Iterable[tuple[int, Any]] = read_csv(path, columns.values())
@@ -93,7 +99,8 @@ def read_long_sequence(
     labels = _read_json(folder / "labels.json")
     if not isinstance(labels, list):
         raise RetainError(f"{folder / 'labels.json'}: must be a list of the answers; correct it")
-    options = [_benchmark_text(label, f"{folder / 'labels.json'}: a label") for label in labels]
+    place = f"{folder / 'labels.json'}, entry"
+    options = [as_text(label, f"{place} {number}:") for number, label in enumerate(labels, 1)]
 
     def prompt(definition: str, text: str) -> str:
         return long_sequence_prompt(definition, options, text, folder.name, style)
@@ -158,34 +165,42 @@ def _benchmark_text(value: Any, where: str) -> str:
 
 def _read_instances(path: Path, prompt: Prompt, is_drawn: bool) -> list[Example]:
     content = _read_json(path)
-    try:
-        lines, instances = content["Definition"], content["Instances"]
-        definition = (lines if isinstance(lines, str) else "\n".join(lines)).strip()
-        fields = [(instance["input"], instance["output"]) for instance in instances]
-    except (KeyError, TypeError):
-        raise RetainError(
-            f"{path}: not in the benchmark's layout: an object with 'Definition' (texts) and "
-            "'Instances' (a list of objects with 'input' and 'output'); correct it"
-        ) from None
-    examples = list(_answered(path, prompt, is_drawn, definition, fields))
+    if not isinstance(content, dict):
+        raise RetainError(f"{path}: not in the benchmark's layout (no object); {LAYOUT}")
+    for field in ("Definition", "Instances"):
+        if field not in content:
+            raise RetainError(f"{path}: not in the benchmark's layout (no '{field}'); {LAYOUT}")
+    lines, instances = content["Definition"], content["Instances"]
+    if not isinstance(instances, list):
+        raise RetainError(f"{path}: not in the benchmark's layout (no list 'Instances'); {LAYOUT}")
+    lines = lines if isinstance(lines, list) else [lines]
+    if not all(isinstance(line, str) for line in lines):
+        raise RetainError(f"{path}: field 'Definition' must be a text or a list of texts; {LAYOUT}")
+    definition = "\n".join(lines).strip()
+    examples = list(_answered(path, prompt, is_drawn, definition, instances))
     if not examples:
         raise RetainError(f"{path}: no instance with an answer; give it at least one")
     return examples
 
 
 def _answered(
-    path: Path, prompt: Prompt, is_drawn: bool, definition: str, fields: Iterable[tuple[Any, Any]]
+    path: Path, prompt: Prompt, is_drawn: bool, definition: str, instances: list[Any]
 ) -> Iterator[Example]:
     draw = random.Random(0)  # the same answers in every run
-    for number, (input_, output) in enumerate(fields, 1):
-        text = _benchmark_text(input_, f"{path}, instance {number}: 'input'")
-        text = prompt(definition, text)
-        given = answer = output
+    for number, instance in enumerate(instances, 1):
+        place = f"{path}, instance {number}"
+        for field in ("input", "output"):
+            if not isinstance(instance, dict) or field not in instance:
+                raise RetainError(
+                    f"{place}: not in the benchmark's layout (no '{field}'); {LAYOUT}"
+                )
+        text = prompt(definition, as_text(instance["input"], f"{place}: field 'input'"))
+        given = answer = instance["output"]
         if isinstance(given, list):
-            answer = [text for text in given if text != ""]
+            answer = [each for each in given if each != ""]
         if given == "" or (given and not answer):
             continue
         if is_drawn and isinstance(answer, list) and answer:
             answer = draw.choice(answer)
         row = {"prompt": text, "answer": answer}
-        yield given_row(row, f"{path}, instance {number}")
+        yield given_row(row, place)

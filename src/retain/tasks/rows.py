@@ -28,7 +28,10 @@ def parse_row(row: Any, where: str, columns: Mapping[str, str] = COLUMNS) -> Exa
         RetainError: names the place and the field.
     """
     if not isinstance(row, dict):
-        raise RetainError(f"{where}: expected an object with 'prompt' and 'answer'")
+        raise RetainError(
+            f"{where}: expected an object with 'prompt' and 'answer', and not {shown(row)}; write "
+            "each row as one object"
+        )
     messages: tuple[dict[str, str], ...] = ()
     if row.get("messages"):
         turns = read_messages(row["messages"], where)
@@ -52,18 +55,16 @@ def parse_row(row: Any, where: str, columns: Mapping[str, str] = COLUMNS) -> Exa
                     f"name another ('columns' of the task, {role}= in Task.from_dataset)"
                 )
         prompt, answer = row[columns["prompt"]], row[columns["answer"]]
-    references = answer if isinstance(answer, list) else [answer]
+    references = answer if isinstance(answer, list | tuple) else [answer]
     if not isinstance(prompt, str) or not prompt.strip():
         field = "messages" if messages else columns["prompt"]
         raise RetainError(f"{where}: field '{field}' must hold a text that is not empty")
-    texts = tuple(as_text(reference) for reference in references)
-    if not texts or None in texts:
-        wrong = type(references[texts.index(None)] if texts else references).__name__
+    if not references:
         raise RetainError(
-            f"{where}: field '{columns['answer']}' must be a text or a list of texts, and is of "
-            f"type {wrong}; write it as a text"
+            f"{where}: field '{columns['answer']}' must be a text or a list of texts, and not an "
+            "empty list; give it a text"
         )
-    known = tuple(text for text in texts if text is not None)
+    known = tuple(as_text(each, f"{where}: field '{columns['answer']}'") for each in references)
     if not known[0].strip():
         raise RetainError(f"{where}: field '{columns['answer']}' is empty; give it a text")
     try:
@@ -84,8 +85,8 @@ def given_row(row: Any, where: str, columns: Mapping[str, str] = COLUMNS) -> Exa
     """
     if columns["prompt"] == columns["answer"]:
         raise RetainError(
-            f"{where}: the prompt and the answer are both read from '{columns['prompt']}'; name "
-            "another for one of them ('columns' of the task)"
+            f"{where}: field '{columns['prompt']}' is named for the prompt and for the answer; "
+            "name another for one of them"
         )
     if isinstance(row, dict) and row.get("messages") and row.get(columns["answer"]) is not None:
         row = _answered_once(row, where, columns["answer"])
@@ -105,13 +106,18 @@ def _answered_once(row: dict[str, Any], where: str, field: str) -> dict[str, Any
     if not turns or turns[-1]["role"] != "assistant":
         return row
     answer, said = row[field], turns[-1]["content"]
-    references = answer if isinstance(answer, list) else [answer]
+    references = answer if isinstance(answer, list | tuple) else [answer]
     if _canonical(said) not in map(_canonical, references):
         raise RetainError(
             f"{where}: 'messages' end with another answer ({said[:40]!r}) than the field "
             f"'{field}' has; remove one of them"
         )
-    return {**row, "messages": turns[:-1]}
+    turns = turns[:-1]
+    if turns and turns[-1]["role"] == "assistant":
+        raise RetainError(
+            f"{where}: two turns of the assistant end 'messages'; make one of them, or remove one"
+        )
+    return {**row, "messages": turns}
 
 
 def _refuse_other_prompt(prompt: Any, example: Example, place: str) -> None:
@@ -130,15 +136,40 @@ def _canonical(value: Any) -> str:
     return " ".join(unicodedata.normalize("NFC", as_text(value) or "").split())
 
 
-def as_text(value: Any) -> str | None:
+def as_text(value: Any, place: str) -> str:
+    """Returns a text as it is, and a finite number as it is spelled.
+
+    Raises:
+        RetainError: for anything else, whose spelling the file does not tell.
+    """
+    text = _text(value)
+    if text is None:
+        raise RetainError(
+            f"{place} must be a text or a list of texts, and not {shown(value)}; write it as text"
+        )
+    return text
+
+
+def shown(value: Any) -> str:
+    """Names a value for an error: true, false and null as JSON has them, other values by kind."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, float):
+        return str(value)
+    if isinstance(value, Mapping):
+        return "an object"
+    return "a list" if isinstance(value, list | tuple) else f"a {type(value).__name__}"
+
+
+def _text(value: Any) -> str | None:
     """The text of a reference, or of a finite number; None for anything else."""
     if isinstance(value, str | Number) or (isinstance(value, Decimal) and value.is_finite()):
         return str(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         return None
     try:
         return str(value) if isinstance(value, int) or math.isfinite(value) else None
-    except ValueError:  # more digits than Python turns into text
+    except ValueError:  # more digits than Python turns into text, or a signalling NaN
         return None
 
 

@@ -55,8 +55,7 @@ def read_dataset(
         if not rows.columns.is_unique:
             twice = rows.columns[rows.columns.duplicated()][0]
             raise RetainError(f"{where}: two columns are named '{twice}'; rename one of them")
-        kinds = {name: str(kind).lower() for name, kind in rows.dtypes.items()}
-        rows = rows.astype(object).where(rows.notna(), None).to_dict("records")
+        rows = rows.apply(_own_digits).astype(object).where(rows.notna(), None).to_dict("records")
     elif hasattr(rows, "with_format"):  # of `datasets`; as pandas, say, its rows are tables
         rows = rows.with_format(None)
     own, others = (dict(getattr(split, "features", None) or {}) for split in (data, like))
@@ -79,9 +78,8 @@ def read_parquet(
 
     try:
         names = parquet.read_schema(path).names
-        for name in names:
-            if names.count(name) > 1:
-                raise RetainError(f"{path}: two columns are named '{name}'; rename one of them")
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise RetainError(f"{path}: two columns are named '{twice[0]}'; rename one of them")
         table = parquet.read_table(path)
         rows = table.to_pylist()
         asked = [name for name in names if name in columns.values()]
@@ -118,7 +116,7 @@ def parse_table(
     rows = list(rows)
     classes = _classes(features, columns.values())
     for column in list(classes) if kept_back else ():
-        if all(isinstance(row, Mapping) and row.get(column) == NO_LABEL for row in rows):
+        if all(isinstance(row, Mapping) and _is_kept_back(row.get(column)) for row in rows):
             del classes[column]
     kinds = {
         column: getattr(_entry(features, column), "dtype", None) for column in columns.values()
@@ -150,6 +148,13 @@ def _entry(features: Mapping[str, Any], column: str) -> Any:
     return getattr(feature, "feature", feature)
 
 
+def _is_kept_back(value: Any) -> bool:
+    """Whether a label, or each of a list, is not published."""
+    if isinstance(value, list):
+        return bool(value) and all(map(_is_kept_back, value))
+    return bool(value == NO_LABEL)
+
+
 def _class_names(value: Any, names: Sequence[str], where: str) -> Any:
     """Returns the names of one class number, or of a list of them."""
     if isinstance(value, list):
@@ -163,7 +168,7 @@ def _class_names(value: Any, names: Sequence[str], where: str) -> Any:
 
 def _plain(value: Any) -> Any:
     """Turns NumPy values and tensors, also in a list, into lists and numbers of Python's."""
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
     if not hasattr(value, "tolist"):
         return value
@@ -172,6 +177,15 @@ def _plain(value: Any) -> Any:
         return [_plain(each) for each in value]
     is_numpy = type(value).__module__ == "numpy"
     return _fewer_digits(plain, type(value)) if is_numpy else plain
+
+
+def _own_digits(column: Any) -> Any:
+    """A column of pandas, whose short floats would get the digits of long ones as Python's."""
+    kind = SHORT.get(str(column.dtype).lower())  # Float32 is pandas' own, with <NA>
+    if kind is None:
+        return column
+    plain = column.astype(object).where(column.notna(), None)
+    return plain.map(lambda value: None if value is None else _fewer_digits(float(value), kind))
 
 
 def _fewer_digits(value: Any, kind: Any) -> Any:
