@@ -16,6 +16,8 @@ from retain.testing.tiny import make_backbone, make_task
 
 TASK = make_task("copy")  # a token a character; every prompt is longer than 16
 
+MANY = EvaluationConfig(max_new_tokens=64)
+
 
 @pytest.fixture
 def backbone() -> Backbone:
@@ -153,3 +155,44 @@ def test_a_cut_prompt_fits(narrow: Backbone) -> None:
         "copy: 1 of 5 test prompts are longer than prompt.max_prompt_tokens (200) and cut; "
         "the longest has 300"
     ]
+
+
+def chat(example: Example, said: str = "") -> Example:
+    turns = [("user", example.prompt), *([("assistant", said), ("user", "!")] if said else [])]
+    messages = tuple({"role": role, "content": content} for role, content in turns)
+    return replace(example, messages=messages)
+
+
+def test_an_answer_that_the_conversation_has(backbone: Backbone) -> None:
+    backbone.prompt = PromptConfig(chat_template=False)
+    told = {
+        split: [chat(e, f" {e.references[0]}\n") for e in getattr(TASK, split)]
+        for split in ("train", "test")
+    }
+    with pytest.raises(RetainError, match="task 'copy': in every example the answer is the assist"):
+        check_examples(replace(TASK, **told), backbone, EvaluationConfig())
+    other = [chat(e, "no") for e in TASK.test]
+    said = check_examples(replace(TASK, train=told["train"], test=other), backbone, MANY)
+    assert any("12 of 16 examples have their answer as the assistant's last" in n for n in said)
+    said = check_examples(replace(TASK, train=TASK.train, test=told["test"]), backbone, MANY)
+    assert not any("have their answer" in notice for notice in said)
+
+
+@pytest.mark.parametrize(("train", "test"), [(True, False), (False, True), (None, None)])
+def test_conversations_beside_prompts_are_told(
+    train: bool | None, test: bool | None, backbone: Backbone
+) -> None:
+    """None is a mixture within the split."""
+
+    def formed(split: list[Example], chats: bool | None) -> list[Example]:
+        return [chat(e) if chats or (chats is None and i % 2) else e for i, e in enumerate(split)]
+
+    backbone.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    task = replace(TASK, train=formed(TASK.train, train), test=formed(TASK.test, test))
+    said = check_examples(task, backbone, MANY)
+    counts = {True: (12, 0), False: (0, 4), None: (6, 2)}[train]
+    says = f"copy: {counts[0]} of 12 training and {counts[1]} of 4 test examples are written with"
+    assert any(notice.startswith(says) for notice in said)
+    for same in (True, False):
+        task = replace(TASK, train=formed(TASK.train, same), test=formed(TASK.test, same))
+        assert not any("written with" in n for n in check_examples(task, backbone, MANY))

@@ -240,6 +240,13 @@ def test_another_answer_than_the_conversation_s_is_refused(tmp_path: Path, answe
     refused(path, "line 1: 'messages' end with another answer ('yes it is') than the field 'answer")
 
 
+@pytest.mark.parametrize("answer", ["yes it is", "sure"])
+def test_two_answers_at_the_end_of_a_conversation(tmp_path: Path, answer: str) -> None:
+    said = [REPLY, {"role": "assistant", "content": answer}]
+    path = written(tmp_path / "t.jsonl", json.dumps({"messages": [USER, *said], "answer": answer}))
+    refused(path, "line 1: two turns of the assistant end 'messages'; make one of them, or remove")
+
+
 def test_a_number_that_the_conversation_ends_with(tmp_path: Path) -> None:
     row = '{"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "1.0"}]'
     path = written(tmp_path / "t.jsonl", row + ', "answer": 1.0}')

@@ -592,6 +592,15 @@ def test_split_sizes(rows: int, with_test: bool, sizes: tuple[int, int, int]) ->
     assert sorted(e.prompt for e in parts) == sorted(e.prompt for e in train)
 
 
+def test_a_carved_test_has_its_prompts_alone() -> None:
+    rows = [Example(f"p{i // 3}", (str(i % 2),)) for i in range(90)]
+    task = Task.split("t", rows)
+    assert not {e.prompt for e in task.test} & {e.prompt for e in (*task.train, *task.dev)}
+    assert (len(task.train), len(task.dev), len(task.test)) == (65, 7, 18)
+    one = Task.split("t", [Example("p", (str(i),)) for i in range(10)])  # as many answers
+    assert (len(one.train), len(one.dev), len(one.test)) == (7, 1, 2)
+
+
 def test_split_is_the_same_every_time() -> None:
     first, second = Task.split("t", EXAMPLES), Task.split("u", list(EXAMPLES))
     assert (first.train, first.dev, first.test) == (second.train, second.dev, second.test)

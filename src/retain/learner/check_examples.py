@@ -10,7 +10,7 @@ from retain.evaluation.answers import EvaluationConfig
 from retain.learner.check_metric import check_metric
 from retain.learner.check_texts import Encoded, check_texts
 from retain.metrics.extract import WHOLE
-from retain.metrics.text import scored_part
+from retain.metrics.text import canonical, scored_part
 from retain.tasks import Example, Task
 
 SEEN_LIMIT = 0.5
@@ -43,7 +43,8 @@ def check_examples(
     Raises:
         RetainError: when prompts and answers exceed the backbone's context window, or the score
             would mean nothing: no test answer fits in `max_new_tokens`, the metric or the tokenizer
-            cannot represent the answers, or most test examples are also trained on.
+            cannot represent the answers, most test examples are also trained on, or every answer
+            stands in its conversation.
     """
     test, most_new = task.test[: evaluation.limit], evaluation.for_task(task).max_new_tokens
     most_prompt, most_answer = backbone.prompt.max_prompt_tokens, backbone.prompt.max_answer_tokens
@@ -74,6 +75,7 @@ def check_examples(
         )
     notices = check_metric(task, test)
     notices += check_texts(task, test, encoded_train, encoded_test, backbone)
+    notices += _conversations(task, test, backbone)
     seen = _count_seen(task, test, (*task.train, *task.dev))
     if seen > SEEN_LIMIT * len(test):
         raise RetainError(
@@ -100,19 +102,33 @@ def check_examples(
     return [f"{task.name}: {sentence}" for sentence in notices]
 
 
-def _encoded(
-    task: Task,
-    kind: str,
-    examples: Iterable[Example],
-    backbone: Backbone,
-    all_references: bool = False,
-) -> Iterator[Encoded]:
-    """Encodes examples; an error names the task and the `kind` of the example."""
-    for example in examples:
-        try:
-            yield Encoded.of(example, backbone, all_references)
-        except RetainError as error:
-            raise RetainError(f"task '{task.name}', a {kind} example: {error}") from None
+def _conversations(task: Task, test: Sequence[Example], backbone: Backbone) -> Iterator[str]:
+    """Yields notices on conversations that have their answer, or stand beside plain prompts."""
+    examples = (*task.train, *test)
+    told = sum(map(_is_told, examples))
+    if told == len(examples):
+        raise RetainError(
+            f"task '{task.name}': in every example the answer is the assistant's last turn in "
+            "'messages', where the model reads it; end 'messages' with this turn, or remove it"
+        )
+    if told > SEEN_LIMIT * len(examples):  # of a few labels, some are those of the turn before
+        yield (
+            f"{told} of {len(examples)} examples have their answer as the assistant's last turn in "
+            "'messages', where the model reads it"
+        )
+    counts = [sum(map(backbone.is_templated, split)) for split in (task.train, test)]
+    if 0 < sum(counts) < len(examples):
+        yield (
+            f"{counts[0]} of {len(task.train)} training and {counts[1]} of {len(test)} test "
+            "examples are written with the chat template, the others without; give all as "
+            "'messages' or all as 'prompt', or set prompt.chat_template to true or false"
+        )
+
+
+def _is_told(example: Example) -> bool:
+    """Whether the assistant's last turn in the conversation is a right answer."""
+    said = [turn["content"] for turn in example.messages if turn["role"] == "assistant"]
+    return bool(said) and canonical(said[-1]) in map(canonical, example.references)
 
 
 def _count_seen(task: Task, test: Sequence[Example], trained_on: Iterable[Example]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +94,8 @@ class Task:
     ) -> Task:
         """Makes a task, with the splits that are missing taken from the training examples.
 
+        A test split that is taken from them has no prompt that the others have.
+
         Args:
             name: the task's.
             train: the examples; a tenth of them (at most 50) becomes the development split.
@@ -111,10 +114,7 @@ class Task:
         random.Random(seed).shuffle(rows)
         if test is None:
             size = min(int(len(rows) * TEST_SHARE), TEST_LIMIT)
-            test, rows = rows[:size], rows[size:]
-            asked = {_key(example) for example in test}  # a row may be in the file twice
-            test += [example for example in rows if _key(example) in asked]
-            rows = [example for example in rows if _key(example) not in asked]
+            test, rows = _carve_test(rows, size)
         size = min(max(int(len(rows) * DEV_SHARE), 1), DEV_LIMIT)
         dev, rows = rows[:size], rows[size:]
         if not rows or not test:
@@ -212,3 +212,19 @@ class Task:
             rows = [example.as_row() for example in getattr(self, split)]
             sums[split] = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
         return sums
+
+
+def _carve_test(rows: Sequence[Example], size: int) -> tuple[list[Example], list[Example]]:
+    """Takes the first prompts that have `size` examples; returns all of theirs, and the others."""
+    counts, taken = Counter(row.prompt for row in rows), 0
+    prompts: set[str] = set()
+    for row in rows:
+        if taken >= size:
+            break
+        if row.prompt not in prompts:
+            prompts.add(row.prompt)
+            taken += counts[row.prompt]
+    others = [row for row in rows if row.prompt not in prompts]
+    if not others:  # too few prompts
+        return list(rows[:size]), list(rows[size:])
+    return [row for row in rows if row.prompt in prompts], others
