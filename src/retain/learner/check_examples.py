@@ -74,8 +74,8 @@ def check_examples(
             f"task's max_new_tokens to {needed} (retain learn … --set max_new_tokens={needed})"
         )
     notices = check_metric(task, test)
-    notices += check_texts(task, test, encoded_train, encoded_test, backbone)
     notices += _conversations(task, test, backbone)
+    notices += check_texts(task, test, encoded_train, encoded_test, backbone)
     seen = _count_seen(task, test, (*task.train, *task.dev))
     if seen > SEEN_LIMIT * len(test):
         raise RetainError(
@@ -129,6 +129,21 @@ def _is_told(example: Example) -> bool:
     """Whether the assistant's last turn in the conversation is a right answer."""
     said = [turn["content"] for turn in example.messages if turn["role"] == "assistant"]
     return bool(said) and canonical(said[-1]) in map(canonical, example.references)
+
+
+def _encoded(
+    task: Task,
+    kind: str,
+    examples: Iterable[Example],
+    backbone: Backbone,
+    all_references: bool = False,
+) -> Iterator[Encoded]:
+    """Encodes examples; an error names the task and the `kind` of the example."""
+    for example in examples:
+        try:
+            yield Encoded.of(example, backbone, all_references)
+        except RetainError as error:
+            raise RetainError(f"task '{task.name}', a {kind} example: {error}") from None
 
 
 def _count_seen(task: Task, test: Sequence[Example], trained_on: Iterable[Example]) -> int:

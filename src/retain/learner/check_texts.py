@@ -174,20 +174,6 @@ def _told(task: Task, test: Sequence[Example], backbone: Backbone) -> Iterator[s
             f"such as {hidden[0][:EXCERPT]!r}; the model reads that token and not the text"
         )
     conversations = [example for example in examples if example.messages]
-    answered = [example for example in conversations if _is_answered(example)]
-    if answered:
-        yield (
-            f"{len(answered)} of {len(conversations)} conversations hold their answer already, as "
-            f"an earlier turn of the assistant: {answered[0].references[0][:EXCERPT]!r}; if it is "
-            "the answer itself, end the conversation before it"
-        )
-    templated = [sum(map(backbone.is_templated, split)) for split in (task.train, test)]
-    if 0 < sum(templated) < len(examples):
-        yield (
-            f"{templated[0]} of {len(task.train)} training and {templated[1]} of {len(test)} test "
-            "examples are written with the chat template, and the others without it; give all of "
-            "them as 'messages', or set prompt.chat_template"
-        )
     template = backbone.tokenizer.chat_template
     if conversations and not template and backbone.prompt.chat_template == "auto":
         yield (
@@ -216,12 +202,6 @@ def _left_out(templated: Iterable[Example], backbone: Backbone) -> Iterator[str]
             f"the chat template leaves out turns of {count} examples (role "
             f"{', '.join(sorted(roles))}), such as {shown}; the model does not read them"
         )
-
-
-def _is_answered(example: Example) -> bool:
-    """Whether a turn of the assistant is the answer that follows the conversation."""
-    said = {turn["content"].strip() for turn in example.messages if turn["role"] == "assistant"}
-    return not said.isdisjoint(right.strip() for right in example.references)
 
 
 def _spelled(example: Example, backbone: Backbone) -> str | None:

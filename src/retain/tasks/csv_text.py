@@ -49,10 +49,6 @@ def read_csv(path: Path, needed: Collection[str]) -> Iterator[tuple[int, dict[st
                 f"{path}, line {line}: its cells are separated by {words}; save it with commas"
             )
     for line, cells in rows:
-        if cells == names:
-            raise RetainError(
-                f"{path}, line {line}: repeats the header; remove it, as of two files made one"
-            )
         row = {name: cell for name, cell in zip(names, cells, strict=False) if name}
         if len(cells) > len(names) or (len(cells) < len(names) and row.keys() >= set(needed)):
             raise RetainError(

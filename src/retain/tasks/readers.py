@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,7 @@ def read_rows(
     if os.path.isdir(path):
         raise RetainError(f"{path}: is a folder; name a file in it")
     if not os.path.isfile(path):  # Path's own raises where the name is too long
-        is_folder = os.path.isdir(path)
-        advice = "is a folder; name a file in it" if is_folder else "no such file; check the path"
-        raise RetainError(f"{path}: {advice}")
+        raise RetainError(f"{path}: no such file; check the path")
     suffix = path.suffix.lower()
     if suffix in PACKED:
         raise RetainError(f"{path}: is packed, and is not read so; unpack it, and name the result")
@@ -56,12 +54,7 @@ def read_rows(
         entries = enumerate(read_value(path), 1)
         examples = [given_row(row, f"{path}, entry {number}", columns) for number, row in entries]
     else:
-        if suffix == ".csv":
-            rows: Iterable[tuple[int, Any]] = read_csv(path, columns.values())
-        elif suffix == ".json" and isinstance(whole := _whole(path), list):
-            rows = enumerate(whole, 1)
-        else:
-            rows = read_lines(path)
+        rows = read_csv(path, columns.values()) if suffix == ".csv" else read_lines(path)
         examples = [given_row(row, f"{path}, line {number}", columns) for number, row in rows]
     if not examples:
         raise RetainError(f"{path}: the task is empty; give it at least one line")
@@ -148,19 +141,6 @@ def _read_json(path: Path) -> Any:
     if not os.path.isfile(path):
         raise RetainError(f"{path}: no such file; check the path")
     return read_value(path)
-
-
-def _whole(path: Path) -> Any:
-    """The JSON value that a file holds; None where each of its lines holds one."""
-    return read_value(path) if read_text(path).lstrip("\ufeff \t\r\n")[:1] == "[" else None
-
-
-def _benchmark_text(value: Any, where: str) -> str:
-    """The text of a field that a benchmark writes into prompts."""
-    text = as_text(value)
-    if text is None:
-        raise RetainError(f"{where} is of type {type(value).__name__}; write it as a text")
-    return text
 
 
 def _read_instances(path: Path, prompt: Prompt, is_drawn: bool) -> list[Example]:

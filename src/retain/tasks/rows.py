@@ -133,7 +133,7 @@ def _refuse_other_prompt(prompt: Any, example: Example, place: str) -> None:
 
 def _canonical(value: Any) -> str:
     """A text by which two ways to write the same are equal: white space, forms of Unicode."""
-    return " ".join(unicodedata.normalize("NFC", as_text(value) or "").split())
+    return " ".join(unicodedata.normalize("NFC", _text(value) or "").split())
 
 
 def as_text(value: Any, place: str) -> str:
@@ -163,7 +163,7 @@ def shown(value: Any) -> str:
 
 def _text(value: Any) -> str | None:
     """The text of a reference, or of a finite number; None for anything else."""
-    if isinstance(value, str | Number) or (isinstance(value, Decimal) and value.is_finite()):
+    if isinstance(value, str | Number):
         return str(value)
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         return None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -45,7 +44,6 @@ def read_dataset(
         RetainError: names the row and the column, or says that this is no table of rows.
     """
     rows: Any = data
-    kinds: dict[Any, str] = {}
     if isinstance(data, str | bytes | Mapping) or not isinstance(data, Iterable):
         raise RetainError(
             f"{where}: expected a datasets.Dataset, a DataFrame or a list of dicts, and not a "
@@ -61,7 +59,6 @@ def read_dataset(
     own, others = (dict(getattr(split, "features", None) or {}) for split in (data, like))
     labelled = _classes(others, columns.values()).keys() - _classes(own, columns.values()).keys()
     features = own | {column: others[column] for column in labelled}
-    features |= {name: SimpleNamespace(dtype=kind) for name, kind in kinds.items()}
     return parse_table(rows, where, columns, features, kept_back)
 
 
@@ -82,7 +79,7 @@ def read_parquet(
             raise RetainError(f"{path}: two columns are named '{twice[0]}'; rename one of them")
         table = parquet.read_table(path)
         rows = table.to_pylist()
-        asked = [name for name in names if name in columns.values()]
+        asked = [name for name in dict.fromkeys(table.column_names) if name in columns.values()]
         features = datasets.Features.from_arrow_schema(table.select(asked).schema)
     except RetainError:
         raise

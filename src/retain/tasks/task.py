@@ -22,10 +22,6 @@ DEV_SHARE, DEV_LIMIT = 0.1, 50
 TEST_SHARE, TEST_LIMIT = 0.2, 200
 
 
-def _key(example: Example) -> tuple[str, str]:
-    return example.prompt, example.references[0]
-
-
 @dataclass(frozen=True)
 class Task:
     """What is learned at once: training, development and test examples under a name.
