@@ -401,6 +401,25 @@ def test_one_column_for_prompt_and_answer(tmp_path: Path) -> None:
         read_rows(path, {"prompt": "text", "answer": "text"})
 
 
+# -- CSV by the hub's reader
+
+
+def test_a_csv_of_the_hub_is_read_as_it_stands(tmp_path: Path) -> None:
+    path = written(tmp_path / "train.csv", "text,label\na,007\nb,0.10\n")
+    assert [e.references for e in read_hub(str(tmp_path), "train", None, COLUMNS)] == [
+        ("007",),
+        ("0.10",),
+    ]
+    written(path, "text,label\na,True\nb,False\n")
+    assert read_hub(str(tmp_path), "train", None, COLUMNS)[0].references == ("True",)
+    written(path, "text,label,label\na,x,y\n")
+    with pytest.raises(RetainError, match="split 'train': two columns are named 'label'; rename"):
+        read_hub(str(tmp_path), "train", None, COLUMNS)
+    written(path, "text,label\na, x,yes\nb, y,no\n")
+    with pytest.raises(RetainError, match="split 'train': rows have more cells than the header"):
+        read_hub(str(tmp_path), "train", None, COLUMNS)
+
+
 # -- benchmarks
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,11 @@ def read_hub(
 
     try:
         data = datasets.load_dataset(name, subset, split=split)
+        if text := _guessed(data, columns.values()):
+            data = datasets.load_dataset(name, subset, split=split, features=text)
         rows = list(data)
+    except RetainError as error:
+        raise RetainError(f"dataset '{name}', split '{split}': {error}") from None
     except Exception as error:  # network, missing id, missing split: one line for each of them
         raise RetainError(
             f"dataset '{name}', split '{split}': cannot be loaded ({first_line(error)}); "
@@ -135,6 +139,31 @@ def read_hub(
         ) from None
     features = getattr(data, "features", None) or {}
     return parse_table(rows, f"{name}/{split}", columns, features, kept_back)
+
+
+def _guessed(data: Any, columns: Iterable[str]) -> Any:
+    """The features of a CSV of the hub with text for `columns` whose types were guessed, or None.
+
+    A guess reads 007 as 7. The names that pandas gives to repeated columns are refused.
+    """
+    import datasets
+
+    if getattr(data, "builder_name", None) != "csv":
+        return None
+    if "__index_level_0__" in data.features:  # what pandas makes of cells over the header's
+        raise RetainError(
+            "rows have more cells than the header; put each cell that has commas in quotes"
+        )
+    for column in columns:
+        if f"{column}.1" in data.features:
+            raise RetainError(f"two columns are named '{column}'; rename one of them")
+    numbers = [
+        column
+        for column in columns
+        if isinstance(kind := data.features.get(column), datasets.Value) and kind.dtype != "string"
+    ]
+    text = {column: datasets.Value("string") for column in numbers}
+    return datasets.Features({**data.features, **text}) if text else None
 
 
 def _read_json(path: Path) -> Any:
