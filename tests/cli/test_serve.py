@@ -346,20 +346,40 @@ def test_what_is_wrong_is_said(
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "kind", "status"),
+    ("method", "path", "more", "status", "says"),
     [
-        ("POST", CHAT, "text/plain", 415),  # a form of a foreign page could send it
-        ("GET", CHAT, "application/json", 405),
-        ("POST", "/v1/completions", "application/json", 404),
+        # A form of a foreign page could send it.
+        ("POST", CHAT, {"Content-Type": "text/plain"}, 415, "must be application/json"),
+        ("POST", CHAT, {"Content-Encoding": "gzip"}, 415, "its body is in gzip; send it uncom"),
+        ("GET", CHAT, {}, 405, f"no GET {CHAT} here; send POST {CHAT}, or GET /v1/models"),
+        ("OPTIONS", CHAT, {}, 405, f"no OPTIONS {CHAT} here; send POST {CHAT}"),
+        ("POST", "/v1/models", {}, 405, "no POST /v1/models here"),
+        ("POST", "/v1/completions", {}, 404, f"no POST /v1/completions here; send POST {CHAT}"),
     ],
 )
 def test_other_requests_are_refused(
-    client: TestClient, method: str, path: str, kind: str, status: int
+    client: TestClient, method: str, path: str, more: dict[str, str], status: int, says: str
 ) -> None:
-    content = json.dumps(body("a")).encode()
-    response = client.request(method, path, content=content, headers={"Content-Type": kind})
+    content, headers = json.dumps(body("a")).encode(), {"Content-Type": "application/json", **more}
+    response = client.request(method, path, content=content, headers=headers)
     assert response.status_code == status
-    assert response.json()["error"]["message"]
+    assert says in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/", "/v1/models", "/v1/models/run"])
+def test_proxies_look_without_reading(path: str, client: TestClient) -> None:
+    looked, read = client.head(path), client.get(path)
+    assert (looked.status_code, looked.content) == (200, b"")
+    assert looked.headers["content-type"] == read.headers["content-type"]
+
+
+def test_a_byte_order_mark_is_no_part_of_json(client: TestClient) -> None:
+    content, headers = json.dumps(body("a")), {"Content-Type": "application/json"}
+    answers = [
+        client.post(CHAT, content=content.encode(codec), headers=headers).json()["choices"]
+        for codec in ("utf-8", "utf-8-sig")
+    ]
+    assert answers[0] == answers[1]
 
 
 def test_sampling_settings_and_nulls_change_nothing(client: TestClient) -> None:
@@ -721,7 +741,7 @@ def test_the_command_serves_until_it_is_ended(
 ) -> None:
     learned("seqlora", backbone_folder("llama"), tmp_path / "run")
     command = [sys.executable, "-m", "retain", "serve", "run", "--port", "0"]
-    environment = {**os.environ, "RETAIN_API_KEY": "k"}
+    environment = {**os.environ, "RETAIN_API_KEY": "k\n"}  # as files of secrets end
     with subprocess.Popen(
         command,
         cwd=tmp_path,
@@ -750,6 +770,7 @@ def test_the_command_serves_until_it_is_ended(
     ("key", "more", "says"),
     [
         ("", (), "RETAIN_API_KEY is empty"),
+        ("\n", (), "RETAIN_API_KEY is empty"),
         (None, ("--port", "{taken}"), "cannot listen on this address (Address already in use)"),
         (None, ("--host", "203.0.113.1"), "203.0.113.1:8000: cannot listen on this address"),
         (None, ("--port", "0"), "no such run"),

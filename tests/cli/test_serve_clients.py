@@ -387,6 +387,7 @@ def test_a_batch_that_fails_fails_for_one_only(
         ("store", [False, None], [True]),
         ("service_tier", ["auto", "default", None], ["flex"]),
         ("reasoning_effort", ["none", None], ["high"]),
+        ("verbosity", ["medium", None], ["low"]),
         ("n", [1, None], [2, 0]),
         ("stop", [[], None], [[""]]),
         ("metadata", [{}, {"a": "b"}, None], ["x"]),

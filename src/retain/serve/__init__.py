@@ -41,7 +41,7 @@ def serve(
         RetainError: if the run has learned no task, or the address cannot be used.
     """
     key = os.environ.get(KEY)
-    if key is not None and not key.strip():
+    if key is not None and not (key := key.strip()):  # no header has white space at its ends
         raise RetainError(f"{KEY} is empty; set it to a key, or unset it")
     with _bound(host, port) as listening:
         learned = LearnedModel.load(folder, trust_remote_code=trust_remote_code)

@@ -27,6 +27,9 @@ MAX_BODY = 1 << 20
 BODY_SECONDS = 30.0
 """Seconds in which the body of a request must arrive."""
 BEARER = Depends(HTTPBearer(auto_error=False))
+CHAT = "/v1/chat/completions"
+READ = ["GET", "HEAD"]
+"""Methods of what is only read; proxies look with HEAD whether a server is there."""
 FAILED = "the model failed on this request; see the server's log"
 STOPPED = "the server ends before this request is answered; ask again later"
 LOCAL = re.compile(r"(localhost|127(\.\d+){3}|\[::1\])(:\d+)?", re.ASCII | re.IGNORECASE)
@@ -64,21 +67,23 @@ def create_app(
     host_check = [Depends(_check_host)] if local else []
     app = FastAPI(lifespan=lifespan, openapi_url=None, dependencies=host_check)
     app.exception_handler(HTTPException)(_refused)
+    app.exception_handler(404)(_not_offered)
+    app.exception_handler(405)(_not_offered)
     app.exception_handler(Exception)(_failed)
     app.state.batcher = batcher
     model = learned.run.path.resolve().name.encode(errors="replace").decode()
     key_check = [Depends(_key_check(key))]
     page = files("retain.serve").joinpath("page.html").read_text(encoding="utf-8")
 
-    @app.get("/")
+    @app.api_route("/", methods=READ)
     def show_page() -> HTMLResponse:
         return HTMLResponse(page, headers={"Content-Security-Policy": PAGE_POLICY})
 
-    @app.get("/v1/models", dependencies=key_check)
+    @app.api_route("/v1/models", methods=READ, dependencies=key_check)
     def list_models() -> dict[str, Any]:
         return {"object": "list", "data": [show_model(model)]}
 
-    @app.get("/v1/models/{name:path}", dependencies=key_check)
+    @app.api_route("/v1/models/{name:path}", methods=READ, dependencies=key_check)
     def show_model(name: str) -> dict[str, Any]:
         _check_model(name, model)
         return {
@@ -90,7 +95,7 @@ def create_app(
             "needs_task": learned.method.traits.needs_task_id,
         }
 
-    @app.post("/v1/chat/completions", dependencies=key_check)
+    @app.post(CHAT, dependencies=key_check)
     async def complete(
         request: Request, chat: Annotated[ChatRequest, Depends(_chat_request)]
     ) -> Response:
@@ -157,6 +162,9 @@ async def _chat_request(request: Request) -> ChatRequest:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise HTTPException(415, "request: its Content-Type must be application/json")
+    coding = request.headers.get("content-encoding", "identity")
+    if coding.lower() != "identity":
+        raise HTTPException(415, f"request: its body is in {coding[:60]}; send it uncompressed")
     try:
         async with asyncio.timeout(BODY_SECONDS):
             content = await _body(request)
@@ -244,6 +252,15 @@ def _refused(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     body = error_body(error.status_code, error.detail)
     return JSONResponse(body, error.status_code, error.headers)
+
+
+def _not_offered(request: Request, error: Exception) -> JSONResponse:
+    """Says of an address or a method that is not served what is; other refusals have their text."""
+    assert isinstance(error, HTTPException)
+    if error.detail == HTTPException(error.status_code).detail:
+        asked = f"{request.method[:20]} {request.url.path[:100]}"
+        error.detail = f"request: no {asked} here; send POST {CHAT}, or GET /v1/models"
+    return _refused(request, error)
 
 
 def _failed(_: Request, error: Exception) -> JSONResponse:

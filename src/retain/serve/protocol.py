@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import reprlib
 import time
@@ -74,6 +75,7 @@ NOTHING: dict[str, tuple[Any, ...]] = {
     "store": (False,),
     "service_tier": ("auto", "default"),
     "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
 }
 """OpenAI's fields that are not offered, with the values that ask for nothing. These are taken."""
 DONE = "data: [DONE]\n\n"
@@ -156,9 +158,10 @@ def read_request(content: bytes) -> ChatRequest:
     Raises:
         RetainError: one line with the first thing that is wrong.
     """
+    content = content.removeprefix(codecs.BOM_UTF8)
     try:
         values = pydantic_core.from_json(content)  # which limits how deep it is
-        json_text.parse(content.decode("utf-8-sig"))  # and this refuses a key that is there twice
+        json_text.parse(content.decode())  # and this refuses a key that is there twice
     except ValueError as error:
         raise RetainError(f"request: not JSON ({error}); correct it") from None
     if isinstance(values, dict):
