@@ -209,6 +209,15 @@ def test_a_backbone_is_found_from_its_run(
         path_of(found_from(elsewhere / "r", stored))
 
 
+def test_a_folder_that_is_no_model_is_passed_by(tmp_path: Path) -> None:
+    run, near, far = (tmp_path / name for name in ("a/b/run", "a/b/x", "a/x"))
+    near.mkdir(parents=True)
+    assert found_from(run, "./x") == str(near)  # which the error names
+    far.mkdir()
+    (far / "config.json").touch()
+    assert found_from(run, "./x") == str(far)
+
+
 # -- a run from elsewhere
 
 

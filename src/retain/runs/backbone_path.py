@@ -24,12 +24,14 @@ def found_from(run: Path, name: str) -> str:
     """Returns where the backbone of a run is: a path from the run's folder, or from one above it.
 
     What is not found there is looked for from the working directory; a hub's id stays what it is.
+    A folder of that name which is no model counts only where no other is found.
     """
     if not name.startswith("."):
         return name
     folder = Path(os.path.realpath(run))
-    places = (above / name for above in (folder, *folder.parents))
-    return next((os.path.normpath(place) for place in places if os.path.exists(place)), name)
+    places = [os.path.normpath(above / name) for above in (folder, *folder.parents)]
+    models = (p for p in places if os.path.isfile(p) or os.path.isfile(f"{p}/config.json"))
+    return next(models, next(filter(os.path.exists, places), name))
 
 
 def is_same(name: str, other: str) -> bool:
