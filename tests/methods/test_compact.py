@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -169,6 +170,38 @@ def test_a_loss_is_refused_and_nothing_changes(run: Path, monkeypatch: pytest.Mo
     for name, factor in pool_of(learner).factors().items():
         assert torch.equal(factor, factors[name])
     assert compact(learner, 1, 0.5) is not None
+
+
+def test_what_it_cost_counts_at_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = load(run)
+    then = [learner.scores["matrix"][j][j] for j in range(3)]
+    now = [then[0] - 1, then[1], then[2] - 7]
+    scores = iter([dict(zip(NAMES, row, strict=True)) for row in (then, now)])
+    monkeypatch.setattr(learner, "evaluate", lambda: next(scores))
+    assert call("check", run, "--max-forgetting", "5").status == 0
+    compact(learner, 1, 100.0)
+    done = call("check", run, "--max-forgetting", "5")
+    assert (done.status, done.out) == (1, "letter: lost 7.0 points since it was learned\n")
+    note = f"run was compacted after these scores: AP {sum(then) / 3:.1f} before, "
+    for command in ("report", "compare"):
+        done = call(command, run)
+        assert done.status == 0
+        assert note in " ".join((done.out + done.err).split())
+    roll_back(run, "letter")
+    assert call("check", run, "--max-forgetting", "5").status == 0
+    assert note not in " ".join(call("report", run).out.split())
+
+
+def test_a_run_that_is_written_to_is_refused_first(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = load(run)
+    monkeypatch.setattr(learner, "evaluate", lambda: pytest.fail("answered in vain"))
+    with (
+        FileLock(run / ".lock"),
+        pytest.raises(RetainError, match="another process is writing to this run"),
+    ):
+        compact(learner, 1, 100.0)
 
 
 @pytest.mark.parametrize("variant", ["pertask", "sapt-prompt-whitened"])

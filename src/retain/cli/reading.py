@@ -119,11 +119,14 @@ def compare(
     """Compare methods across seeds and task orders, with paired confidence intervals."""
     from retain.report import compare as comparison
     from retain.runs import outputs
+    from retain.runs.compacted import compaction_note
+    from retain.runs.results import open_run
     from retain.system.files import write_text
 
     outputs.check_outputs((table, outputs.COMPARE_CSV), (page, outputs.PAGE))
     entries = [comparison.read_entry(folder) for folder in dict.fromkeys(runs)]
-    for line in comparison.warnings(entries):
+    notes = (compaction_note(open_run(entry.folder)) for entry in entries)
+    for line in (*comparison.warnings(entries), *filter(None, notes)):
         warn(line)
     console.print(comparison.tables(entries))
     for target, render in ((table, comparison.as_csv), (page, comparison.as_html)):
@@ -145,14 +148,12 @@ def check(
 ) -> None:
     """Exit with status 1 if a task lost more than --max-forgetting points; for CI."""
     from retain.runs import results
+    from retain.runs.compacted import points_lost
     from retain.runs.labels import score_text
 
     opened = results.open_run(run)
     names = results.final_scores(opened).tasks
-    lost = [
-        (name, drops.since_learned)
-        for name, drops in zip(names, results.dropped(opened), strict=False)
-    ]
+    lost = list(zip(names, points_lost(opened), strict=False))
     worse = [(name, drop) for name, drop in lost if drop is not None and drop.points > points]
     for name, drop in worse:
         say(f"{name}: lost {score_text(drop.points, drop.error)} points since it was learned")

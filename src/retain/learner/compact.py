@@ -52,21 +52,23 @@ def compact(learned: LearnedModel, blocks: int, max_loss: float) -> Compacted | 
     alike = (cosines(pool) + _key_cosines(keys, old)) / 2  # (N, N)
     groups = linked(alike, count=blocks).tolist()
     sharing, factors = [groups[block] for block in old], merged(pool, groups, shares)
-    before = list(learned.evaluate().values())
-    try:
-        pool.share(sharing, factors)
-        after = list(learned.evaluate().values())
-        lost = fmean(before) - fmean(after)
-        if lost > max_loss:
-            raise RetainError(
-                f"{learned.run.path}: {blocks} blocks instead of {len(shares)} would lose "
-                f"{lost:.2f} points of AP ({fmean(before):.1f} to {fmean(after):.1f}), more than "
-                f"--max-loss {max_loss:g}; nothing was changed: keep more blocks, or allow more"
-            )
-        _store(learned.run, len(sharing) - 1, Compacted(sharing, before, after, factors))
-    except BaseException:
-        pool.share(old, before_factors)
-        raise
+    with learned.run.locked():  # before the answers, which take long
+        before = list(learned.evaluate().values())
+        try:
+            pool.share(sharing, factors)
+            after = list(learned.evaluate().values())
+            lost = fmean(before) - fmean(after)
+            if lost > max_loss:
+                raise RetainError(
+                    f"{learned.run.path}: {blocks} blocks instead of {len(shares)} would lose "
+                    f"{lost:.2f} points of AP ({fmean(before):.1f} to {fmean(after):.1f}), more "
+                    f"than --max-loss {max_loss:g}; nothing was changed: keep more blocks, or "
+                    "allow more"
+                )
+            _store(learned.run, len(sharing) - 1, Compacted(sharing, before, after, factors))
+        except BaseException:
+            pool.share(old, before_factors)
+            raise
     return Compacted(sharing, before, after, factors)
 
 
@@ -116,12 +118,14 @@ def _key_cosines(keys: Tensor, sharing: list[int]) -> Tensor:
 
 
 def _store(run: RunDirectory, index: int, compacted: Compacted) -> None:
-    """Writes a compaction as one file, which is committed or not there for any reader."""
+    """Writes a compaction as one file, which is committed or not there for any reader.
+
+    The caller holds the run's lock.
+    """
     tensors = {
         "sharing": torch.tensor(compacted.sharing),
         "before": torch.tensor(compacted.before),
         "after": torch.tensor(compacted.after),
         **compacted.factors,
     }
-    with run.locked():
-        run.write({compacted_file(run, index): safetensors.torch.save(tensors)})
+    run.write({compacted_file(run, index): safetensors.torch.save(tensors)})

@@ -10,6 +10,7 @@ from retain.report.draw_sections import read_sections
 from retain.report.losses import read_losses
 from retain.report.summary import Examined, RunSummary
 from retain.runs import results
+from retain.runs.compacted import compaction_note
 from retain.runs.records import SCORES, TaskRecord
 
 
@@ -37,6 +38,7 @@ def summarise(folder: Path) -> RunSummary:
         losses=read_losses(run),
         changes=read_changes(run),
         costs=results.costs(run),
+        compaction=compaction_note(run),
     )
 
 

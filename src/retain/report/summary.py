@@ -114,6 +114,7 @@ class RunSummary:
     `folder` is the run's absolute path. `examined` has an entry per learned task. `sections` are
     the method's tables and pictures, `losses` the training losses, `changes` the answers that were
     right once and are not any more, and `costs` the parameters and seconds of each learned task.
+    `compaction` is a sentence on a compaction that the scores do not show.
     """
 
     label: str
@@ -132,6 +133,7 @@ class RunSummary:
     samples: Mapping[tuple[int, int], Sample] = field(default_factory=dict)
     standard_errors: Mapping[str, float] = field(default_factory=dict)
     dropped: Sequence[Drops] | None = None
+    compaction: str = ""
 
     @property
     def drops(self) -> Sequence[Drops]:

@@ -54,7 +54,7 @@ def metrics_table(summaries: Sequence[RunSummary]) -> Table:
 
 def metrics_notes(summaries: Sequence[RunSummary]) -> list[str]:
     """Notes below the metrics: what rests on samples, that tasks differ, and why some are "–"."""
-    notes = []
+    notes = [run.compaction for run in summaries if run.compaction]
     scored = [run.examined[: len(run.matrix)] for run in summaries]
     if len({frozenset(task.test for task in tasks) for tasks in scored}) > 1:
         notes.append("These runs do not have the same tasks: their AP cannot be compared.")

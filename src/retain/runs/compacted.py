@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from torch import Tensor
 
 from retain.errors import RetainError
+from retain.metrics.continual import Drop
 from retain.runs import results
 from retain.runs.directory import RunDirectory
 from retain.system.files import read_weights
@@ -54,3 +56,33 @@ def newest_compacted(run: RunDirectory) -> Compacted | None:
     """Reads the newest compaction of a run, if any."""
     read = (read_compacted(run, index) for index in reversed(range(len(run.learned()))))
     return next(filter(None, read), None)
+
+
+def unscored(run: RunDirectory) -> Compacted | None:
+    """Reads the compaction made since the last row of the score matrix, if any."""
+    return read_compacted(run, len(run.learned()) - 1)
+
+
+def points_lost(run: RunDirectory) -> list[Drop | None]:
+    """What each task has lost since it was learned; of a compacted run, with the compaction.
+
+    The newest task, which only a compaction can cost something, may be left out.
+    """
+    compacted = unscored(run)
+    if compacted is None:
+        return [drops.since_learned for drops in results.dropped(run)]
+    then = [row.scores[-1] for row in results.rows(run)]
+    pairs = zip(then, compacted.after, strict=True)
+    return [None if score is None else Drop(score - now) for score, now in pairs]
+
+
+def compaction_note(run: RunDirectory) -> str:
+    """A sentence on a compaction that the score matrix does not show yet; empty without one."""
+    compacted = unscored(run)
+    if compacted is None:
+        return ""
+    before, after = fmean(compacted.before), fmean(compacted.after)
+    return (
+        f"{run.path.resolve().name} was compacted after these scores: AP {before:.1f} before, "
+        f"{after:.1f} after; retain inspect has each task's."
+    )
