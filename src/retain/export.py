@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -52,28 +53,43 @@ def export(learned: LearnedModel, folder: Path, mixture: Mapping[str, float] | N
         RetainError: if the folder has files, a task has no block, a weight is not finite, the
             method keeps no block, or blocks merged into a quantised backbone answer otherwise.
     """
-    if folder.name in ("", ".."):
-        raise RetainError(f"{folder}: has no name of its own; name an empty or new folder")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RetainError(f"{folder}: is not an empty folder; name another one")
-    check_folder(folder)
+    check_target(folder)
     learned.require_ready()
     weights = _weights(learned, mixture)
-    # A name that nobody else gives: what a killed export has left there may be deleted.
-    named = folder.with_name(f"{folder.name}.retain-export")
-    remove_left(named)
-    place = temporary_of(named)
+    place = temporary_of(_unfinished(folder))
     with writing(folder):
         place.mkdir(parents=True)
     try:
         with writing(folder):
-            description = _write(learned, place / folder.name, weights, mixture)
-            if folder.exists():
-                folder.rmdir()
-            (place / folder.name).rename(folder)
+            written = place / folder.name
+            description = _write(learned, written, weights, mixture)
+            if folder.is_dir():
+                for path in written.iterdir():
+                    path.rename(folder / path.name)
+            else:
+                written.rename(folder)
     finally:
         remove_folders(place)
     return f"wrote {folder}: {description}"
+
+
+def check_target(folder: Path) -> None:
+    """Raises RetainError unless a folder is new or empty, but for what a killed export left."""
+    if folder.name in ("", ".."):
+        raise RetainError(f"{folder}: has no name of its own; name an empty or new folder")
+    check_folder(folder)
+    remove_left(_unfinished(folder))
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise RetainError(f"{folder}: is not an empty folder; name another one")
+
+
+def _unfinished(folder: Path) -> Path:
+    """A name that nobody else gives, for what is being written.
+
+    It is in the folder itself where that exists, which may be a link, or a volume of a container.
+    """
+    name = f"{folder.name}.retain-export"
+    return folder / name if folder.is_dir() else folder.with_name(name)
 
 
 def _write(

@@ -19,7 +19,7 @@ from retain.backbone import Backbone
 from retain.export import export
 from retain.learner.learner import Learner
 from retain.tasks import Example
-from retain.testing.tiny import make_backbone, make_learner, make_task, save_backbone
+from retain.testing.tiny import make_backbone, make_learner, make_task, read_files, save_backbone
 from tests.command import call
 
 FIRST, SECOND = make_task("copy"), make_task("constant")
@@ -155,6 +155,12 @@ def test_a_task_and_a_mixture_are_not_merged(tmp_path: Path) -> None:
     assert done.err == "error: export: --task and --mixture exclude each other; give one of them\n"
 
 
+def test_a_task_has_one_weight(tmp_path: Path) -> None:
+    done = call("export", tmp_path, tmp_path / "out", "--mixture", "a=1", "--mixture", "a=0.5")
+    assert done.status == 2
+    assert done.err == "error: --mixture a=0.5: 'a' has a weight already; give it one\n"
+
+
 @pytest.mark.parametrize(
     ("method", "mixture", "says"),
     [
@@ -186,3 +192,30 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
         (folder / "out").mkdir(parents=True)
     export(learner, tmp_path / "out", None)
     assert sorted(path.name for path in tmp_path.glob(".*")) == [others.name]
+
+
+def test_an_empty_folder_is_filled_and_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be a link, or a volume of a container, which nobody can delete or rename to."""
+    learner = learned("pertask", "llama", tmp_path / "run")
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "link").symlink_to("volume")
+    before = (tmp_path / "volume").stat().st_ino
+    monkeypatch.setattr(Path, "rmdir", lambda path: pytest.fail(f"{path} was deleted"))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    (tmp_path / "volume" / f".link.retain-export.{ended.pid}.tmp").mkdir()  # of a killed export
+    export(learner, tmp_path / "link", None)
+    assert (tmp_path / "volume").stat().st_ino == before
+    export(learner, tmp_path / "new", None)
+    assert read_files(tmp_path / "volume").keys() == read_files(tmp_path / "new").keys()
+
+
+@pytest.mark.parametrize("name", ["", "file", "broken"])
+def test_a_target_is_looked_at_before_the_model(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "broken").symlink_to("nowhere")
+    done = call("export", tmp_path / "no run", tmp_path / name)
+    assert done.status == 2
+    assert done.err == f"error: {tmp_path / name}: is not an empty folder; name another one\n"

@@ -28,6 +28,7 @@ def export(
     plugins: Plugins = None,
 ) -> None:
     """Write a run's blocks as PEFT adapters, or one merged model, with a model card."""
+    from retain.export import check_target
     from retain.export import export as write
     from retain.learner.learned_model import LearnedModel
 
@@ -36,10 +37,13 @@ def export(
     weights = {task: 1.0} if task is not None else None
     for part in mixture or ():
         name, _, value = part.rpartition("=")
+        if name in (weights or {}):
+            raise RetainError(f"--mixture {part}: '{name}' has a weight already; give it one")
         try:
             weights = {**(weights or {}), name: float(value)}
         except ValueError:
             raise RetainError(f"--mixture {part}: expected TASK=WEIGHT; correct it") from None
+    check_target(folder)  # before a model is loaded for minutes
     learned = LearnedModel.load(run, progress_for(""), trust_remote_code=trust_remote_code)
     say(write(learned, folder, weights))
 
