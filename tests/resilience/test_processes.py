@@ -114,6 +114,18 @@ def test_the_launched_command_is_one_process_that_accumulates(
     assert_same(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.parametrize("command", [("generate", "p"), ("serve",), ("export", "out")])
+def test_what_one_process_does_is_not_done_twice(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    name, *more = command
+    done = call(name, "run", *more)
+    assert (done.status, done.out) == (2, "")
+    assert done.err.startswith(f"error: {name}: is the work of one process; give it without")
+
+
 @pytest.mark.slow
 def test_weights_stay_in_the_pages_of_their_file(
     backbone_folder: Callable[[str], Path], tmp_path: Path

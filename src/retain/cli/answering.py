@@ -12,6 +12,7 @@ from rich.text import Text
 
 from retain.cli.shared import Plugins, Run, TrustCode, app, console, progress_for, say
 from retain.errors import RetainError
+from retain.system import processes
 from retain.system.printing import escaped
 
 
@@ -84,6 +85,7 @@ def generate(
         raise RetainError("generate: a prompt is not UTF-8 text; convert it") from None
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise RetainError("generate: an empty prompt; give it a text")
+    processes.refuse_several("generate")
     learned = LearnedModel.load(run, trust_remote_code=trust_remote_code)
     if len(prompts) == 1 and sys.stdout.isatty() and not as_json:
         from retain.evaluation.streaming import Reply
@@ -123,4 +125,5 @@ def serve(
         raise RetainError(
             f"serve: {missing.name} is not installed; run: pip install 'retain[serve]'"
         ) from None
+    processes.refuse_several("serve")
     start(run, host, port, queue, say, trust_remote_code)

@@ -11,6 +11,7 @@ import typer
 
 from retain.cli.shared import Plugins, Run, TrustCode, app, path, progress_for, say
 from retain.errors import RetainError
+from retain.system import processes
 
 
 @app.command()
@@ -32,6 +33,7 @@ def export(
     from retain.export import export as write
     from retain.learner.learned_model import LearnedModel
 
+    processes.refuse_several("export")
     if task is not None and mixture:
         raise RetainError("export: --task and --mixture exclude each other; give one of them")
     weights = {task: 1.0} if task is not None else None

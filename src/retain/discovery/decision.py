@@ -222,7 +222,7 @@ def tasks_to_learn(learner: Learner, decision: Decision, config: TaskConfig) -> 
         if not results.same_task(learner.run, number, task):
             raise RetainError(
                 f"{folder}: the run has learned '{task.name}' from other examples than its file "
-                "has now; restore the file"
+                "has now; restore the file, or give the same --set again"
             )
     return tasks[len(begun) :]
 

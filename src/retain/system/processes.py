@@ -61,6 +61,14 @@ def refuse_other_engines() -> None:
             )
 
 
+def refuse_several(command: str) -> None:
+    """Raises a RetainError for a command that several processes would do several times over."""
+    if count() > 1:
+        raise RetainError(
+            f"{command}: is the work of one process; give it without accelerate launch or torchrun"
+        )
+
+
 def connect(on_cpu: bool) -> str | None:
     """Connects to the other processes and returns this one's device; None for a single process."""
     if count() == 1:
