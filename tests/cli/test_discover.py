@@ -200,6 +200,26 @@ def test_it_says_what_it_is_not_sure_of(copied: Path) -> None:
     assert any(line.startswith("7 of 46 examples match no group") for line in decision.unsure)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "is_told"),
+    [
+        ("Ist das eine Frage?\nText: Der Zug {} hat Verspätung.", True),
+        ("Is it a question?\nText: The train {} is late.", False),
+        ("{}", False),  # no words
+    ],
+)
+def test_it_says_that_other_languages_are_not_told_apart(
+    copied: Path, prompt: str, is_told: bool
+) -> None:
+    rows = [Example(prompt.format(i), ("12",)) for i in range(9)]
+    decision = decide(Learner.load("run"), rows, "skip", Path("mixed.jsonl"))
+    told = [line for line in decision.unsure if "is hardly English (" in line]
+    assert [line.split()[0] for line in told] == [
+        group.name for group in decision.groups if is_told
+    ]
+    assert decision.groups
+
+
 def test_bad_input_is_refused_before_anything_is_loaded(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ from retain.discovery.grouping import (
     group_texts,
     text_of,
 )
+from retain.discovery.language import ENGLISH, english_share
 from retain.discovery.naming import free_name, names_of
 from retain.errors import RetainError
 from retain.experiment.config import TaskConfig
@@ -151,7 +152,7 @@ def decide(learner: Learner, rows: Sequence[Example], known: Known, path: Path) 
         learned=learned,
         groups=groups,
         buffer=len(rest),
-        unsure=_doubts(groups, grouping, len(rest), len(rows)),
+        unsure=_doubts(groups, grouping, rows),
     )
     for group, members in zip(groups, numbers, strict=True):
         write_jsonl(folder / group.file, (rows[i].as_row() for i in members))
@@ -255,11 +256,21 @@ def _task(
     )
 
 
-def _doubts(groups: Sequence[GroupRecord], grouping: Grouping, rest: int, count: int) -> list[str]:
+def _doubts(
+    groups: Sequence[GroupRecord], grouping: Grouping, rows: Sequence[Example]
+) -> list[str]:
     """Returns a line for each thing that a reader should look at before it is learned."""
     lines = []
     for number, group in enumerate(groups):
-        fit = grouping.fit[grouping.group == number].median()
+        members = grouping.group == number
+        fit = grouping.fit[members].median()
+        share = english_share([text_of(rows[i]) for i in members.nonzero()[:, 0].tolist()])
+        if share < ENGLISH:
+            doubt = f", or another than {group.nearest}" if group.is_known else ""
+            lines.append(
+                f"{group.name} is hardly English ({share:.0%} of its words): tasks in one other "
+                f"language are not told apart, so it may be several tasks{doubt}"
+            )
         if group.rows < SMALL and group.learn:
             lines.append(
                 f"{group.name} has only {group.rows} examples, a fifth of them for its score"
@@ -277,9 +288,11 @@ def _doubts(groups: Sequence[GroupRecord], grouping: Grouping, rest: int, count:
                     f"{groups[other].name} and {group.name} are near "
                     f"({grouping.near[number, other]:.2f}): they may be one task"
                 )
-    if rest >= MUCH * count:
+    rest = int((grouping.group == BUFFER).sum())
+    if rest >= MUCH * len(rows):
         lines.append(
-            f"{rest} of {count} examples match no group: tasks may be missing; they are in {REST}"
+            f"{rest} of {len(rows)} examples match no group: tasks may be missing; they are in "
+            f"{REST}"
         )
     return lines
 

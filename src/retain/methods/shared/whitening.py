@@ -30,13 +30,17 @@ TINY = 1e-12
 """Stands for a spread of 0, where all windows of the generic text are the same to a tokenizer."""
 
 
+def generic_text() -> str:
+    """Returns the packaged text: English of several kinds."""
+    return files("retain.methods.shared").joinpath("generic.txt").read_text(encoding="utf-8")
+
+
 def generic_windows(backbone: Backbone) -> list[Features]:
     """Cuts the packaged plain English into windows of 100 tokens, half of each in the next.
 
     The text is the same for all runs, so what is derived from it does not depend on the tasks.
     """
-    text = files("retain.methods.shared").joinpath("generic.txt").read_text(encoding="utf-8")
-    ids = backbone.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = backbone.tokenizer(generic_text(), add_special_tokens=False, verbose=False)["input_ids"]
     return [
         {"input_ids": [0], "route_ids": ids[start : start + WINDOW]}
         for start in range(0, max(len(ids) - WINDOW, 1), WINDOW // 2)
