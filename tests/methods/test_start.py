@@ -1,4 +1,4 @@
-"""`start: nearest`: which block a new one copies, and that it does so bit for bit."""
+"""`start`: which block a new one copies, and that it does so bit for bit."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from retain.errors import RetainError
 from retain.layers.lora_pool import ADAPTER
 from retain.learner.learner import Learner
 from retain.learner.upkeep import roll_back
+from retain.methods.sapt import start as start_module
 from retain.methods.sapt.diagnostics import sapt_diagnostics
 from retain.methods.sapt.method import Attentive
 from retain.methods.sapt.start import START, Start
@@ -29,6 +30,7 @@ from tests.methods.test_whitened import naive_embedding
 
 METHODS = {"sapt": {}, "sapt-prompt": {"length": 3, "rate": 1.0}}
 NEAREST: dict[str, Any] = {"router": {"kind": "whitened"}, "start": "nearest"}
+LOWEST = {**NEAREST, "start": "lowest_loss"}
 NAMES = ("copy", "constant", "letter")
 
 
@@ -154,8 +156,8 @@ def test_the_run_says_what_each_block_began_as(tmp_path: Path) -> None:
     assert all(learner.run.is_committed(folder / START) for folder in folders)
     (section,) = [s for s in sapt_diagnostics(learner.run) if "began" in s.title]
     assert [(label, *cells) for label, cells in section.grids[0].rows] == [
-        ("copy", "–", "–", "fresh"),
-        ("constant", "copy", f"{starts[1].cosine:.2f}", "a copy"),
+        ("copy", "–", "–", "–", "–", "fresh"),
+        ("constant", "copy", f"{starts[1].cosine:.2f}", "–", "–", "a copy"),
     ]
 
 
@@ -164,6 +166,85 @@ def test_without_it_nothing_is_recorded(tmp_path: Path) -> None:
     learner.learn(make_task("copy"))
     assert not (learner.run.learned()[0] / START).exists()
     assert not [s for s in sapt_diagnostics(learner.run) if "began" in s.title]
+
+
+def lowest_loss_learner(folder: Path, method: str, progress: Progress | None = None) -> Learner:
+    options = {"name": method, **METHODS[method], **LOWEST}
+    return Learner(make_backbone("llama"), options, folder, training=TRAINING, progress=progress)
+
+
+def naive_loss(learner: Learner, task: Task, index: int) -> float:
+    """The loss on the task's answers with one block, prompt by prompt, by the mixture of all."""
+    assert isinstance(learner.method, Attentive)
+    pool, backbone = learner.method.pool, learner.backbone
+    weights = torch.eye(len(pool.blocks))[index : index + 1]
+    total = tokens = 0
+    for example in task.train:
+        batch = backbone.collate([backbone.encode(example)])
+        pool.use(weights)
+        with torch.no_grad():
+            logits, labels = backbone.answer_logits(batch)
+        chosen = logits[labels != -100].double().log_softmax(-1)
+        answer = labels[labels != -100]
+        total -= chosen[torch.arange(len(answer)), answer].sum().item()
+        tokens += len(answer)
+    return total / tokens
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("like", NAMES)
+def test_a_block_begins_as_that_of_the_lowest_loss(method: str, like: str, tmp_path: Path) -> None:
+    heard = Heard()
+    learner = lowest_loss_learner(tmp_path / "run", method, heard)
+    for name in NAMES:
+        learner.learn(make_task(name))
+    rows = [Example(row.prompt + " again", row.references) for row in make_task(like).train[:8]]
+    new = Task("new", rows, rows[:2], rows[:2])
+    block, start = begun(learner, new, tmp_path)
+    learner.method.pool.restart(7)  # type: ignore[attr-defined]
+    losses = [naive_loss(learner, new, index) for index in range(4)]
+    index = losses.index(min(losses[:3]))
+    assert start.nearest == NAMES[index]
+    assert start.loss == pytest.approx(losses[index], rel=1e-4)
+    assert start.fresh_loss == pytest.approx(losses[3], rel=1e-4)
+    assert start.copied is (losses[index] < losses[3])
+    assert [is_block(block, block_of(learner, i)) for i in range(3)] == [
+        start.copied and i == index for i in range(3)
+    ]
+
+
+def test_a_block_that_answers_worse_is_not_copied(tmp_path: Path) -> None:
+    learner = lowest_loss_learner(tmp_path / "run", "sapt")
+    learner.learn(make_task("constant"))
+    assert isinstance(learner.method, Attentive)
+    for layer in learner.method.pool.layers.values():  # type: ignore[union-attr]
+        layer.old_B.mul_(-100)
+    block, start = begun(learner, make_task("letter"), tmp_path)
+    assert start.loss is not None
+    assert start.fresh_loss is not None
+    assert start.loss > start.fresh_loss
+    assert (start.nearest, start.copied) == ("constant", False)
+    assert all(not factor.any() for name, factor in block.items() if name.endswith(".B"))
+
+
+def test_only_the_nearest_are_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = lowest_loss_learner(tmp_path / "run", "sapt")
+    tasks = [make_task(name) for name in NAMES]
+    for task in tasks:
+        learner.learn(task)
+    assert isinstance(learner.method, Attentive)
+    use_block, used = learner.method.pool.use_block, set()
+
+    def record(size: int, index: int) -> None:
+        used.add(index)
+        use_block(size, index)
+
+    monkeypatch.setattr(learner.method.pool, "use_block", record)
+    monkeypatch.setattr(start_module, "TRIED", 2)
+    new = replace(make_task("letter"), name="new")
+    begun(learner, new, tmp_path)
+    cosines = naive_cosines(learner, [*tasks, new])
+    assert used == {0, 1, 2, 3} - {cosines.index(min(cosines))}  # 3 is the fresh one
 
 
 class Stop(TrainerCallback):
@@ -211,7 +292,9 @@ def test_a_rolled_back_task_is_no_start(tmp_path: Path) -> None:
         ({"preset": "paper", "start": "nearest"}, "router.kind: whitened"),
         ({**NEAREST, "start_above": 1.5}, "start_above"),
         ({"start_above": 0.5}, "start_above is for start: nearest; set that"),
-        ({**NEAREST, "start": "oldest"}, "'fresh' or 'nearest'"),
+        ({**LOWEST, "start_above": 0.5}, "start_above is for start: nearest; set that"),
+        ({"router": {"kind": "attention"}, "start": "lowest_loss"}, "start: lowest_loss compares"),
+        ({**NEAREST, "start": "oldest"}, "'fresh', 'nearest' or 'lowest_loss'"),
     ],
 )
 @pytest.mark.parametrize("method", METHODS)

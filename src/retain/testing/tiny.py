@@ -71,10 +71,7 @@ OWN_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "sapt-whitened": ("sapt", {"router": {"kind": "whitened"}}),
     "sapt-hidden": ("sapt", {"router": {"kind": "whitened", "layer": 1, "top_k": 2}}),
-    "sapt-nearest": (
-        "sapt",
-        {"router": {"kind": "whitened"}, "start": "nearest", "start_above": -1.0},
-    ),
+    "sapt-lowest-loss": ("sapt", {"router": {"kind": "whitened"}, "start": "lowest_loss"}),
     "sapt-prompt-whitened": (
         "sapt-prompt",
         {"router": {"kind": "whitened"}, "length": 3, "rate": 1.0},

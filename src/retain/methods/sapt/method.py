@@ -2,7 +2,7 @@
 
 By default the router is in closed form (`router.kind: whitened`): attention is not trained, and the
 block is all that is, in one phase, within the mixture of all blocks. There a block may begin as a
-copy of the nearest task's (`start: nearest`).
+copy of a learned task's (`start`).
 
 As published (`router.kind: attention`), for each task, first the new block is trained to generate
 the task's inputs, which gives pseudo-samples. Then the block starts again, and is trained on the
@@ -36,7 +36,7 @@ from retain.methods.sapt.diagnostics import PSEUDO, sapt_diagnostics
 from retain.methods.sapt.options import RoutedConfig, SaptConfig, SaptPromptConfig
 from retain.methods.sapt.reflection import Reflection
 from retain.methods.sapt.router import AttentionRouter
-from retain.methods.sapt.start import START, Start
+from retain.methods.sapt.start import START, Start, lowest_loss, nearest
 from retain.methods.sapt.whitened import WhitenedRouter
 from retain.methods.shared.pseudo_samples import (
     generator_rows,
@@ -91,24 +91,24 @@ class Attentive(RoutedPool):
             yield from self._pseudo_samples(task, context)
         self.pool.restart(context.seed)
         phase = self.learning_phase(task, context)
-        if self.options.start == "nearest":
-            self._copy_nearest()
+        self._began = self._begin(task)
         yield phase
 
-    def _copy_nearest(self) -> None:
-        """Copies the nearest task's block to the new one, if it is near enough."""
+    def _begin(self, task: Task) -> Start:
+        """Copies a learned task's block to the new one, if `start` finds one to copy."""
+        if self.options.start == "fresh" or len(self.pool.blocks) == 1:
+            return Start()
         assert isinstance(self.router, WhitenedRouter)  # RoutedConfig refuses the other kind
-        nearest = processes.broadcast(self.router.nearest())  # rounding may differ between devices
-        if nearest is None:
-            self._began = Start()
-            return
-        index, cosine = nearest
-        name, copied = self.pool.blocks[index], cosine >= self.options.start_above
-        self._began = Start(nearest=name, cosine=cosine, copied=copied)
-        if copied:
-            self.pool.copy_block(index)
-        how = "as a copy of that task's" if copied else "fresh"
-        self.notices.append(f"nearest task '{name}', cosine {cosine:.2f}: the block begins {how}")
+        cosines = processes.broadcast(self.router.cosines())  # rounding may differ between devices
+        if self.options.start == "nearest":
+            start = nearest(self.pool.blocks, cosines, self.options.start_above)
+        else:
+            start = processes.broadcast(lowest_loss(self.backbone, self.pool, cosines, task))
+        if start.copied:
+            assert start.nearest is not None
+            self.pool.copy_block(self.pool.blocks.index(start.nearest))
+        self.notices.append(str(start))
+        return start
 
     def _pseudo_samples(self, task: Task, context: TaskContext) -> Iterator[Phase]:
         """Trains the new block as generator and samples from it, or keeps real inputs."""
@@ -193,7 +193,7 @@ class Attentive(RoutedPool):
     def save(self, context: TaskContext) -> None:
         """Writes the newest block, the router's state, and what the block began as."""
         super().save(context)
-        if self.options.start == "nearest":
+        if self.options.start != "fresh":
             write_json(context.folder / START, self._began.model_dump())
 
     @classmethod

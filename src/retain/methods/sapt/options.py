@@ -95,7 +95,9 @@ class RoutedConfig(MethodConfig):
 
     With `start: nearest` a new block begins as a copy of the nearest learned task's block if the
     whitened cosine of the two tasks' mean prompts is at least `start_above`, else as a fresh one.
-    This needs `router.kind: whitened`.
+    With `start: lowest_loss` it begins as a copy of the block, of the eight nearest tasks', with
+    the lowest loss on the new task's answers (its first 32 training examples), unless a
+    fresh block's is lower. Both need `router.kind: whitened`.
     """
 
     presets: ClassVar[Presets] = {
@@ -109,7 +111,7 @@ class RoutedConfig(MethodConfig):
     router: RouterConfig = Field(default_factory=RouterConfig)
     generator: GeneratorConfig = Field(default_factory=GeneratorConfig)
     reflection: ReflectionConfig = Field(default_factory=ReflectionConfig)
-    start: Literal["fresh", "nearest"] = "fresh"
+    start: Literal["fresh", "nearest", "lowest_loss"] = "fresh"
     start_above: Annotated[float, Field(ge=-1, le=1)] = START_ABOVE
 
     @model_validator(mode="before")
@@ -132,12 +134,12 @@ class RoutedConfig(MethodConfig):
 
     @model_validator(mode="after")
     def _distances_are_known(self) -> RoutedConfig:
-        if self.start == "nearest" and self.router.kind != "whitened":
+        if self.start != "fresh" and self.router.kind != "whitened":
             raise ValueError(
-                "start: nearest compares tasks by the statistics of router.kind: whitened; set "
-                "that, or start: fresh"
+                f"start: {self.start} compares tasks by the statistics of router.kind: whitened; "
+                "set that, or start: fresh"
             )
-        if self.start == "fresh" and self.start_above != START_ABOVE:
+        if self.start != "nearest" and self.start_above != START_ABOVE:
             raise ValueError("start_above is for start: nearest; set that, or remove start_above")
         return self
 

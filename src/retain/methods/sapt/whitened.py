@@ -262,18 +262,11 @@ class WhitenedRouter(SoftmaxRouter):
         means = torch.stack([task.mean for task in self._tasks]).double()
         return F.normalize(means @ whitening(self._scatter, self._freedom), dim=1)
 
-    def nearest(self) -> tuple[int, float] | None:
-        """Returns the task nearest to the newest one, and the cosine of their `task_keys`.
-
-        It is the number of an older task, from 0; of equally near ones the oldest. None for the
-        first task.
-        """
-        if len(self._tasks) < 2:
-            return None
+    def cosines(self) -> list[float]:
+        """Returns the cosine of each older task's key with the newest one's."""
         keys = self.task_keys()
-        cosines = (keys[:-1] @ keys[-1]).tolist()
-        index = max(range(len(cosines)), key=cosines.__getitem__)
-        return index, cosines[index]
+        cosines: list[float] = (keys[:-1] @ keys[-1]).tolist()
+        return cosines
 
     def _add(self, task: Moments) -> None:
         self._tasks.append(task)
