@@ -63,11 +63,13 @@ def export(learned: LearnedModel, folder: Path, mixture: Mapping[str, float] | N
         with writing(folder):
             written = place / folder.name
             description = _write(learned, written, weights, mixture)
-            if folder.is_dir():
+            if _stays(folder):
                 for path in written.iterdir():
                     path.rename(folder / path.name)
             else:
-                written.rename(folder)
+                if folder.exists():
+                    folder.rmdir()
+                written.rename(folder)  # at once, so a killed export leaves no part of it
     finally:
         remove_folders(place)
     return f"wrote {folder}: {description}"
@@ -83,13 +85,17 @@ def check_target(folder: Path) -> None:
         raise RetainError(f"{folder}: is not an empty folder; name another one")
 
 
-def _unfinished(folder: Path) -> Path:
-    """A name that nobody else gives, for what is being written.
+def _stays(folder: Path) -> bool:
+    """Tells whether an empty folder is filled where it is: a link, or a volume of a container."""
+    if not folder.is_dir():
+        return False
+    return folder.is_symlink() or folder.is_mount() or not os.access(folder.parent, os.W_OK)
 
-    It is in the folder itself where that exists, which may be a link, or a volume of a container.
-    """
+
+def _unfinished(folder: Path) -> Path:
+    """A name that nobody else gives, for what is being written; in a folder that stays."""
     name = f"{folder.name}.retain-export"
-    return folder / name if folder.is_dir() else folder.with_name(name)
+    return folder / name if _stays(folder) else folder.with_name(name)
 
 
 def _write(

@@ -194,7 +194,7 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.glob(".*")) == [others.name]
 
 
-def test_an_empty_folder_is_filled_and_not_replaced(
+def test_an_empty_folder_that_cannot_be_replaced_is_filled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may be a link, or a volume of a container, which nobody can delete or rename to."""
@@ -210,6 +210,19 @@ def test_an_empty_folder_is_filled_and_not_replaced(
     assert (tmp_path / "volume").stat().st_ino == before
     export(learner, tmp_path / "new", None)
     assert read_files(tmp_path / "volume").keys() == read_files(tmp_path / "new").keys()
+
+
+def test_any_other_empty_folder_is_replaced_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed export leaves all of it or nothing."""
+    learner = learned("pertask", "llama", tmp_path / "run")
+    (tmp_path / "out").mkdir()
+    moved: list[Path] = []
+    rename = Path.rename
+    monkeypatch.setattr(Path, "rename", lambda a, b: [moved.append(Path(b)), rename(a, b)][1])
+    export(learner, tmp_path / "out", None)
+    assert [path for path in moved if path.is_relative_to(tmp_path / "out")] == [tmp_path / "out"]
 
 
 @pytest.mark.parametrize("name", ["", "file", "broken"])
