@@ -76,7 +76,7 @@ def export(learned: LearnedModel, folder: Path, mixture: Mapping[str, float] | N
 
 
 def check_target(folder: Path) -> None:
-    """Raises RetainError unless a folder is new or empty, but for what a killed export left."""
+    """Raises RetainError unless a folder is new or empty. Removes what a killed export left."""
     if folder.name in ("", ".."):
         raise RetainError(f"{folder}: has no name of its own; name an empty or new folder")
     check_folder(folder)

@@ -18,7 +18,7 @@ from retain.learner.learner import Learner
 from retain.learner.upkeep import roll_back
 from retain.methods.sapt import start as start_module
 from retain.methods.sapt.diagnostics import sapt_diagnostics
-from retain.methods.sapt.method import Attentive
+from retain.methods.sapt.method import Attentive, Sapt
 from retain.methods.sapt.start import START, Start
 from retain.methods.sapt.whitened import WhitenedRouter
 from retain.runs.records import read_record
@@ -201,7 +201,8 @@ def test_a_block_begins_as_that_of_the_lowest_loss(method: str, like: str, tmp_p
     rows = [Example(row.prompt + " again", row.references) for row in make_task(like).train[:8]]
     new = Task("new", rows, rows[:2], rows[:2])
     block, start = begun(learner, new, tmp_path)
-    learner.method.pool.restart(7)  # type: ignore[attr-defined]
+    assert isinstance(learner.method, Attentive)
+    learner.method.pool.restart(7)
     losses = [naive_loss(learner, new, index) for index in range(4)]
     index = losses.index(min(losses[:3]))
     assert start.nearest == NAMES[index]
@@ -216,8 +217,8 @@ def test_a_block_begins_as_that_of_the_lowest_loss(method: str, like: str, tmp_p
 def test_a_block_that_answers_worse_is_not_copied(tmp_path: Path) -> None:
     learner = lowest_loss_learner(tmp_path / "run", "sapt")
     learner.learn(make_task("constant"))
-    assert isinstance(learner.method, Attentive)
-    for layer in learner.method.pool.layers.values():  # type: ignore[union-attr]
+    assert isinstance(learner.method, Sapt)
+    for layer in learner.method.pool.layers.values():
         layer.old_B.mul_(-100)
     block, start = begun(learner, make_task("letter"), tmp_path)
     assert start.loss is not None
@@ -225,6 +226,15 @@ def test_a_block_that_answers_worse_is_not_copied(tmp_path: Path) -> None:
     assert start.loss > start.fresh_loss
     assert (start.nearest, start.copied) == ("constant", False)
     assert all(not factor.any() for name, factor in block.items() if name.endswith(".B"))
+
+
+def test_a_block_without_a_loss_is_named(tmp_path: Path) -> None:
+    learner = lowest_loss_learner(tmp_path / "run", "sapt")
+    learner.learn(make_task("constant"))
+    assert isinstance(learner.method, Sapt)
+    next(iter(learner.method.pool.layers.values())).old_B.fill_(torch.nan)
+    with pytest.raises(RetainError, match="task 'letter': the block of 'constant' gives a loss of"):
+        begun(learner, make_task("letter"), tmp_path)
 
 
 def test_only_the_nearest_are_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

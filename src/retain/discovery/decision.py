@@ -122,7 +122,8 @@ def decide(learner: Learner, rows: Sequence[Example], known: Known, path: Path) 
     rest: list[int] = []
     for i, group in enumerate(grouping.group.tolist()):
         (rest if group == BUFFER else numbers[group]).append(i)
-    names = names_of([[rows[i] for i in members] for members in numbers], learned)
+    examples = [[rows[i] for i in members] for members in numbers]
+    names = names_of(examples, learned)
     groups: list[GroupRecord] = []
     for number, members in enumerate(numbers):
         cosine, nearest = (None, None)
@@ -152,7 +153,7 @@ def decide(learner: Learner, rows: Sequence[Example], known: Known, path: Path) 
         learned=learned,
         groups=groups,
         buffer=len(rest),
-        unsure=_doubts(groups, grouping, rows),
+        unsure=_doubts(groups, grouping, examples, len(rows)),
     )
     for group, members in zip(groups, numbers, strict=True):
         write_jsonl(folder / group.file, (rows[i].as_row() for i in members))
@@ -257,14 +258,22 @@ def _task(
 
 
 def _doubts(
-    groups: Sequence[GroupRecord], grouping: Grouping, rows: Sequence[Example]
+    groups: Sequence[GroupRecord],
+    grouping: Grouping,
+    members: Sequence[Sequence[Example]],
+    count: int,
 ) -> list[str]:
-    """Returns a line for each thing that a reader should look at before it is learned."""
+    """Returns a line for each thing that a reader should look at before it is learned.
+
+    Args:
+        groups, grouping: what was decided, and by which cosines.
+        members: the examples of each group.
+        count: of all examples.
+    """
     lines = []
     for number, group in enumerate(groups):
-        members = grouping.group == number
-        fit = grouping.fit[members].median()
-        share = english_share([text_of(rows[i]) for i in members.nonzero()[:, 0].tolist()])
+        fit = grouping.fit[grouping.group == number].median()
+        share = english_share([text_of(row) for row in members[number]])
         if share < ENGLISH:
             doubt = f", or another than {group.nearest}" if group.is_known else ""
             lines.append(
@@ -288,11 +297,10 @@ def _doubts(
                     f"{groups[other].name} and {group.name} are near "
                     f"({grouping.near[number, other]:.2f}): they may be one task"
                 )
-    rest = int((grouping.group == BUFFER).sum())
-    if rest >= MUCH * len(rows):
+    rest = count - sum(map(len, members))
+    if rest >= MUCH * count:
         lines.append(
-            f"{rest} of {len(rows)} examples match no group: tasks may be missing; they are in "
-            f"{REST}"
+            f"{rest} of {count} examples match no group: tasks may be missing; they are in {REST}"
         )
     return lines
 

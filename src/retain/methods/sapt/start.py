@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 
 from retain.backbone import Backbone
+from retain.errors import RetainError
 from retain.layers.lora_pool import LoraPool
 from retain.layers.soft_prompt import PromptPool
 from retain.runs import results
@@ -76,6 +78,9 @@ def lowest_loss(
         pool: whose newest block is fresh.
         cosines: of the older tasks with the newest.
         task: the newest task.
+
+    Raises:
+        RetainError: when a block's loss is not finite.
     """
     rows = [backbone.encode(example) for example in task.train[:ROWS]]
     batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
@@ -88,6 +93,12 @@ def lowest_loss(
             pool.use_block(len(batch["input_ids"]), index)
             with torch.no_grad():
                 total += float(backbone.answer_loss(batch))
+        if not math.isfinite(total):
+            raise RetainError(
+                f"task '{task.name}': the block of '{pool.blocks[index]}' gives a loss of {total} "
+                "on its answers, so nothing can be compared; set method.start=fresh, or "
+                "backbone.dtype=float32 for a number too large"
+            )
         return total / len(batches)
 
     tried = sorted(range(len(cosines)), key=cosines.__getitem__, reverse=True)[:TRIED]
