@@ -277,8 +277,8 @@ def _doubts(
         if share < ENGLISH:
             doubt = f", or another than {group.nearest}" if group.is_known else ""
             lines.append(
-                f"{group.name} is hardly English ({share:.0%} of its words): tasks in one other "
-                f"language are not told apart, so it may be several tasks{doubt}"
+                f"{group.name} has few common English words ({share:.0%} of all): if it is in "
+                f"another language it may be several tasks{doubt}, which are not told apart there"
             )
         if group.rows < SMALL and group.learn:
             lines.append(
