@@ -68,7 +68,10 @@ def launch(*arguments: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "variant",
-    ["sapt", "sapt-hidden", "amlora", "seqft", "ewc", "lwf", "replay", "derpp", "seekr"],
+    [
+        *("sapt", "sapt-hidden", "sapt-lowest-loss", "amlora"),
+        *("seqft", "ewc", "lwf", "replay", "derpp", "seekr"),
+    ],
 )
 def test_two_processes_learn_what_one_learns(variant: str, tmp_path: Path) -> None:
     learn(variant, tmp_path / "one", 6)
