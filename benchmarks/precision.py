@@ -1,4 +1,4 @@
-"""Training losses of a sweep's runs, of one task each: one picture, and the numbers as JSON.
+"""Training losses of a sweep's runs, task after task: one picture, and the numbers as JSON.
 
 python -m benchmarks.precision SWEEP_JSON … --against VARIANT --picture FILE --json FILE
 """
@@ -6,6 +6,7 @@ python -m benchmarks.precision SWEEP_JSON … --against VARIANT --picture FILE -
 from __future__ import annotations
 
 import argparse
+from itertools import accumulate
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,13 +19,19 @@ from retain.sweep.result import Sweep
 from retain.system.files import write_json, write_text
 
 LAST = 10
-"""Steps over which the end of a curve is averaged."""
+"""Steps over which the end of a task's curve is averaged."""
 
 
-def losses(run: Path) -> list[tuple[int, float]]:
-    """The task's loss at each logged step of its main phase."""
-    (phase,) = (phase for phase in read_losses(results.open_run(run)) if "task" in phase.parts)
-    return phase.parts["task"]
+def losses(run: Path) -> list[list[float]]:
+    """By task, the loss at each step of its main phase.
+
+    Raises:
+        SystemExit: when a step was not logged.
+    """
+    phases = [phase for phase in read_losses(results.open_run(run)) if "task" in phase.parts]
+    if any(len(phase.parts["task"]) != phase.steps for phase in phases):
+        raise SystemExit(f"{run}: a step has no loss; run it with training.logging_steps=1")
+    return [[loss for _, loss in phase.parts["task"]] for phase in phases]
 
 
 def read(sweeps: list[Path]) -> dict[str, dict[str, Any]]:
@@ -39,13 +46,18 @@ def read(sweeps: list[Path]) -> dict[str, dict[str, Any]]:
                 if run.status == "failed":
                     found[run.variant] = {"failed": run.reason}
                 continue
-            points = losses(Path(run.path))
+            tasks = losses(Path(run.path))
             found[run.variant] = {
                 "score": run.measures.average_performance,
-                "last": fmean(loss for _, loss in points[-LAST:]),
-                "loss": points,
+                "last": [fmean(task[-LAST:]) for task in tasks],
+                "loss": tasks,
             }
     return found
+
+
+def points(tasks: list[list[float]]) -> list[tuple[float, float]]:
+    """A curve over the steps of all tasks, one after the other."""
+    return list(enumerate((loss for task in tasks for loss in task), 1))
 
 
 def label(variant: str) -> str:
@@ -65,20 +77,23 @@ def main() -> None:
     found = read(options.sweeps)
     if "loss" not in found.get(options.against, {}):
         parser.error(f"no finished run of '{options.against}'; name one of {', '.join(found)}")
-    base = [loss for _, loss in found[options.against]["loss"]]
-    for values in found.values():
-        if "loss" in values:
-            pairs = zip((loss for _, loss in values["loss"]), base, strict=True)
-            values["distance"] = fmean(abs(a - b) for a, b in pairs)
-    lines = [Curve(label(name), v["loss"]) for name, v in found.items() if "loss" in v]
-    write_text(options.picture, curves(lines, "Training loss", "step", scale="from zero") + "\n")
+    base = found[options.against]["loss"]
+    finished = {name: values for name, values in found.items() if "loss" in values}
+    for values in finished.values():
+        values["distance"] = [
+            fmean(abs(loss - other) for loss, other in zip(task, of_base, strict=True))
+            for task, of_base in zip(values["loss"], base, strict=True)
+        ]
+    ends = list(accumulate(len(task) for task in base))
+    lines = [Curve(label(name), points(v["loss"])) for name, v in finished.items()]
+    picture = curves(lines, "Training loss", "step", marks=ends[:-1], scale="from zero")
+    write_text(options.picture, picture + "\n")
     write_json(options.json, found)
-    print(f"| variant | loss, mean of the last {LAST} steps | mean distance | score |")
+    print(f"| variant | loss, mean of each task's last {LAST} steps | mean distance | score |")
     print("|---|---|---|---|")
-    for name, values in found.items():
-        if "loss" in values:
-            numbers = f"{values['last']:.3f} | {values['distance']:.3f} | {values['score']:.1f}"
-            print(f"| `{name}` | {numbers} |")
+    for name, values in finished.items():
+        last, distance = (" ".join(f"{v:.3f}" for v in values[key]) for key in ("last", "distance"))
+        print(f"| `{name}` | {last} | {distance} | {values['score']:.1f} |")
 
 
 if __name__ == "__main__":

@@ -400,7 +400,8 @@ def test_loss_curves_of_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for variant, steps in (("one", 3), ("two", 3)):
         folder = tmp_path / variant
         learner = make_learner("seqlora", make_backbone("llama"), folder, max_steps=steps)
-        learner.learn(make_task("copy" if variant == "one" else "letter"))
+        for task in ("copy", "letter") if variant == "one" else ("letter", "copy"):
+            learner.learn(make_task(task))
         runs.append({**RUN, "variant": variant, "path": str(folder)})
     runs.append(
         {
@@ -420,12 +421,13 @@ def test_loss_curves_of_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     precision.main()
     found = read_json(target)
     assert found["three"] == {"failed": "why"}
-    assert found["one"]["distance"] == 0
-    gaps = [
-        abs(a[1] - b[1]) for a, b in zip(found["one"]["loss"], found["two"]["loss"], strict=True)
-    ]
-    assert len(gaps) == 3
-    assert found["two"]["distance"] == pytest.approx(sum(gaps) / 3)
+    assert found["one"]["distance"] == [0, 0]
+    for task in range(2):
+        one, two = (found[variant]["loss"][task] for variant in ("one", "two"))
+        gaps = [abs(a - b) for a, b in zip(one, two, strict=True)]
+        assert len(gaps) == 3
+        assert found["two"]["distance"][task] == pytest.approx(sum(gaps) / 3)
+        assert found["two"]["last"][task] == pytest.approx(sum(two) / 3)
     assert "two" in picture.read_text()
     named = "sapt rank=4 backbone.dtype=bfloat16 backbone.quantization=nf4"
     assert precision.label(named) == "sapt bfloat16 nf4"
