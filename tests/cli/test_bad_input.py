@@ -130,6 +130,7 @@ pytestmark = pytest.mark.usefixtures("place")
         ("tasks.0.path", ..., ["'tasks.0.path'", "add it"]),
         ("tasks.0.path", "gone.jsonl", ["gone.jsonl: no such file; check the path"]),
         ("tasks.0.path", "x" * 300, ["xxx: no such file; check the path"]),
+        ("tasks.0.name", "", ["'tasks.0.name'", "is empty; give another"]),
         ("tasks.0.name", "\ud800", ["task '\\ud800': its name is not Unicode", "another 'name'"]),
         ("tasks.0.path", "run", ["run: is a folder; name a file in it"]),
         ("tasks.0.path", "exp.yaml", ["exp.yaml: unknown suffix; use .jsonl, .csv or .parquet"]),

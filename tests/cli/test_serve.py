@@ -355,6 +355,8 @@ def test_what_is_wrong_is_said(
         ("OPTIONS", CHAT, {}, 405, f"no OPTIONS {CHAT} here; send POST {CHAT}"),
         ("POST", "/v1/models", {}, 405, "no POST /v1/models here"),
         ("POST", "/v1/completions", {}, 404, f"no POST /v1/completions here; send POST {CHAT}"),
+        # No redirect: it would name a scheme and host that a proxy has changed.
+        ("POST", f"{CHAT}/", {}, 404, f"no POST {CHAT}/ here; send POST {CHAT}"),
     ],
 )
 def test_other_requests_are_refused(

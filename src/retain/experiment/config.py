@@ -94,6 +94,13 @@ class TaskConfig(BaseModel):
             )
         return self
 
+    @field_validator("name")
+    @classmethod
+    def _not_empty(cls, value: str | None) -> str | None:
+        if value == "":
+            raise ValueError("is empty; give another, or leave it out")
+        return value
+
     @field_validator("path", "test")
     @classmethod
     def _expanded(cls, value: str | None) -> str | None:

@@ -65,7 +65,10 @@ def create_app(
         await asyncio.to_thread(batcher.close)
 
     host_check = [Depends(_check_host)] if local else []
-    app = FastAPI(lifespan=lifespan, openapi_url=None, dependencies=host_check)
+    # A redirect would name this process's scheme and host, which a proxy before it has changed.
+    app = FastAPI(
+        lifespan=lifespan, openapi_url=None, dependencies=host_check, redirect_slashes=False
+    )
     app.exception_handler(HTTPException)(_refused)
     app.exception_handler(404)(_not_offered)
     app.exception_handler(405)(_not_offered)
